@@ -1,0 +1,35 @@
+"""The model artifact: the one thing that crosses from calibration to production.
+
+A directory ``<repository>/<model>/<version>/`` holding ``model.onnx``, ``overlays.npy``,
+``profile.json`` and ``manifest.json`` (the SHA-256 of each). Reading it never runs code: no
+pickle, no path out of the directory, every byte used is a byte that was hashed.
+"""
+
+from guard.artifact.manifest import MANIFEST_NAME, Manifest
+from guard.artifact.profile import (
+    BoundaryRecord,
+    CalibrationRecord,
+    CheckSettings,
+    InputSpec,
+    OutputSpec,
+    Preprocessing,
+    Profile,
+)
+from guard.artifact.reader import Artifact, read_artifact
+from guard.artifact.writer import next_version, write_artifact
+
+__all__ = [
+    "MANIFEST_NAME",
+    "Artifact",
+    "BoundaryRecord",
+    "CalibrationRecord",
+    "CheckSettings",
+    "InputSpec",
+    "Manifest",
+    "OutputSpec",
+    "Preprocessing",
+    "Profile",
+    "next_version",
+    "read_artifact",
+    "write_artifact",
+]

@@ -1,0 +1,174 @@
+"""Read an artifact: every file hashed first, and only the hashed bytes used."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from guard.arrays import DATATYPES, Overlays
+from guard.artifact.external_data import (
+    check_relative_path,
+    external_files,
+    inline_external_data,
+    parse_model,
+)
+from guard.artifact.manifest import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OVERLAYS_NAME,
+    PROFILE_NAME,
+    REQUIRED_FILES,
+    FileRecord,
+    Manifest,
+    parse_json_record,
+    sha256_of,
+)
+from guard.artifact.profile import Profile
+from guard.errors import (
+    ArtifactError,
+    HashMismatchError,
+    MissingFileError,
+    ProfileError,
+    UnsafeArrayError,
+    UnsafePathError,
+)
+
+__all__ = ["Artifact", "load_npy", "read_artifact"]
+
+_PICKLE_MARK = "allow_pickle"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact.
+
+    Attributes:
+        directory: Where it was read from.
+        version: Name of that directory.
+        digest: SHA-256 of the manifest, which stands for the whole artifact.
+        model: The parsed model, weights inline.
+        overlays: N clean images in the model's input space and dtype, in the plan's order.
+        profile: The profile.
+    """
+
+    directory: Path
+    version: str
+    digest: str
+    model: onnx.ModelProto
+    overlays: Overlays
+    profile: Profile
+
+
+def read_artifact(directory: Path) -> Artifact:
+    """Read and verify the artifact in ``directory``.
+
+    Raises:
+        MissingFileError: A listed or required file is not there.
+        HashMismatchError: A file's content is not what the manifest lists.
+        UnsafePathError: A name in the manifest or the model leads out of the directory.
+        UnsafeArrayError: ``overlays.npy`` holds pickled objects.
+        ProfileError: The profile or manifest is malformed, or belongs to another model.
+        UnfitModelError: ``model.onnx`` is no ONNX model.
+    """
+    directory = Path(directory)
+    manifest_bytes = _read_inside(directory, MANIFEST_NAME)
+    manifest = parse_json_record(Manifest, manifest_bytes, str(directory / MANIFEST_NAME))
+    files = _read_listed(directory, manifest)
+    profile = parse_json_record(Profile, files[PROFILE_NAME], str(directory / PROFILE_NAME))
+    _check_same_model(profile, files[MODEL_NAME], directory)
+    model = _load_model(directory, files)
+    overlays = _load_overlays(files[OVERLAYS_NAME], profile, str(directory / OVERLAYS_NAME))
+    return Artifact(directory, directory.name, sha256_of(manifest_bytes), model, overlays, profile)
+
+
+def load_npy(data: bytes, where: str) -> np.ndarray:
+    """Read one ``.npy`` array from memory, refusing pickled objects.
+
+    Raises:
+        UnsafeArrayError: If the array holds Python objects.
+        ArtifactError: If the bytes are no ``.npy`` file.
+    """
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        if _PICKLE_MARK in str(error):
+            raise UnsafeArrayError(
+                f"{where} holds pickled Python objects, which can run code when read; "
+                f"save it again as a plain numeric array"
+            ) from error
+        raise ArtifactError(f"{where} is not a readable .npy array ({error}); write it again") from error
+    if not isinstance(array, np.ndarray):
+        raise ArtifactError(f"{where} is an .npz archive, expected a single .npy array; write it again")
+    return array
+
+
+def _read_inside(directory: Path, name: str) -> bytes:
+    path = directory / check_relative_path(name, str(directory / MANIFEST_NAME))
+    if not directory.is_dir():
+        raise MissingFileError(f"{directory} is not a directory; expected an artifact with {MANIFEST_NAME}")
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing; restore it or run `guard calibrate` again")
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise UnsafePathError(f"{path} is a link out of {directory}; put the file itself there")
+    return path.read_bytes()
+
+
+def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+    absent = [name for name in REQUIRED_FILES if name not in manifest.files]
+    if absent:
+        raise MissingFileError(
+            f"{directory / MANIFEST_NAME} does not list {', '.join(absent)}; "
+            f"expected {', '.join(REQUIRED_FILES)}"
+        )
+    files = {name: _read_inside(directory, name) for name in manifest.files}
+    for name, data in files.items():
+        _check_hash(directory / name, data, manifest.files[name])
+    return files
+
+
+def _check_hash(path: Path, data: bytes, record: FileRecord) -> None:
+    actual = sha256_of(data)
+    if actual != record.sha256:
+        raise HashMismatchError(
+            f"{path}: expected SHA-256 {record.sha256[:16]}… ({record.bytes} bytes), got {actual[:16]}… "
+            f"({len(data)} bytes); the file was changed after calibration: restore it or calibrate again"
+        )
+
+
+def _check_same_model(profile: Profile, model_bytes: bytes, directory: Path) -> None:
+    actual = sha256_of(model_bytes)
+    if profile.model_sha256 != actual:
+        raise ProfileError(
+            f"{directory / PROFILE_NAME} was measured on another model: it names model SHA-256 "
+            f"{profile.model_sha256[:16]}…, {MODEL_NAME} is {actual[:16]}…; calibrate this model"
+        )
+
+
+def _load_model(directory: Path, files: dict[str, bytes]) -> onnx.ModelProto:
+    where = str(directory / MODEL_NAME)
+    model = parse_model(files[MODEL_NAME], where)
+    for name in external_files(model, where):
+        if name not in files:
+            raise MissingFileError(
+                f"{where} keeps weights in {name!r}, which {MANIFEST_NAME} does not list; calibrate again"
+            )
+    inline_external_data(model, files.__getitem__, where)
+    return model
+
+
+def _load_overlays(data: bytes, profile: Profile, where: str) -> Overlays:
+    overlays = load_npy(data, where)
+    expected_shape = (profile.check.n_overlays, *profile.input.shape)
+    expected_dtype = DATATYPES[profile.input.datatype]
+    if overlays.shape != expected_shape or overlays.dtype != expected_dtype:
+        raise ProfileError(
+            f"{where}: expected shape {expected_shape} of {expected_dtype} as the profile says, "
+            f"got {overlays.shape} of {overlays.dtype}; calibrate again"
+        )
+    if not np.isfinite(overlays.astype(np.float32)).all():
+        raise ProfileError(f"{where} holds NaN or infinite values; calibrate again with finite images")
+    return overlays

@@ -1,0 +1,93 @@
+"""Write an artifact in one step: it is there whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from guard.arrays import Overlays
+from guard.artifact.external_data import check_relative_path
+from guard.artifact.manifest import MANIFEST_NAME, MODEL_NAME, OVERLAYS_NAME, PROFILE_NAME, Manifest
+from guard.artifact.profile import Profile
+from guard.errors import ArtifactError
+
+__all__ = ["next_version", "write_artifact"]
+
+_VERSION = re.compile(r"[1-9][0-9]*")
+
+
+def next_version(model_directory: Path) -> int:
+    """Return the version number after the highest one in ``model_directory`` (1 if none)."""
+    if not model_directory.is_dir():
+        return 1
+    versions = (int(entry.name) for entry in model_directory.iterdir() if _VERSION.fullmatch(entry.name))
+    return max(versions, default=0) + 1
+
+
+def write_artifact(
+    model_directory: Path,
+    *,
+    model: bytes,
+    overlays: Overlays,
+    profile: Profile,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write the next version of a model and return its directory.
+
+    The files are written beside their final place, flushed to disk, and renamed into place
+    together, so a reader never sees half an artifact.
+
+    Args:
+        model_directory: ``<repository>/<model>``; made if it is not there.
+        model: Content of ``model.onnx``.
+        overlays: N images in the model's input space and dtype, in the plan's order.
+        profile: The profile; its ``model_sha256`` must be that of ``model``.
+        extra_files: More files by relative name, such as the report or external weights.
+
+    Raises:
+        ArtifactError: If the directory cannot be written.
+        UnsafePathError: If the name of an extra file leads out of the directory.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, overlays, allow_pickle=False)
+    files = {
+        **{check_relative_path(name, "extra_files"): data for name, data in (extra_files or {}).items()},
+        MODEL_NAME: model,
+        OVERLAYS_NAME: buffer.getvalue(),
+        PROFILE_NAME: (profile.model_dump_json(indent=2) + "\n").encode(),
+    }
+    files[MANIFEST_NAME] = Manifest.of(files).to_json()
+    try:
+        return _place(model_directory, files)
+    except OSError as error:
+        raise ArtifactError(f"cannot write an artifact in {model_directory}: {error}; check --out") from error
+
+
+def _place(model_directory: Path, files: Mapping[str, bytes]) -> Path:
+    model_directory.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=model_directory))
+    try:
+        staging.chmod(0o755)
+        for name, data in files.items():
+            _write_durably(staging / name, data)
+        target = model_directory / str(next_version(model_directory))
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return target
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,106 @@
+"""What a request and its answer are once the wire format is left behind.
+
+``rpc`` turns protobuf messages into these and back; ``dataplane`` knows nothing else. All of
+them are immutable, none knows about gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+__all__ = [
+    "InferRequest",
+    "InferResponse",
+    "ModelDescription",
+    "Parameter",
+    "ServerDescription",
+    "Tensor",
+    "TensorSpec",
+]
+
+Parameter = bool | int | float | str
+
+_NONE: Mapping[str, Parameter] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named array with its V2 datatype; ``data`` has the tensor's shape and dtype."""
+
+    name: str
+    datatype: str
+    data: np.ndarray
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One ModelInfer request.
+
+    Attributes:
+        model_name: Model asked for.
+        model_version: Version asked for; empty for whichever is served.
+        id: Caller's id, echoed in the answer.
+        inputs: Decoded input tensors, in the caller's order.
+        outputs: Names of the outputs asked for; empty means the model's own outputs.
+        parameters: Request parameters, wire names kept.
+        timeout_s: Seconds the caller still waits, counted from the call to
+            :meth:`guard.dataplane.DataPlane.infer`; None for no deadline.
+    """
+
+    model_name: str
+    inputs: tuple[Tensor, ...]
+    model_version: str = ""
+    id: str = ""
+    outputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """The answer to one :class:`InferRequest`."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, V2 datatype and shape of a tensor; -1 stands for a free dimension, the batch included."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What ModelMetadata and ModelConfig say of a model.
+
+    Attributes:
+        max_batch_size: Most rows in one request; the first -1 of each shape is that batch.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    backend: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ServerDescription:
+    """What ServerMetadata says of the server."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
