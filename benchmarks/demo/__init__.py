@@ -1,0 +1,1 @@
+"""The demo's backdoored model, its trigger and its slice of clean images."""

@@ -1,0 +1,1 @@
+"""Small reference architectures, to train test subjects and to try repairs on."""
