@@ -1,0 +1,1 @@
+"""The gRPC faces of the guard: wire formats, status codes and servicers; no decisions are made here."""

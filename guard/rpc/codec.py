@@ -1,0 +1,181 @@
+"""Open Inference Protocol messages into the guard's own, and back. Pure: no call, no I/O, no state.
+
+A request is refused here for what is wrong with it whatever the model is; whether it fits the model
+is for the data plane to say. Answers are always raw, in the order the data plane gives them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from types import MappingProxyType
+
+import numpy as np
+
+from guard.errors import InvalidRequestError
+from guard.messages import (
+    InferRequest,
+    InferResponse,
+    ModelDescription,
+    ServerDescription,
+    Tensor,
+    TensorSpec,
+)
+from guard.rpc.contents import decode_raw, decode_typed, encode_raw
+from guard.rpc.parameters import (
+    encode_parameters,
+    own_parameters,
+    refuse_shared_memory,
+    refuse_tensor_parameters,
+)
+from guard.rpc.pb import open_inference_pb2 as pb
+
+__all__ = ["decode_request", "encode_config", "encode_metadata", "encode_response", "encode_server"]
+
+
+def decode_request(request: pb.ModelInferRequest, *, timeout_s: float | None = None) -> InferRequest:
+    """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
+
+    Args:
+        request: As it came.
+        timeout_s: Seconds that the caller still waits, None for no deadline.
+
+    Raises:
+        InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice).
+        UncheckableInputError: If a tensor lies in shared memory.
+        UnsupportedRequestError: If a parameter asks for something the guard does not do.
+    """
+    parameters = own_parameters(request.parameters)
+    outputs = tuple(_decode_output(output) for output in request.outputs)
+    _refuse_repeats("output", outputs)
+    return InferRequest(
+        model_name=request.model_name,
+        model_version=request.model_version,
+        id=request.id,
+        inputs=_decode_inputs(request),
+        outputs=outputs,
+        parameters=MappingProxyType(parameters),
+        timeout_s=timeout_s,
+    )
+
+
+def encode_response(response: InferResponse) -> pb.ModelInferResponse:
+    """Return the wire form of an answer, its tensors as raw contents.
+
+    Raises:
+        ValueError: If an output's array is not of the datatype it claims.
+    """
+    return pb.ModelInferResponse(
+        model_name=response.model_name,
+        model_version=response.model_version,
+        id=response.id,
+        parameters=encode_parameters(response.parameters),
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(
+                name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape
+            )
+            for tensor in response.outputs
+        ],
+        raw_output_contents=[encode_raw(tensor) for tensor in response.outputs],
+    )
+
+
+def encode_server(server: ServerDescription) -> pb.ServerMetadataResponse:
+    """Return the answer to ServerMetadata."""
+    return pb.ServerMetadataResponse(name=server.name, version=server.version, extensions=server.extensions)
+
+
+def encode_metadata(model: ModelDescription) -> pb.ModelMetadataResponse:
+    """Return the answer to ModelMetadata; shapes keep their leading -1."""
+    return pb.ModelMetadataResponse(
+        name=model.name,
+        versions=model.versions,
+        platform=model.platform,
+        inputs=[_encode_spec(spec) for spec in model.inputs],
+        outputs=[_encode_spec(spec) for spec in model.outputs],
+    )
+
+
+def encode_config(model: ModelDescription) -> pb.ModelConfig:
+    """Return the configuration Triton would give; dims lose the batch when ``max_batch_size`` is above 0."""
+    return pb.ModelConfig(
+        name=model.name,
+        platform=model.platform,
+        backend=model.backend,
+        max_batch_size=model.max_batch_size,
+        input=[
+            pb.ModelInput(name=spec.name, data_type=_data_type(spec), dims=_dims(spec, model))
+            for spec in model.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=_dims(spec, model))
+            for spec in model.outputs
+        ],
+    )
+
+
+def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:
+    """Return the input tensors, from raw contents if there are any and from typed ones otherwise."""
+    for tensor in request.inputs:
+        refuse_shared_memory(f"input {tensor.name!r}", tensor.parameters)
+        refuse_tensor_parameters(f"input {tensor.name!r}", tensor.parameters)
+    _refuse_repeats("input", (tensor.name for tensor in request.inputs))
+    arrays = _decode_all_raw(request) if request.raw_input_contents else _decode_all_typed(request)
+    return tuple(
+        Tensor(name=tensor.name, datatype=tensor.datatype, data=data)
+        for tensor, data in zip(request.inputs, arrays, strict=True)
+    )
+
+
+def _decode_all_raw(request: pb.ModelInferRequest) -> list[np.ndarray]:
+    """Return one array for each input from its blob, which are in the same order."""
+    blobs = request.raw_input_contents
+    if len(blobs) != len(request.inputs):
+        raise InvalidRequestError(
+            f"raw_input_contents: expected {len(request.inputs)} blobs, one for each input, got {len(blobs)}"
+        )
+    for tensor in request.inputs:
+        if tensor.HasField("contents"):
+            raise InvalidRequestError(
+                f"input {tensor.name!r}: expected either raw_input_contents or contents, got both"
+            )
+    return [
+        decode_raw(tensor.name, tensor.datatype, tensor.shape, blob)
+        for tensor, blob in zip(request.inputs, blobs, strict=True)
+    ]
+
+
+def _decode_all_typed(request: pb.ModelInferRequest) -> list[np.ndarray]:
+    """Return one array for each input from its typed contents."""
+    return [
+        decode_typed(tensor.name, tensor.datatype, tensor.shape, tensor.contents) for tensor in request.inputs
+    ]
+
+
+def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> str:
+    """Return the name of an output asked for, refusing anything asked of it besides being sent."""
+    refuse_shared_memory(f"output {output.name!r}", output.parameters)
+    refuse_tensor_parameters(f"output {output.name!r}", output.parameters)
+    return output.name
+
+
+def _refuse_repeats(kind: str, names: Iterable[str]) -> None:
+    """Refuse a name that comes twice: which of the two is meant would be a guess."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidRequestError(f"{kind} {twice[0]!r}: expected each {kind} once, got it more than once")
+
+
+def _encode_spec(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    """Return a tensor's description as ModelMetadata has it."""
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+def _data_type(spec: TensorSpec) -> str:
+    """Return the datatype as ModelConfig has it, where BYTES is called a string."""
+    return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+
+
+def _dims(spec: TensorSpec, model: ModelDescription) -> tuple[int, ...]:
+    """Return a shape as ModelConfig has it, whose batch dimension is implied by max_batch_size."""
+    return spec.shape[1:] if model.max_batch_size > 0 else spec.shape

@@ -1,0 +1,77 @@
+"""How a call ends: what it raises becomes a status, and every end is reported exactly once.
+
+A servicer's method raises; it never calls ``abort`` itself. Both gRPC faces of the guard share this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn, Protocol, runtime_checkable
+
+import grpc
+
+from guard.rpc.status import metadata_of, status_of
+
+__all__ = ["Context", "OnRpc", "answering", "ignore_rpc"]
+
+# A caller's clock started before ours and its deadline was rounded up on the way, so it hangs up a
+# little before our copy of the deadline has passed.
+_GRACE_S: Final = 0.1
+
+OnRpc = Callable[[str, str, str, float], None]
+"""Told of each finished call: method, model ("" where there is none), status name, seconds."""
+
+
+@runtime_checkable
+class Context(Protocol):
+    """What the guard uses of a gRPC call's context."""
+
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str = "",
+        trailing_metadata: tuple[tuple[str, str], ...] = (),
+    ) -> NoReturn:
+        """End the call with a status, by raising."""
+        ...
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the caller's deadline, None if it set none."""
+        ...
+
+
+def ignore_rpc(method: str, model: str, code: str, seconds: float) -> None:
+    """Take note of nothing."""
+
+
+@asynccontextmanager
+async def answering(context: Context, method: str, on_rpc: OnRpc, model: str = "") -> AsyncIterator[None]:
+    """Run a method's body: errors become statuses, and ``on_rpc`` hears of the outcome, whatever it is.
+
+    A cancelled call is reported as CANCELLED, or as DEADLINE_EXCEEDED where the caller's time was up,
+    and the cancellation goes on its way.
+    """
+    started = time.perf_counter()
+    code = grpc.StatusCode.UNKNOWN
+    try:
+        yield
+        code = grpc.StatusCode.OK
+    except asyncio.CancelledError:
+        code = _why_cancelled(context)
+        raise
+    except Exception as error:  # noqa: BLE001  # the last door: whatever it is, the caller gets a status
+        code, message = status_of(error)
+        await context.abort(code, message, metadata_of(error))
+    finally:
+        on_rpc(method, model, code.name, time.perf_counter() - started)
+
+
+def _why_cancelled(context: Context) -> grpc.StatusCode:
+    """Return whether the caller hung up or ran out of time: gRPC cancels the method in both cases."""
+    remaining_s = context.time_remaining()
+    if remaining_s is not None and remaining_s <= _GRACE_S:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

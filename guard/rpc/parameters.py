@@ -1,0 +1,133 @@
+"""V2 parameter maps: what they hold, which names are ours, and which are refused and why.
+
+Parameters can redirect a tensor (shared memory), tie requests together (sequences) or change what an
+answer means (classification). One that is not understood is therefore refused, never dropped; the few
+known to change nothing for a stateless server are accepted without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from guard.errors import InvalidRequestError, UncheckableInputError, UnsupportedRequestError
+from guard.messages import Parameter
+from guard.rpc.pb import open_inference_pb2 as pb
+
+__all__ = [
+    "decode_parameters",
+    "encode_parameters",
+    "own_parameters",
+    "refuse_shared_memory",
+    "refuse_tensor_parameters",
+]
+
+OWN_PREFIX: Final = "guard_"
+WITHOUT_EFFECT: Final = (
+    "priority",
+    "timeout",
+    "headers",
+    "binary_data_output",
+    "triton_enable_empty_final_response",
+)
+TENSOR_WITHOUT_EFFECT: Final = ("binary_data",)
+
+_INT64_MIN, _INT64_MAX, _UINT64_MAX = -(2**63), 2**63 - 1, 2**64 - 1
+
+
+def decode_parameters(wire: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
+    """Return the values of a parameter map.
+
+    Raises:
+        InvalidRequestError: If a parameter carries no value.
+    """
+    return {name: _decode(name, wire[name]) for name in wire}
+
+
+def encode_parameters(parameters: Mapping[str, Parameter]) -> dict[str, pb.InferParameter]:
+    """Return the wire form of a parameter map.
+
+    Raises:
+        ValueError: If an integer fits neither 64-bit field.
+    """
+    return {name: _encode(name, value) for name, value in parameters.items()}
+
+
+def own_parameters(wire: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
+    """Return the request parameters meant for the guard, and refuse those it cannot honour.
+
+    Raises:
+        InvalidRequestError: If one of the guard's own carries no value.
+        UnsupportedRequestError: If a parameter asks for something the guard does not do.
+    """
+    own = {}
+    for name in wire:
+        if name.startswith(OWN_PREFIX):
+            own[name] = _decode(name, wire[name])
+        elif name not in WITHOUT_EFFECT:
+            raise UnsupportedRequestError(_why_not(name))
+    return own
+
+
+def refuse_shared_memory(tensor: str, parameters: Iterable[str]) -> None:
+    """Refuse a tensor (``input 'x'``, ``output 'y'``) that lies in shared memory.
+
+    Raises:
+        UncheckableInputError: If any parameter's name starts with ``shared_memory``.
+    """
+    for name in parameters:
+        if name.startswith("shared_memory"):
+            raise UncheckableInputError(
+                f"{tensor}: the guard does not read shared memory ({name!r}), since what lies there can "
+                "change after the check; send the tensor in the request"
+            )
+
+
+def refuse_tensor_parameters(tensor: str, parameters: Iterable[str]) -> None:
+    """Refuse whatever else is asked of a tensor, such as ``classification`` of an output.
+
+    Raises:
+        UnsupportedRequestError: If a parameter is not one of those known to change nothing.
+    """
+    unknown = sorted(name for name in parameters if name not in TENSOR_WITHOUT_EFFECT)
+    if unknown:
+        raise UnsupportedRequestError(
+            f"{tensor}: parameters {', '.join(map(repr, unknown))} are not supported; send it without them"
+        )
+
+
+def _why_not(name: str) -> str:
+    """Return why a request parameter is refused, and what would be taken."""
+    if name.startswith("sequence_"):
+        return (
+            f"request parameter {name!r} is not supported: the guard checks each request by itself and "
+            "keeps no sequences; send requests without sequence_* parameters"
+        )
+    return (
+        f"request parameter {name!r} is not supported; supported: {OWN_PREFIX}*, and without effect: "
+        f"{', '.join(WITHOUT_EFFECT)}"
+    )
+
+
+def _decode(name: str, wire: pb.InferParameter) -> Parameter:
+    """Return the value of one parameter."""
+    choice = wire.WhichOneof("parameter_choice")
+    if choice is None:
+        raise InvalidRequestError(f"parameter {name!r} has no value; set one of its *_param fields")
+    value: Parameter = getattr(wire, choice)
+    return value
+
+
+def _encode(name: str, value: Parameter) -> pb.InferParameter:
+    """Return the wire form of one value; the order matters, for a bool is an int."""
+    if isinstance(value, bool):
+        return pb.InferParameter(bool_param=value)
+    if isinstance(value, str):
+        return pb.InferParameter(string_param=value)
+    if isinstance(value, float):
+        return pb.InferParameter(double_param=value)
+    if _INT64_MIN <= value <= _INT64_MAX:
+        return pb.InferParameter(int64_param=value)
+    if value <= _UINT64_MAX and value > 0:
+        return pb.InferParameter(uint64_param=value)
+    raise ValueError(f"parameter {name!r}: expected an integer of 64 bits, got {value}")

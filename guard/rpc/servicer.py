@@ -1,0 +1,160 @@
+"""The Open Inference Protocol service: decode, ask the data plane, encode.
+
+What the protocol has and the guard cannot check is refused by name and with a reason, rather than left
+to fail as unknown: a stream, shared memory and a model loaded from the request are all ways around a
+check that looks at the tensors of one request.
+"""
+
+# ruff: noqa: N802  the protocol names the methods
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
+from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
+from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
+from guard.rpc.pb import open_inference_pb2 as pb
+from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from guard.rpc.status import UnservedRpcError
+
+__all__ = ["DataPlane", "InferenceServicer"]
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Method = Callable[["InferenceServicer", _Request, Context], Awaitable[_Response]]
+
+
+@runtime_checkable
+class DataPlane(Protocol):
+    """What the service asks of the rooms behind it."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Check and answer one request."""
+        ...
+
+    def live(self) -> bool:
+        """Return whether the server runs."""
+        ...
+
+    def ready(self) -> bool:
+        """Return whether it takes requests for every model."""
+        ...
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """Return whether a model is here and takes requests; False for an unknown one."""
+        ...
+
+    def server(self) -> ServerDescription:
+        """Return what the server says of itself."""
+        ...
+
+    def describe(self, name: str, version: str) -> ModelDescription:
+        """Return what a model takes and gives, or raise UnknownModelError."""
+        ...
+
+
+def _answers(method: _Method[_Request, _Response]) -> _Method[_Request, _Response]:
+    """Give a method's errors their statuses and report its outcome, whichever it is."""
+
+    @wraps(method)
+    async def answer(self: InferenceServicer, request: _Request, context: Context) -> _Response:
+        async with answering(context, method.__name__, self._on_rpc, self._label(request)):
+            return await method(self, request, context)
+
+    return answer
+
+
+def _refuses(name: str, why: str) -> _Method[Any, Any]:
+    """Return a method that answers UNIMPLEMENTED and says why; for streams too."""
+
+    async def refuse(self: InferenceServicer, request: Any, context: Context) -> Any:
+        raise UnservedRpcError(f"{name} is not served: {why}")
+
+    refuse.__name__ = name
+    return _answers(refuse)
+
+
+_STREAM = "streams are not guarded yet, so they are refused; send each request with ModelInfer"
+_STATISTICS = "the guard publishes Prometheus metrics instead"
+_REPOSITORY = "models are loaded and swapped through the guard's admin service, never by inference clients"
+_MEMORY = "tensors in shared memory would go around the guard; send them in the request"
+_SETTINGS = "trace and log settings are the operator's, set where the server is started"
+
+
+class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
+    """Serves ``inference.GRPCInferenceService`` from a data plane.
+
+    Args:
+        dataplane: Answers everything; see :class:`DataPlane`.
+        on_rpc: Called once for each finished call, see :data:`guard.rpc.outcome.OnRpc`. The model is
+            named for ModelInfer only, and only when the data plane knows it, so that the set of
+            names stays closed whatever callers ask for.
+    """
+
+    def __init__(self, dataplane: DataPlane, *, on_rpc: OnRpc = ignore_rpc) -> None:
+        self._dataplane = dataplane
+        self._on_rpc = on_rpc
+
+    @_answers
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        """Return whether the server runs."""
+        return pb.ServerLiveResponse(live=self._dataplane.live())
+
+    @_answers
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        """Return whether every model takes requests."""
+        return pb.ServerReadyResponse(ready=self._dataplane.ready())
+
+    @_answers
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        """Return whether a model takes requests; an unknown one does not, which is no error."""
+        return pb.ModelReadyResponse(ready=self._dataplane.model_ready(request.name, request.version))
+
+    @_answers
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        """Return name, version and extensions of the server."""
+        return encode_server(self._dataplane.server())
+
+    @_answers
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        """Return what a model takes and gives."""
+        return encode_metadata(self._dataplane.describe(request.name, request.version))
+
+    @_answers
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        """Return the same as Triton's configuration would say it."""
+        model = self._dataplane.describe(request.name, request.version)
+        return pb.ModelConfigResponse(config=encode_config(model))
+
+    @_answers
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        """Check one request and answer it."""
+        decoded = decode_request(request, timeout_s=context.time_remaining())
+        return encode_response(await self._dataplane.infer(decoded))
+
+    ModelStreamInfer = _refuses("ModelStreamInfer", _STREAM)
+    ModelStatistics = _refuses("ModelStatistics", _STATISTICS)
+    RepositoryIndex = _refuses("RepositoryIndex", _REPOSITORY)
+    RepositoryModelLoad = _refuses("RepositoryModelLoad", _REPOSITORY)
+    RepositoryModelUnload = _refuses("RepositoryModelUnload", _REPOSITORY)
+    SystemSharedMemoryStatus = _refuses("SystemSharedMemoryStatus", _MEMORY)
+    SystemSharedMemoryRegister = _refuses("SystemSharedMemoryRegister", _MEMORY)
+    SystemSharedMemoryUnregister = _refuses("SystemSharedMemoryUnregister", _MEMORY)
+    CudaSharedMemoryStatus = _refuses("CudaSharedMemoryStatus", _MEMORY)
+    CudaSharedMemoryRegister = _refuses("CudaSharedMemoryRegister", _MEMORY)
+    CudaSharedMemoryUnregister = _refuses("CudaSharedMemoryUnregister", _MEMORY)
+    TraceSetting = _refuses("TraceSetting", _SETTINGS)
+    LogSettings = _refuses("LogSettings", _SETTINGS)
+
+    def _label(self, request: object) -> str:
+        """Return the model to report a call under."""
+        if isinstance(request, pb.ModelInferRequest) and self._dataplane.model_ready(request.model_name, ""):
+            return request.model_name
+        return ""

@@ -1,0 +1,131 @@
+"""NVIDIA's own client, installed into an environment of its own, against our servicer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from guard.messages import (
+    InferRequest,
+    InferResponse,
+    ModelDescription,
+    ServerDescription,
+    Tensor,
+    TensorSpec,
+)
+from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from guard.rpc.servicer import InferenceServicer
+
+pytestmark = pytest.mark.peer
+
+CALLS = Path(__file__).with_name("tritonclient_calls.py")
+IMAGE = TensorSpec("image", "FP32", (-1, 3, 4, 4))
+ECHO = ModelDescription("echo", ("3",), "onnxruntime_onnx", "onnxruntime", 8, (IMAGE,), (IMAGE,))
+
+
+class Echo:
+    """A data plane that answers every image with itself."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        outputs = request.inputs
+        if "guard_verdict" in request.outputs:
+            outputs += (Tensor("guard_verdict", "BYTES", np.array(["accept", "flag"], np.bytes_)),)
+        return InferResponse("echo", "3", request.id, outputs, {"guard_verdict": "accept"})
+
+    def live(self) -> bool:
+        return True
+
+    def ready(self) -> bool:
+        return True
+
+    def model_ready(self, name: str, version: str) -> bool:
+        return name == "echo"
+
+    def server(self) -> ServerDescription:
+        return ServerDescription("guard", "0.1.0", ("model_configuration",))
+
+    def describe(self, name: str, version: str) -> ModelDescription:
+        return ECHO
+
+
+@pytest.fixture(scope="module")
+def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of a fresh environment that has tritonclient and nothing of ours."""
+    home = tmp_path_factory.mktemp("tritonclient")
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=120)
+    python = home / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "tritonclient[grpc]"]
+    subprocess.run(install, check=True, timeout=600)
+    return python
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(Echo()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def call_everything(python: Path, address: str) -> dict[str, Any]:
+    """Run the client beside this process and return what it saw."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = await asyncio.create_subprocess_exec(
+        python,
+        CALLS,
+        address,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), timeout=60)
+    assert process.returncode == 0, errors.decode()
+    seen: dict[str, Any] = json.loads(output)
+    return seen
+
+
+async def test_tritonclient_reads_health_metadata_and_config_and_gets_its_arrays_back(
+    client_python: Path, address: str
+) -> None:
+    seen = await call_everything(client_python, address)
+
+    assert (seen["live"], seen["ready"], seen["model_ready"], seen["unknown_ready"]) == (
+        True,
+        True,
+        True,
+        False,
+    )
+    assert seen["server"] == {"name": "guard", "version": "0.1.0", "extensions": ["model_configuration"]}
+    assert seen["metadata"]["inputs"] == [
+        {"name": "image", "datatype": "FP32", "shape": ["-1", "3", "4", "4"]}
+    ]
+    assert seen["config"]["max_batch_size"] == 8
+    assert seen["config"]["input"][0]["dims"] == ["3", "4", "4"]
+    assert seen["config"]["backend"] == "onnxruntime"
+    came_back = {
+        "same": True,
+        "shape": [2, 3, 4, 4],
+        "id": "id-7",
+        "version": "3",
+        "verdict": "accept",
+        "rows": ["accept", "flag"],
+    }
+    assert seen["fp32"] == came_back | {"dtype": "float32"}
+    assert seen["uint8"] == came_back | {"dtype": "uint8"}
+    assert seen["classification"] == [
+        "StatusCode.INVALID_ARGUMENT",
+        "output 'image': parameters 'classification' are not supported; send it without them",
+    ]
+    assert seen["statistics"][0] == "StatusCode.UNIMPLEMENTED"
