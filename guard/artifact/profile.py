@@ -74,7 +74,8 @@ class InputSpec(_Record):
     def _ranges_fit(self) -> Self:
         if len(self.low) != len(self.high) or len(self.low) not in {1, self.channels}:
             raise ValueError(
-                f"low and high must both hold 1 or {self.channels} values, got {len(self.low)} and {len(self.high)}"
+                f"low and high must both hold 1 or {self.channels} values, "
+                f"got {len(self.low)} and {len(self.high)}"
             )
         if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError(f"low must be below high in every channel, got {self.low} and {self.high}")

@@ -1,0 +1,121 @@
+"""The ``guard`` command: ``serve`` and ``verify`` here, more from installed packages."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from guard import __version__
+from guard.errors import GuardError
+
+__all__ = ["Command", "main"]
+
+EXIT_ERROR = 2
+
+
+class Command(Protocol):
+    """A subcommand; other packages offer theirs through the entry-point group ``guard.commands``."""
+
+    name: str
+    help: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's flags."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; return the exit code."""
+        ...
+
+
+class Serve:
+    """``guard serve``."""
+
+    name = "serve"
+    help = "serve the models of a repository, each behind its check"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare flags; each is also a TOML key and a GUARD_* variable."""
+        parser.add_argument("--config", type=Path, help="TOML file with settings; flags win over it")
+        parser.add_argument("--repository", help="model repository, <repository>/<model>/<version>/")
+        parser.add_argument("--host", help="address to listen on (default 0.0.0.0)")
+        parser.add_argument("--port", help="gRPC port (default 8001)")
+        parser.add_argument("--metrics-port", help="HTTP port of /metrics, /healthz, /readyz (default 9100)")
+        parser.add_argument("--policy", help="enforce, flag or monitor (default enforce)")
+        parser.add_argument("--on-uncheckable", help="refuse or answer (default refuse)")
+        parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
+        parser.add_argument("--threads", help="CPU threads of one device call (default: one a core)")
+        parser.add_argument("--log-level", help="debug, info, warning or error (default info)")
+        parser.add_argument("--log-format", help="json or text (default json)")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Serve until SIGTERM."""
+        from guard.server import serve
+        from guard.settings import load_settings
+
+        flags = {name: value for name, value in vars(arguments).items() if name not in {"config", "command"}}
+        asyncio.run(serve(load_settings(arguments.config, flags)))
+        return 0
+
+
+class Verify:
+    """``guard verify DIR``."""
+
+    name = "verify"
+    help = "verify an artifact: hashes, paths, profile, model"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the directory."""
+        parser.add_argument("directory", type=Path, help="an artifact, <repository>/<model>/<version>")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Read the artifact, load and warm up its model, and say what it is."""
+        from guard.runtime.loader import RuntimeOptions, load_model
+
+        model = load_model(
+            arguments.directory.resolve().parent.name, arguments.directory, RuntimeOptions(device="cpu")
+        )
+        model.close()
+        boundary = model.profile.boundary
+        promise = f"{boundary.certified_frr:.4%} certified" if boundary.certified_frr else "not guaranteed"
+        print(f"{arguments.directory}: ok")
+        print(f"  model     {model.profile.model_name}, SHA-256 {model.profile.model_sha256}")
+        print(f"  artifact  SHA-256 {model.digest}")
+        print(f"  check     {model.profile.check.blend}, N = {model.profile.check.n_overlays}")
+        print(f"  boundary  {boundary.boundary_bits:.4f} bits, false rejections {promise}")
+        return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="guard", description="A guard against backdoored image classifiers."
+    )
+    parser.add_argument("--version", action="version", version=f"guard {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {command.name: command for command in _commands()}
+    for command in commands.values():
+        command.add_arguments(
+            subparsers.add_parser(command.name, help=command.help, description=command.help)
+        )
+    arguments = parser.parse_args(argv)
+    try:
+        return commands[arguments.command].run(arguments)
+    except GuardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _commands() -> list[Command]:
+    found = sorted(entry_points(group="guard.commands"), key=lambda entry: entry.name)
+    return [Serve(), Verify(), *(entry.load() for entry in found)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

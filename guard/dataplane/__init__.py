@@ -1,0 +1,6 @@
+"""The data plane: what happens to a request between the wire and the device."""
+
+from guard.dataplane.plane import DataPlane
+from guard.dataplane.served import ServedModel
+
+__all__ = ["DataPlane", "ServedModel"]

@@ -1,0 +1,107 @@
+"""What the caller gets back: the model's outputs unchanged, and the guard's findings beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from guard.arrays import DATATYPES, Logits
+from guard.artifact import OutputSpec
+from guard.detection.threshold import Verdict
+from guard.messages import InferRequest, InferResponse, Parameter, Tensor
+
+__all__ = ["GUARD_OUTPUTS", "PENDING", "Finding", "build_answer", "worst"]
+
+GUARD_OUTPUTS: Final = ("guard_verdict", "guard_score", "guard_p_value", "guard_passes")
+"""Names of the response parameters, and of the per-row output tensors a caller may ask for."""
+
+PENDING: Final = "pending"
+"""``guard_verdict`` where the answer left before the check (policy ``monitor``)."""
+
+_SEVERITY = (Verdict.ACCEPT, Verdict.UNCHECKED, Verdict.FLAG, Verdict.REJECT)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the guard found for one row.
+
+    Attributes:
+        score: Minus the mean entropy, bits; an upper bound where ``passes`` is below N; NaN if
+            unchecked.
+        p_value: Conformal p-value, a lower bound where ``passes`` is below N; NaN if unchecked.
+        passes: Blends spent.
+    """
+
+    verdict: Verdict
+    score: float
+    p_value: float
+    passes: int
+
+
+def worst(findings: list[Finding]) -> Finding:
+    """Return the most severe finding, by verdict and then by score."""
+    return max(
+        findings,
+        key=lambda finding: (_SEVERITY.index(finding.verdict), np.nan_to_num(finding.score, nan=-np.inf)),
+    )
+
+
+def build_answer(
+    request: InferRequest, version: str, sink: OutputSpec, logits: Logits, findings: list[Finding] | None
+) -> InferResponse:
+    """Return the response to a request.
+
+    The response parameters summarise: ``guard_verdict``, ``guard_score`` and ``guard_p_value``
+    of the worst row, ``guard_passes`` of all rows together.
+
+    Args:
+        request: The request answered.
+        version: Version that answered.
+        sink: The model's output.
+        logits: The model's output rows.
+        findings: One for each row; None where the check is still to come.
+    """
+    tensors = {
+        sink.name: Tensor(sink.name, sink.datatype, logits.astype(DATATYPES[sink.datatype], copy=False))
+    }
+    wanted = request.outputs or (sink.name,)
+    if any(name in GUARD_OUTPUTS for name in wanted):
+        tensors |= _finding_tensors(findings, len(logits))
+    return InferResponse(
+        model_name=request.model_name,
+        model_version=version,
+        id=request.id,
+        outputs=tuple(tensors[name] for name in wanted),
+        parameters=_summary(findings),
+    )
+
+
+def _summary(findings: list[Finding] | None) -> dict[str, Parameter]:
+    if findings is None:
+        return {"guard_verdict": PENDING}
+    top = worst(findings)
+    checked: dict[str, Parameter] = {"guard_score": top.score, "guard_p_value": top.p_value}
+    return {
+        "guard_verdict": top.verdict.value,
+        **(checked if top.verdict is not Verdict.UNCHECKED else {}),
+        "guard_passes": sum(finding.passes for finding in findings),
+    }
+
+
+def _finding_tensors(findings: list[Finding] | None, rows: int) -> dict[str, Tensor]:
+    if findings is None:
+        nothing = np.full(rows, np.nan, np.float32)
+        verdicts, scores, p_values, passes = [PENDING] * rows, nothing, nothing, np.zeros(rows, np.int32)
+    else:
+        verdicts = [finding.verdict.value for finding in findings]
+        scores = np.array([finding.score for finding in findings], np.float32)
+        p_values = np.array([finding.p_value for finding in findings], np.float32)
+        passes = np.array([finding.passes for finding in findings], np.int32)
+    return {
+        "guard_verdict": Tensor("guard_verdict", "BYTES", np.array(verdicts, np.bytes_)),
+        "guard_score": Tensor("guard_score", "FP32", scores),
+        "guard_p_value": Tensor("guard_p_value", "FP32", p_values),
+        "guard_passes": Tensor("guard_passes", "INT32", passes),
+    }

@@ -1,0 +1,116 @@
+"""From evidence to verdicts: count them, report what is suspicious, refuse where the policy says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from guard.dataplane.answer import Finding
+from guard.dataplane.served import ServedModel
+from guard.detection.strip import Decision
+from guard.detection.threshold import Verdict, p_value, verdict_of
+from guard.errors import CheckFailedError, InputRejectedError
+from guard.messages import InferRequest
+from guard.metrics import Metrics, Outcome, UncheckableReason
+from guard.runtime.loader import LoadedModel
+from guard.runtime.rounds import Row
+
+__all__ = ["Judge"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges the rows of one request."""
+
+    request: InferRequest
+    served: ServedModel
+    model: LoadedModel
+    metrics: Metrics
+
+    def judge(self, rows: list[Row]) -> list[Finding]:
+        """Return a finding for each row, counted and reported.
+
+        Raises:
+            InputRejectedError: If a row is suspicious and the policy is ``enforce``.
+            CheckFailedError: If a row gave no finite entropy and the guard fails closed.
+        """
+        findings = self._record(rows)
+        failed = [index for index, row in enumerate(rows) if row.decision is Decision.FAILED]
+        if failed and self.served.outcome_of_uncheckable is Outcome.REFUSED:
+            raise CheckFailedError(
+                f"row {failed[0]} of the request gave no finite entropy ({len(failed)} such rows), so it "
+                f"cannot be checked for a trigger; send another input, or have the operator look at the model"
+            )
+        rejected = [index for index, finding in enumerate(findings) if finding.verdict is Verdict.REJECT]
+        if rejected:
+            raise self._rejection(rejected, findings)
+        return findings
+
+    def record_later(self, rows: asyncio.Future[list[Row]]) -> None:
+        """Count the verdicts of a request that was answered first; a future's done callback."""
+        if rows.cancelled():
+            return
+        if rows.exception() is None:
+            self._record(rows.result())
+            return
+        count = len(self.request.inputs[0].data)
+        self.metrics.uncheckable(self.model.name, UncheckableReason.CHECK_FAILED, Outcome.ANSWERED, count)
+        self.metrics.verdicts(self.model.name, Verdict.UNCHECKED, count)
+
+    def _record(self, rows: list[Row]) -> list[Finding]:
+        findings = [self._finding(row) for row in rows]
+        for finding in findings:
+            self.metrics.verdicts(self.model.name, finding.verdict, 1)
+            if finding.passes:
+                bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
+                self.metrics.checked(self.model.name, finding.passes, bits)
+        self._record_unchecked(rows)
+        self._log_suspicious(findings)
+        return findings
+
+    def _record_unchecked(self, rows: list[Row]) -> None:
+        failed = sum(row.decision is Decision.FAILED for row in rows)
+        dropped = sum(row.wanted and row.decision is None for row in rows)
+        outcome = self.served.outcome_of_uncheckable
+        self.metrics.uncheckable(self.model.name, UncheckableReason.CHECK_FAILED, outcome, failed)
+        self.metrics.uncheckable(self.model.name, UncheckableReason.QUEUE_FULL, Outcome.ANSWERED, dropped)
+
+    def _finding(self, row: Row) -> Finding:
+        if row.decision is None or row.decision is Decision.FAILED:
+            return Finding(Verdict.UNCHECKED, float("nan"), float("nan"), 0)
+        mean = row.evidence.entropy_sum / self.model.profile.check.n_overlays
+        p = p_value(mean, self.model.clean_entropies)
+        return Finding(verdict_of(row.decision, self.served.policy), -mean, p, row.evidence.passes)
+
+    def _log_suspicious(self, findings: list[Finding]) -> None:
+        rows = [index for index, one in enumerate(findings) if one.verdict in {Verdict.REJECT, Verdict.FLAG}]
+        if not rows:
+            return
+        _log.warning(
+            "suspicious input",
+            extra={
+                "model": self.model.name,
+                "version": self.model.version,
+                "request_id": self.request.id,
+                "policy": self.served.policy.value,
+                "rows": rows,
+                "scores": [findings[index].score for index in rows],
+                "p_values": [findings[index].p_value for index in rows],
+            },
+        )
+
+    def _rejection(self, rows: list[int], findings: list[Finding]) -> InputRejectedError:
+        several = len(rows) > 1
+        scores = tuple(findings[index].score for index in rows)
+        return InputRejectedError(
+            f"rejected: row{'s' if several else ''} {', '.join(map(str, rows))} of {len(findings)} "
+            f"look{'' if several else 's'} triggered (mean entropy {-max(scores):.4f} bits, below the "
+            f"boundary of model {self.model.name!r}, {self.model.profile.boundary.boundary_bits:.4f}); "
+            f"nothing was answered: send the other rows without {'them' if several else 'it'}, or have the "
+            f"operator set the policy 'flag' to get answers with verdicts",
+            rows=tuple(rows),
+            scores=scores,
+        )

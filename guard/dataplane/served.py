@@ -1,0 +1,36 @@
+"""A served model: its slot and what the operator decided about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from guard.detection.threshold import Policy
+from guard.metrics import Outcome
+from guard.runtime.loader import LoadedModel
+from guard.runtime.slot import ModelSlot
+
+__all__ = ["OnUncheckable", "ServedModel"]
+
+OnUncheckable = Literal["refuse", "answer"]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A slot and the policy over it.
+
+    Attributes:
+        policy: What is done with suspicious rows.
+        on_uncheckable: ``refuse`` fails closed; ``answer`` lets rows that cannot be checked
+            through and counts them.
+    """
+
+    slot: ModelSlot[LoadedModel]
+    policy: Policy
+    on_uncheckable: OnUncheckable
+
+    @property
+    def outcome_of_uncheckable(self) -> Outcome:
+        """What becomes of rows that cannot be checked; ``monitor`` never refuses."""
+        answers = self.on_uncheckable == "answer" or self.policy is Policy.MONITOR
+        return Outcome.ANSWERED if answers else Outcome.REFUSED

@@ -1,0 +1,114 @@
+"""Does a request fit the model, and can its rows be checked?"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+
+from guard.arrays import Images
+from guard.artifact import InputSpec, Profile
+from guard.dataplane.answer import GUARD_OUTPUTS
+from guard.errors import InvalidRequestError, UnsupportedRequestError
+from guard.messages import InferRequest, Tensor
+from guard.metrics import UncheckableReason
+
+__all__ = ["accepted_images", "uncheckable_rows"]
+
+_SLACK = 1e-3
+
+
+def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> Images:
+    """Return the request's images if the request fits the model.
+
+    Args:
+        request: The decoded request.
+        profile: Profile of the model it is for.
+        max_rows: Most rows a request may have.
+
+    Raises:
+        InvalidRequestError: Naming the tensor, what came, and what was expected.
+        UnsupportedRequestError: If it carries ``guard_*`` parameters, which are ours to send.
+    """
+    ours = sorted(name for name in request.parameters if name.startswith("guard_"))
+    if ours:
+        raise UnsupportedRequestError(
+            f"parameter {ours[0]!r} is set by the guard, not by callers; leave it out"
+        )
+    _check_outputs(request, profile)
+    tensor = _only_input(request, profile.input)
+    _check_tensor(tensor, profile.input)
+    rows = tensor.data.shape[0]
+    if not 1 <= rows <= max_rows:
+        raise InvalidRequestError(
+            f"input {tensor.name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
+            f"{'send at least one image' if not rows else 'split the request'}"
+        )
+    return tensor.data
+
+
+def uncheckable_rows(
+    images: Images, spec: InputSpec
+) -> tuple[Bool[np.ndarray, " n"], dict[int, tuple[UncheckableReason, str]]]:
+    """Return which rows can be checked, and for each of the others why not.
+
+    A row with NaN or infinite values, or with values outside the range the model was calibrated
+    for, cannot: neither its blends nor the boundary mean anything there. A thousandth of the
+    range is allowed on either side, for the rounding of resizers.
+
+    Returns:
+        The mask of rows that can be checked, and reason and explanation by row.
+    """
+    if spec.datatype == "UINT8" and min(spec.low) <= 0 and max(spec.high) >= 255:
+        return np.ones(len(images), np.bool_), {}
+    low, high = spec.value_range.bounds()
+    slack = _SLACK * (high - low)
+    fits = ((images >= low - slack) & (images <= high + slack)).reshape(len(images), -1).all(axis=1)
+    return fits, {int(row): _explain(images[row], spec) for row in np.flatnonzero(~fits)}
+
+
+def _explain(image: np.ndarray, spec: InputSpec) -> tuple[UncheckableReason, str]:
+    finite = np.isfinite(image)
+    if not finite.all():
+        return UncheckableReason.NON_FINITE, f"holds {int((~finite).sum())} NaN or infinite values"
+    return UncheckableReason.OUT_OF_RANGE, (
+        f"holds values from {image.min():.4g} to {image.max():.4g}, outside the calibrated range "
+        f"{_show(spec.low)} to {_show(spec.high)}"
+    )
+
+
+def _show(bound: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in bound)
+
+
+def _check_outputs(request: InferRequest, profile: Profile) -> None:
+    known = (profile.output.name, *GUARD_OUTPUTS)
+    for name in request.outputs:
+        if name not in known:
+            raise InvalidRequestError(
+                f"output {name!r} is not one of model {request.model_name!r}; "
+                f"expected one of {', '.join(known)}"
+            )
+
+
+def _only_input(request: InferRequest, spec: InputSpec) -> Tensor:
+    names = [tensor.name for tensor in request.inputs]
+    if names != [spec.name]:
+        raise InvalidRequestError(
+            f"model {request.model_name!r} takes exactly one input, {spec.name!r}, "
+            f"got {', '.join(map(repr, names)) or 'none'}; send {spec.name!r} alone"
+        )
+    return request.inputs[0]
+
+
+def _check_tensor(tensor: Tensor, spec: InputSpec) -> None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequestError(
+            f"input {tensor.name!r} has datatype {tensor.datatype}, expected {spec.datatype}; "
+            f"convert the images"
+        )
+    if tensor.data.ndim != 4 or tensor.data.shape[1:] != spec.shape:
+        expected = ", ".join(map(str, ("batch", *spec.shape)))
+        raise InvalidRequestError(
+            f"input {tensor.name!r} has shape {tuple(tensor.data.shape)}, expected ({expected}) "
+            f"in {spec.layout} order"
+        )

@@ -1,0 +1,1 @@
+"""Runtime: the device and async side. Models run here, requests wait here."""

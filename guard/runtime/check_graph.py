@@ -1,0 +1,209 @@
+r"""The check graph: blend, model and entropy in one ONNX graph.
+
+Theory of operation. The check needs, for one image x, the model's answer to x itself and to x
+blended with some of N fixed overlays. Asked naively that is N blends made in Python, copied to
+the device, and N rows of scores copied back. Instead the model is wrapped once:
+
+::
+
+    images (n, …)        what the clients sent, rows of any requests
+    image_index (p)      ─┐
+    overlay_index (p)     ├ a ragged list of pairs: which image with which overlay, how weighted
+    weights (p, 2)       ─┘
+        blended_p = w₀ · images[image_index_p] + w₁ · overlays[overlay_index_p]
+        logits (p, k) = model(blended)
+        entropy_bits (p) = −Σ_j softmax(logits)_j · log₂ softmax(logits)_j
+
+The image itself is the pair with weights (1, 0) and comes through bit for bit. One call serves
+any mix of rounds and requests; the overlays are initializers, so they live on the device with
+the weights; only the four small inputs go in and two small outputs come out. The numpy
+functions in :mod:`guard.detection` are the reference this graph is tested against.
+
+Only operators that have meant the same since opset 9 are used, so that the graph can be put
+around a model of any later opset without converting the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from guard.arrays import Overlays
+from guard.artifact.profile import InputSpec, OutputSpec
+from guard.detection.superimpose import BlendRule
+from guard.errors import UnfitModelError
+
+__all__ = ["ENTROPY", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "WEIGHTS", "build_check_graph"]
+
+_PREFIX = "guard_check/"
+IMAGES = _PREFIX + "images"
+IMAGE_INDEX = _PREFIX + "image_index"
+OVERLAY_INDEX = _PREFIX + "overlay_index"
+WEIGHTS = _PREFIX + "weights"
+LOGITS = _PREFIX + "logits"
+ENTROPY = _PREFIX + "entropy_bits"
+
+_ELEMENT = {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16, "UINT8": TensorProto.UINT8}
+_OLDEST_OPSET = 9
+_LOWEST_LOG = -1e30
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def build_check_graph(
+    model: onnx.ModelProto,
+    *,
+    source: InputSpec,
+    sink: OutputSpec,
+    overlays: Overlays,
+    blend: BlendRule,
+) -> onnx.ModelProto:
+    """Return the model wrapped in its check; ``model`` itself is left as it was.
+
+    Args:
+        model: The classifier, weights inline.
+        source: Its image input.
+        sink: Its class output.
+        overlays: Clean images in the model's input space.
+        blend: The blend rule; its weights come with each call, its clipping is built in.
+
+    Raises:
+        UnfitModelError: If the model's opset is older than 9 or a tensor is named like ours.
+    """
+    _check_fits(model)
+    wrapped = onnx.ModelProto()
+    wrapped.CopyFrom(model)
+    wrapped.ir_version = max(wrapped.ir_version, 4)  # initializers that are not inputs
+    before, after = _Nodes(), _Nodes()
+    _add_blend(before, source, overlays, blend)
+    _add_entropy(after, sink)
+    graph = wrapped.graph
+    inner = list(graph.node)
+    del graph.node[:], graph.output[:], graph.value_info[:]
+    graph.node.extend([*before.nodes, *inner, *after.nodes])
+    graph.initializer.extend([*before.constants, *after.constants])
+    _replace_inputs(graph, source)
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["p", sink.classes]),
+            helper.make_tensor_value_info(ENTROPY, TensorProto.FLOAT, ["p"]),
+        ]
+    )
+    return wrapped
+
+
+@dataclass
+class _Nodes:
+    """Nodes and constants being collected, each result named under our prefix."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(value, _PREFIX + name))
+        return _PREFIX + name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: int) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))  # type: ignore[arg-type]
+        return output
+
+
+def _check_fits(model: onnx.ModelProto) -> None:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
+    if opset < _OLDEST_OPSET:
+        raise UnfitModelError(
+            f"the model uses ONNX opset {opset}, expected {_OLDEST_OPSET} or newer; export it again"
+        )
+    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    clash = sorted(name for name in names if name.startswith(_PREFIX))
+    if clash:
+        raise UnfitModelError(
+            f"the model has a tensor named {clash[0]!r}, and names under {_PREFIX!r} are the guard's own; "
+            f"was the model wrapped before? calibrate the original"
+        )
+
+
+def _replace_inputs(graph: onnx.GraphProto, source: InputSpec) -> None:
+    kept = [value for value in graph.input if value.name != source.name]
+    del graph.input[:]
+    graph.input.extend(
+        [
+            helper.make_tensor_value_info(IMAGES, _ELEMENT[source.datatype], ["n", *source.shape]),
+            helper.make_tensor_value_info(IMAGE_INDEX, TensorProto.INT64, ["p"]),
+            helper.make_tensor_value_info(OVERLAY_INDEX, TensorProto.INT64, ["p"]),
+            helper.make_tensor_value_info(WEIGHTS, TensorProto.FLOAT, ["p", 2]),
+            *kept,
+        ]
+    )
+
+
+def _add_blend(g: _Nodes, source: InputSpec, overlays: Overlays, blend: BlendRule) -> None:
+    left = g.node("Gather", [IMAGES, IMAGE_INDEX], _PREFIX + "left", axis=0)
+    if source.datatype != "FP32":
+        left = g.node("Cast", [left], _PREFIX + "left_fp32", to=TensorProto.FLOAT)
+    stored = g.constant("overlays", overlays.astype(np.float32))
+    right = g.node("Gather", [stored, OVERLAY_INDEX], _PREFIX + "right", axis=0)
+    w0, w1 = _weight_columns(g)
+    weighted_left = g.node("Mul", [w0, left], _PREFIX + "weighted_left")
+    weighted_right = g.node("Mul", [w1, right], _PREFIX + "weighted_right")
+    clip, integer = blend.clip, source.datatype == "UINT8"
+    plain = source.datatype == "FP32" and not clip
+    blended = g.node("Add", [weighted_left, weighted_right], source.name if plain else _PREFIX + "blended")
+    if clip:
+        blended = _add_clip(g, source, blended, left, w1)
+    if integer:
+        blended = _add_rounding(g, blended)
+    if not plain:
+        g.node("Cast", [blended], source.name, to=_ELEMENT[source.datatype])
+
+
+def _weight_columns(g: _Nodes) -> tuple[str, str]:
+    shape = g.constant("column_shape", np.array([-1, 1, 1, 1], np.int64))
+    columns = []
+    for column in (0, 1):
+        index = g.constant(f"column_{column}", np.array([column], np.int64))
+        flat = g.node("Gather", [WEIGHTS, index], f"{_PREFIX}w{column}_flat", axis=1)
+        columns.append(g.node("Reshape", [flat, shape], f"{_PREFIX}w{column}"))
+    return columns[0], columns[1]
+
+
+def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, w1: str) -> str:
+    low, high = source.value_range.bounds()
+    floored = g.node("Max", [blended, g.constant("low", low)], _PREFIX + "floored")
+    clipped = g.node("Min", [floored, g.constant("high", high)], _PREFIX + "clipped")
+    has_overlay = g.node("Cast", [w1], _PREFIX + "has_overlay", to=TensorProto.BOOL)
+    return g.node("Where", [has_overlay, clipped, left], _PREFIX + "clipped_where_blended")
+
+
+def _add_rounding(g: _Nodes, blended: str) -> str:
+    half = g.constant("half", np.array(0.5, np.float32))
+    shifted = g.node("Add", [blended, half], _PREFIX + "shifted")
+    rounded = g.node("Floor", [shifted], _PREFIX + "rounded")
+    floored = g.node(
+        "Max", [rounded, g.constant("uint8_low", np.array(0.0, np.float32))], _PREFIX + "uint8_floored"
+    )
+    return g.node(
+        "Min", [floored, g.constant("uint8_high", np.array(255.0, np.float32))], _PREFIX + "saturated"
+    )
+
+
+def _add_entropy(g: _Nodes, sink: OutputSpec) -> None:
+    logits = g.node("Cast", [sink.name], LOGITS, to=TensorProto.FLOAT)
+    if sink.kind == "logits":
+        probabilities = g.node("Softmax", [logits], _PREFIX + "probabilities", axis=1)
+        log = g.node("LogSoftmax", [logits], _PREFIX + "log", axis=1)
+        log = g.node(
+            "Max", [log, g.constant("lowest_log", np.array(_LOWEST_LOG, np.float32))], _PREFIX + "finite_log"
+        )
+    else:
+        probabilities = logits
+        tiny = g.constant("tiny", np.array(_TINY, np.float32))
+        log = g.node("Log", [g.node("Max", [logits, tiny], _PREFIX + "positive")], _PREFIX + "log")
+    terms = g.node("Mul", [probabilities, log], _PREFIX + "terms")
+    to_bits = g.constant("to_bits", np.full((sink.classes, 1), -1.0 / math.log(2.0), np.float32))
+    column = g.node("MatMul", [terms, to_bits], _PREFIX + "entropy_column")
+    flat = g.constant("flat_shape", np.array([-1], np.int64))
+    g.node("Reshape", [column, flat], ENTROPY)

@@ -1,0 +1,130 @@
+"""Turn an artifact on disk into a model that is ready to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from guard.artifact import Artifact, Profile, read_artifact
+from guard.artifact.signature import Signature, read_signature
+from guard.detection.plan import CheckPlan
+from guard.detection.strip import Strip
+from guard.errors import ProfileError
+from guard.runtime.onnx_classifier import Device, OnnxClassifier
+from guard.runtime.scheduler import Scheduler
+
+__all__ = ["LoadedModel", "RuntimeOptions", "load_model"]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How models are run.
+
+    Attributes:
+        device: ``auto`` takes CUDA where there is one.
+        threads: CPU threads of one device call; None for one a core.
+        max_batch_pairs: Pairs a device batch is filled up to.
+        max_queue_rows: Rows that may wait or run before requests are shed.
+    """
+
+    device: Device = "auto"
+    threads: int | None = None
+    max_batch_pairs: int = 64
+    max_queue_rows: int = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that is warmed up and has its device thread running.
+
+    Attributes:
+        name: Name it is served under.
+        version: Its version, a positive integer as text.
+        digest: SHA-256 of its manifest.
+        clean_entropies: Ascending mean entropies of the calibration images, for p-values.
+    """
+
+    name: str
+    version: str
+    digest: str
+    profile: Profile
+    classifier: OnnxClassifier
+    scheduler: Scheduler
+    clean_entropies: np.ndarray
+
+    def close(self) -> None:
+        """Finish what was accepted, then free the device."""
+        self.scheduler.close()
+        self.classifier.close()
+
+
+def load_model(
+    name: str,
+    directory: Path,
+    options: RuntimeOptions,
+    *,
+    on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
+) -> LoadedModel:
+    """Read, verify, load and warm up the model in ``directory``.
+
+    Args:
+        name: Name to serve it under.
+        directory: An artifact, ``<repository>/<model>/<version>``.
+        options: How to run it.
+        on_batch: Told the pairs and seconds of each device call.
+
+    Raises:
+        ArtifactError: If the artifact is damaged or not what its profile says.
+        SettingsError: If the device asked for is not there.
+    """
+    artifact = read_artifact(directory)
+    _check_signature(artifact)
+    profile = artifact.profile
+    classifier = OnnxClassifier.open(
+        artifact.model,
+        source=profile.input,
+        sink=profile.output,
+        fixed_batch=profile.fixed_batch,
+        overlays=artifact.overlays,
+        blend=profile.check.blend_rule,
+        device=options.device,
+        threads=options.threads,
+    )
+    classifier.warm_up(options.max_batch_pairs)
+    scheduler = Scheduler(
+        classifier,
+        Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
+        profile.check.blend_rule,
+        max_batch_pairs=options.max_batch_pairs,
+        max_queue_rows=options.max_queue_rows,
+        on_batch=on_batch,
+        name=name,
+    )
+    clean = np.asarray(profile.calibration.clean_entropies_bits, np.float64)
+    return LoadedModel(name, artifact.version, artifact.digest, profile, classifier, scheduler, clean)
+
+
+def _check_signature(artifact: Artifact) -> None:
+    """Compare the graph's tensors with the profile's.
+
+    Raises:
+        ProfileError: If they differ.
+    """
+    source, sink = artifact.profile.input, artifact.profile.output
+    where = str(artifact.directory / "model.onnx")
+    actual = read_signature(artifact.model, where, layout=source.layout, size=source.size)
+    stated = Signature(
+        input_name=source.name,
+        datatype=source.datatype,
+        shape=source.shape,
+        layout=source.layout,
+        fixed_batch=artifact.profile.fixed_batch,
+        output_name=sink.name,
+        output_datatype=sink.datatype,
+        classes=actual.classes and sink.classes,
+    )
+    if actual != stated:
+        raise ProfileError(f"{where} is {actual}, but its profile says {stated}; calibrate this model again")

@@ -1,0 +1,232 @@
+"""A classifier on ONNX Runtime, with its check built in.
+
+One session holds the check graph (:mod:`guard.runtime.check_graph`). Plain predictions are
+pairs without an overlay, so the served logits and the checked ones come from the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from guard.arrays import DATATYPES, EntropyBits, Images, Logits, Overlays, PairIndex, PairWeights
+from guard.artifact.profile import InputSpec, OutputSpec
+from guard.detection.superimpose import BlendRule
+from guard.errors import SettingsError, UnfitModelError
+from guard.runtime import check_graph
+
+__all__ = ["ORT_ERRORS", "Device", "OnnxClassifier"]
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_PARITY_TOLERANCE = 1e-3
+
+ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
+    ort_state.EPFail,
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
+"""What ONNX Runtime raises when a model cannot be loaded or run."""
+
+_LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
+
+
+class OnnxClassifier:
+    """Runs a model and its check; safe to call from one thread at a time.
+
+    Build one with :meth:`open`. Rows of one call never affect each other; :meth:`warm_up`
+    proves it before the model is served.
+    """
+
+    def __init__(
+        self, session: ort.InferenceSession, source: InputSpec, sink: OutputSpec, fixed_batch: int | None
+    ) -> None:
+        self._session: ort.InferenceSession | None = session
+        self._source = source
+        self._sink = sink
+        self._fixed_batch = fixed_batch
+        self.device = "cuda" if session.get_providers()[0] == _CUDA else "cpu"
+
+    @classmethod
+    def open(
+        cls,
+        model: onnx.ModelProto,
+        *,
+        source: InputSpec,
+        sink: OutputSpec,
+        fixed_batch: int | None,
+        overlays: Overlays,
+        blend: BlendRule,
+        device: Device = "auto",
+        threads: int | None = None,
+    ) -> OnnxClassifier:
+        """Wrap the model in its check and load it on the device.
+
+        Args:
+            model: The classifier, weights inline.
+            source: Its image input.
+            sink: Its class output.
+            fixed_batch: The batch size built into the graph, or None.
+            overlays: Clean images in the model's input space, in the plan's order.
+            blend: The blend rule.
+            device: ``auto`` takes CUDA where there is one.
+            threads: CPU threads for one call; None for one a core.
+
+        Raises:
+            UnfitModelError: If ONNX Runtime cannot load the model.
+            SettingsError: If ``cuda`` is asked for and there is none.
+        """
+        wrapped = check_graph.build_check_graph(
+            model, source=source, sink=sink, overlays=overlays, blend=blend
+        )
+        return cls(_open_session(wrapped, device, threads), source, sink, fixed_batch)
+
+    def logits(self, images: Images) -> Logits:
+        """Return the model's raw output for each image: logits or probabilities, as float32.
+
+        Args:
+            images: Rows in the model's input space, layout and dtype.
+        """
+        index = np.arange(len(images), dtype=np.int64)
+        nothing = np.full(len(images), -1, np.int64)
+        weights = np.tile(np.array([1.0, 0.0], np.float32), (len(images), 1))
+        return self.check(images, index, nothing, weights)[0]
+
+    def check(
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+    ) -> tuple[Logits, EntropyBits]:
+        """Return the model's output and its entropy, in bits, for each (image, overlay) pair.
+
+        Args:
+            images: Rows in the model's input space, layout and dtype.
+            image_index: Image of each pair.
+            overlay_index: Overlay of each pair; -1 for none.
+            weights: Weights of image and overlay, see :func:`guard.detection.superimpose.pair_weights`.
+
+        Raises:
+            RuntimeError: If the classifier was closed.
+        """
+        overlay_index = np.maximum(overlay_index, 0)
+        if self._fixed_batch is None:
+            return self._run(images, image_index, overlay_index, weights)
+        logits = np.empty((len(image_index), self._sink.classes), np.float32)
+        entropy = np.empty(len(image_index), np.float32)
+        for start in range(0, len(image_index), self._fixed_batch):
+            part = np.arange(start, start + self._fixed_batch)
+            part = np.minimum(part, len(image_index) - 1)  # pad the last call with its last pair
+            some_logits, some_entropy = self._run(
+                images, image_index[part], overlay_index[part], weights[part]
+            )
+            logits[part], entropy[part] = some_logits, some_entropy
+        return logits, entropy
+
+    def warm_up(self, largest: int) -> None:
+        """Run batches of 1, 5 and ``largest`` pairs, and prove that rows do not affect each other.
+
+        Args:
+            largest: Most pairs a call will have.
+
+        Raises:
+            UnfitModelError: If the model fails, gives another shape than declared, or gives an
+                image another answer in another batch.
+        """
+        images = self._random_images(2)
+        alone = self._try(images, [0])[0]
+        for batch, row in (([1, 1, 0, 1, 1], 2), (np.arange(max(largest, 2)) % 2, 0)):
+            beside = self._try(images, batch)[row]
+            if not np.allclose(alone, beside, rtol=_PARITY_TOLERANCE, atol=_PARITY_TOLERANCE, equal_nan=True):
+                raise UnfitModelError(
+                    f"the model answers an image differently in another batch (difference up to "
+                    f"{np.abs(alone - beside).max():.3g}); rows must not affect each other: export it in "
+                    f"evaluation mode with a dynamic batch axis"
+                )
+
+    def close(self) -> None:
+        """Let go of the session and its memory; further calls raise RuntimeError."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+    ) -> tuple[Logits, EntropyBits]:
+        if self._session is None:
+            raise RuntimeError("the classifier is closed")
+        feed = {
+            check_graph.IMAGES: images,
+            check_graph.IMAGE_INDEX: image_index,
+            check_graph.OVERLAY_INDEX: overlay_index,
+            check_graph.WEIGHTS: weights,
+        }
+        logits, entropy = self._session.run([check_graph.LOGITS, check_graph.ENTROPY], feed)
+        return logits, entropy
+
+    def _random_images(self, count: int) -> Images:
+        low, high = (
+            np.broadcast_to(bound, self._source.shape) for bound in self._source.value_range.bounds()
+        )
+        images = np.random.default_rng(0).uniform(low, high, (count, *self._source.shape))
+        return images.astype(DATATYPES[self._source.datatype])
+
+    def _try(self, images: Images, rows: Sequence[int] | np.ndarray) -> Logits:
+        index = np.asarray(rows)
+        try:
+            logits = self.logits(images[index])
+        except ORT_ERRORS as error:
+            raise UnfitModelError(
+                f"the model fails on a batch of {len(index)} images: {_first_line(error)}; export it with a "
+                f"dynamic batch axis, or with one fixed size throughout"
+            ) from error
+        if logits.shape != (len(index), self._sink.classes):
+            raise UnfitModelError(
+                f"the model gives an output of shape {logits.shape} for {len(index)} images, expected "
+                f"{(len(index), self._sink.classes)} as the profile says; calibrate this model again"
+            )
+        return logits
+
+
+def _open_session(model: onnx.ModelProto, device: Device, threads: int | None) -> ort.InferenceSession:
+    available = ort.get_available_providers()
+    if device == "cuda" and _CUDA not in available:
+        raise SettingsError(
+            f"device 'cuda' was asked for, but ONNX Runtime offers only {', '.join(available)}; install "
+            f"inference-guard[gpu] in place of [cpu], or set device to 'cpu'"
+        )
+    providers = [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except _LOAD_ERRORS as error:
+        raise UnfitModelError(
+            f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}; export it for a "
+            f"supported opset"
+        ) from error
+    if device == "cuda" and session.get_providers()[0] != _CUDA:
+        raise SettingsError(
+            "device 'cuda' was asked for, but CUDA could not be started; see the log of ONNX Runtime"
+        )
+    return session
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,256 @@
+"""Run the waiting line on a device, off the event loop.
+
+Theory of operation. One thread owns the device of one model. The event loop puts a task into
+the :class:`~guard.runtime.rounds.Line` under a lock and awaits futures; the thread takes a
+batch under the same lock, runs it without the lock, and hands all results of that batch back to
+the loop in one call.
+
+::
+
+    event loop                          │ device thread
+    submit() ─ lock ─ line.add          │ wait until there is work
+    await prediction / outcome          │ lock: batch = line.next_batch()
+        ▲                               │ classifier.check(batch)            (no lock held)
+        └─ call_soon_threadsafe ────────│ lock: news = line.complete(batch)
+    cancelled? lock: line.discard       │
+
+Because the batch is formed when the device becomes free, and not by a timer, an idle server
+answers at once and a busy one fills its batches by itself.
+
+A batch that raises is run again, one submission at a time, so that one poisonous input cannot
+take its neighbours with it; only the submission that fails alone is failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from guard.arrays import EntropyBits, Images, Logits, PairIndex, PairWeights
+from guard.detection.strip import Strip
+from guard.detection.superimpose import BlendRule
+from guard.errors import CheckFailedError, ShuttingDownError
+from guard.runtime.rounds import Batch, CheckTask, Line, Row
+
+Value = TypeVar("Value")
+
+__all__ = ["CheckedClassifier", "Scheduler", "Submission"]
+
+_log = logging.getLogger(__name__)
+
+
+class CheckedClassifier(Protocol):
+    """What the scheduler needs of a classifier."""
+
+    def check(
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+    ) -> tuple[Logits, EntropyBits]:
+        """Return output and entropy of each pair, as ``OnnxClassifier.check`` does."""
+        ...
+
+
+@dataclass(eq=False)
+class Submission:
+    """The futures of one submission, to be awaited on the loop that submitted it.
+
+    Attributes:
+        prediction: Resolves to the model's output, float32 (n, k), once every row has it.
+        rows: Resolves to the rows' states once every check is finished or given up.
+        started: When the first batch with a row of it began, seconds of the monotonic clock;
+            None while it waits.
+    """
+
+    task: CheckTask
+    prediction: asyncio.Future[np.ndarray]
+    rows: asyncio.Future[list[Row]]
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+
+
+class Scheduler:
+    """Batches the checks of one model across requests.
+
+    Args:
+        classifier: Called from the device thread only.
+        strip: The detector.
+        blend: The blend rule the classifier was opened with.
+        max_batch_pairs: Pairs a device batch is filled up to.
+        max_queue_rows: Rows that may wait or run; more are refused.
+        on_batch: Told the pairs and seconds of each device call, from the device thread.
+        name: For the thread and the log.
+    """
+
+    def __init__(
+        self,
+        classifier: CheckedClassifier,
+        strip: Strip,
+        blend: BlendRule,
+        *,
+        max_batch_pairs: int,
+        max_queue_rows: int,
+        on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
+        name: str = "model",
+    ) -> None:
+        self._classifier = classifier
+        self._line = Line(strip, blend, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
+        self._on_batch = on_batch
+        self._name = name
+        self._changed = threading.Condition()
+        self._submissions: dict[CheckTask, Submission] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"device-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting or running."""
+        return self._line.rows
+
+    @property
+    def max_queue_rows(self) -> int:
+        """Rows that may wait or run."""
+        return self._line.max_rows
+
+    def submit(
+        self, images: Images, to_check: Bool[np.ndarray, " n"], *, answer_first: bool = False
+    ) -> Submission:
+        """Put images in line; call it on the event loop.
+
+        Args:
+            images: At least one row in the model's input space.
+            to_check: Which rows are checked; the others only get their prediction.
+            answer_first: Resolve the prediction before the check runs.
+
+        Raises:
+            QueueFullError: If too many rows are waiting.
+            ShuttingDownError: If the scheduler is closing.
+        """
+        loop = asyncio.get_running_loop()
+        task = CheckTask.of(images, to_check, answer_first=answer_first)
+        submission = Submission(task, loop.create_future(), loop.create_future())
+        with self._changed:
+            if self._closing:
+                raise ShuttingDownError(f"model {self._name!r} is being closed; retry on another replica")
+            evicted = [self._submissions.pop(old) for old in self._line.add(task)]
+            self._submissions[task] = submission
+            self._changed.notify()
+        for old in evicted:
+            _resolve(old.rows, old.task.rows)
+        return submission
+
+    def discard(self, submission: Submission) -> None:
+        """Forget a submission whose caller is gone; its futures are cancelled."""
+        with self._changed:
+            self._line.discard(submission.task)
+            self._submissions.pop(submission.task, None)
+        submission.prediction.cancel()
+        submission.rows.cancel()
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far is finished."""
+        with self._changed:
+            pending = [submission.rows for submission in self._submissions.values()]
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    def close(self) -> None:
+        """Refuse new work, finish what was accepted, and end the device thread (blocks)."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (batch := self._wait_for_batch()) is not None:
+            error = self._try(batch)
+            if error is not None:
+                self._isolate(batch, error)
+
+    def _wait_for_batch(self) -> Batch | None:
+        with self._changed:
+            while (batch := self._line.next_batch()) is None:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            now = time.monotonic()
+            for task in batch.tasks:
+                submission = self._submissions[task]
+                submission.started = submission.started or now
+            return batch
+
+    def _try(self, batch: Batch) -> Exception | None:
+        start = time.perf_counter()
+        try:
+            logits, entropies = self._classifier.check(
+                batch.images, batch.image_index, batch.overlay_index, batch.weights
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
+            return error
+        self._on_batch(len(batch.image_index), time.perf_counter() - start)
+        with self._changed:
+            self._publish(self._line.complete(batch, logits, entropies))
+        return None
+
+    def _isolate(self, batch: Batch, error: Exception) -> None:
+        """Run the submissions of a failed batch one by one; fail those that fail alone."""
+        for task in batch.tasks:
+            alone: Exception | None = error
+            if len(batch.tasks) > 1:
+                with self._changed:
+                    part = self._line.next_batch(only=[task])
+                alone = self._try(part) if part is not None else None
+            if alone is not None:
+                self._fail(task, alone)
+
+    def _fail(self, task: CheckTask, error: Exception) -> None:
+        _log.error("the model failed on a submission of %d rows", len(task.images), exc_info=error)
+        failure = CheckFailedError(
+            f"model {self._name!r} failed on this input ({type(error).__name__}); the server log has the "
+            f"details: send another input, or ask the operator to look at the model"
+        )
+        with self._changed:
+            self._line.fail(task, failure)
+            self._publish([task])
+
+    def _publish(self, news: list[CheckTask]) -> None:
+        """Hand news to their event loop, all of a batch in one call; the lock is held."""
+        done = [(task, self._submissions[task]) for task in news if task in self._submissions]
+        for task, _ in done:
+            if task.error is not None or all(row.done for row in task.rows):
+                del self._submissions[task]
+        if done:
+            loop = done[0][1].rows.get_loop()
+            if loop.is_closed():  # nobody is left to answer
+                return
+            loop.call_soon_threadsafe(_deliver, [submission for _, submission in done])
+
+
+def _deliver(submissions: list[Submission]) -> None:
+    for submission in submissions:
+        task = submission.task
+        if task.error is not None:
+            _refuse(submission.prediction, task.error)
+            _refuse(submission.rows, task.error)
+            continue
+        if task.logits is not None and all(row.predicted for row in task.rows):
+            _resolve(submission.prediction, task.logits)
+        if all(row.done for row in task.rows):
+            _resolve(submission.rows, task.rows)
+
+
+def _resolve(future: asyncio.Future[Value], value: Value) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _refuse(future: asyncio.Future[np.ndarray] | asyncio.Future[list[Row]], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # seen: whoever awaits it still gets it, nobody is warned if none does

@@ -1,0 +1,103 @@
+"""The one place where a served model is replaced.
+
+Theory of operation. A slot holds the current model and counts, for every model it has held, the
+leases out on it. A request leases the current model once and uses that one to its end. A swap
+changes which model is current in one assignment, so each request sees exactly one version; the
+old model is closed when its last lease is returned. Everything here runs on the event loop, so
+no lock is needed.
+
+::
+
+    lease ──► current v1 ─────────────────────► returned ─► (v1 retired, 0 leases) ─► close v1
+    swap(v2): current = v2 ─► wait for v1's leases, at most drain_timeout_s
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+from guard.errors import ShuttingDownError
+
+__all__ = ["Closable", "ModelSlot"]
+
+
+class Closable(Protocol):
+    """What a slot needs of a model."""
+
+    def close(self) -> None:
+        """Finish what was accepted and let go of the device; may block."""
+        ...
+
+
+Model = TypeVar("Model", bound=Closable)
+
+
+class ModelSlot(Generic[Model]):
+    """Holds the current version of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._current: Model | None = model
+        self._leases: dict[Model, int] = {model: 0}
+        self._returned = asyncio.Event()
+
+    @property
+    def current(self) -> Model | None:
+        """The model that new requests get; None once the slot is closed."""
+        return self._current
+
+    @contextmanager
+    def lease(self) -> Iterator[Model]:
+        """Hold the current model open for the length of a ``with`` block.
+
+        Raises:
+            ShuttingDownError: If the slot is closed.
+        """
+        model = self._current
+        if model is None:
+            raise ShuttingDownError("the model is being unloaded; retry on another replica")
+        self._leases[model] += 1
+        try:
+            yield model
+        finally:
+            if model in self._leases:  # else it was closed at the end of drain_timeout_s
+                self._leases[model] -= 1
+            self._returned.set()
+
+    async def swap(self, candidate: Model, *, drain_timeout_s: float) -> Model:
+        """Make ``candidate`` current, wait for the old model's leases, close it and return it.
+
+        Args:
+            candidate: A warmed-up model.
+            drain_timeout_s: Longest wait for running requests; the old model is closed then
+                anyway, which finishes what its scheduler had accepted.
+
+        Raises:
+            ShuttingDownError: If the slot is closed.
+        """
+        old = self._current
+        if old is None:
+            raise ShuttingDownError("the model is being unloaded; load it again instead of swapping it")
+        self._leases[candidate] = 0
+        self._current = candidate
+        await self._retire(old, drain_timeout_s)
+        return old
+
+    async def close(self, *, drain_timeout_s: float) -> None:
+        """Refuse new leases, wait for those that are out, and close the model."""
+        old, self._current = self._current, None
+        if old is not None:
+            await self._retire(old, drain_timeout_s)
+
+    async def _retire(self, model: Model, drain_timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                while self._leases[model]:
+                    self._returned.clear()
+                    await self._returned.wait()
+        except TimeoutError:
+            pass
+        del self._leases[model]
+        await asyncio.to_thread(model.close)

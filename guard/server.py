@@ -1,0 +1,184 @@
+"""Put the rooms together, serve, and stop without losing what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from functools import partial
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from guard.dataplane import DataPlane, ServedModel
+from guard.errors import SettingsError
+from guard.logs import configure_logging
+from guard.metrics import Metrics
+from guard.metrics_server import MetricsServer
+from guard.repository import find_models
+from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from guard.rpc.servicer import InferenceServicer
+from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
+from guard.runtime.slot import ModelSlot
+from guard.settings import Settings
+
+__all__ = ["GuardServer", "serve"]
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+class GuardServer:
+    """The sidecar: models, data plane, gRPC port, metrics port.
+
+    Attributes:
+        port, metrics_port: The ports actually bound, once started.
+        registry: Everything counted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.registry = CollectorRegistry()
+        self._metrics = Metrics(self.registry)
+        self._models: dict[str, ServedModel] = {}
+        self._health = health.aio.HealthServicer()
+        self._exit = AsyncExitStack()
+        self._dataplane: DataPlane | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    async def start(self) -> None:
+        """Open the metrics port, load and warm up every model, then open the gRPC port.
+
+        Raises:
+            ArtifactError: If a model of the repository cannot be served.
+            SettingsError: If a port is taken or the device is not there.
+        """
+        settings = self._settings
+        async with self._exit:
+            self._open_metrics_port()
+            await self._load_models()
+            dataplane = DataPlane(
+                self._models,
+                self._metrics,
+                max_request_rows=settings.max_request_rows,
+                request_timeout_s=settings.request_timeout_s,
+            )
+            await self._open_grpc_port(dataplane)
+            self._dataplane = dataplane
+            await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            self._metrics.ready(True)
+            self._exit = self._exit.pop_all()  # started: nothing to undo here any more
+        _log.info(
+            "ready",
+            extra={"port": self.port, "metrics_port": self.metrics_port, "models": sorted(self._models)},
+        )
+
+    async def stop(self) -> None:
+        """Report not ready, finish what was accepted, close the models and the ports."""
+        if self._dataplane is not None:
+            self._dataplane.begin_shutdown()
+        self._metrics.ready(False)
+        await self._health.enter_graceful_shutdown()
+        await self._exit.aclose()
+        _log.info("stopped")
+
+    async def _load_models(self) -> None:
+        settings = self._settings
+        options = RuntimeOptions(
+            device=settings.device,
+            threads=settings.threads or None,
+            max_batch_pairs=settings.max_batch_pairs,
+            max_queue_rows=settings.max_queue_rows,
+        )
+        for name, directory in find_models(settings.repository).items():
+            on_batch = partial(self._metrics.device_batch, name)
+            model = await asyncio.to_thread(partial(load_model, name, directory, options, on_batch=on_batch))
+            slot = ModelSlot(model)
+            self._exit.push_async_callback(partial(slot.close, drain_timeout_s=settings.drain_timeout_s))
+            policy = settings.policy_of(name)
+            self._models[name] = ServedModel(slot, policy, settings.on_uncheckable_of(name))
+            self._announce(model, self._models[name])
+        unknown = sorted(set(settings.models) - set(self._models))
+        if unknown:
+            raise SettingsError(
+                f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
+                f"there are {sorted(self._models)}"
+            )
+
+    def _announce(self, model: LoadedModel, served: ServedModel) -> None:
+        boundary = model.profile.boundary
+        self._metrics.model_loaded(
+            model.name,
+            version=model.version,
+            digest=model.digest,
+            blend=model.profile.check.blend,
+            policy=served.policy,
+            boundary_bits=boundary.boundary_bits,
+            certified_frr=boundary.certified_frr,
+        )
+        self._metrics.watch_queue(model.name, lambda: model.scheduler.rows, model.scheduler.max_queue_rows)
+        _log.info(
+            "model loaded",
+            extra={
+                "model": model.name,
+                "version": model.version,
+                "digest": model.digest,
+                "device": model.classifier.device,
+                "policy": served.policy.value,
+                "boundary_bits": boundary.boundary_bits,
+            },
+        )
+
+    def _open_metrics_port(self) -> None:
+        """Open it first, so that probes are answered while models load."""
+        settings = self._settings
+        server = MetricsServer(
+            self.registry, host=settings.host, port=settings.metrics_port, ready=self._is_ready
+        )
+        self.metrics_port = server.start()
+        self._exit.callback(server.stop)
+
+    def _is_ready(self) -> bool:
+        return self._dataplane is not None and self._dataplane.ready()
+
+    async def _open_grpc_port(self, dataplane: DataPlane) -> None:
+        settings = self._settings
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            InferenceServicer(dataplane, on_rpc=self._metrics.rpc), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        address = f"{settings.host}:{settings.port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on port {settings.port} of {settings.host} (setting 'port'); choose another"
+            ) from error
+        await server.start()
+        self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then stop gracefully."""
+    configure_logging(settings.log_level, settings.log_format)
+    server = GuardServer(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start()
+    await stopping.wait()
+    _log.info("stopping", extra={"drain_timeout_s": settings.drain_timeout_s})
+    await server.stop()

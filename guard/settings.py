@@ -1,0 +1,152 @@
+"""What an operator can set, from flags, environment, a TOML file, and defaults, in that order.
+
+Only :mod:`guard.cli` and :mod:`guard.server` read settings; rooms take plain arguments.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from guard.detection.threshold import Policy
+from guard.errors import SettingsError
+
+__all__ = ["ModelSettings", "Settings", "load_settings"]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+OnUncheckable = Literal["refuse", "answer"]
+
+
+class ModelSettings(BaseModel):
+    """Settings of one model; what is left out is taken from the server's.
+
+    Attributes:
+        policy: See :class:`Settings`.
+        on_uncheckable: See :class:`Settings`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Policy | None = None
+    on_uncheckable: OnUncheckable | None = None
+
+
+class Settings(BaseSettings):
+    """Settings of ``guard serve``.
+
+    Attributes:
+        repository: Model repository, ``<repository>/<model>/<version>/``.
+        host: Address of the gRPC port and the metrics port.
+        port: gRPC port; 0 picks a free one.
+        metrics_port: HTTP port of /metrics, /healthz and /readyz; 0 picks a free one.
+        policy: ``enforce`` refuses suspicious inputs, ``flag`` answers and says so, ``monitor``
+            answers at once and only records.
+        on_uncheckable: ``refuse`` fails closed where an input cannot be checked; ``answer``
+            lets it through and counts it.
+        device: ``auto`` takes CUDA where there is one.
+        threads: CPU threads of one device call; 0 for one a core.
+        max_batch_pairs: Pairs (image and overlay) a device batch is filled up to.
+        max_queue_rows: Rows that may wait for one model before requests are shed.
+        max_request_rows: Most rows in one request.
+        max_message_bytes: Largest gRPC message, either way.
+        request_timeout_s: Longest a request may take when its caller sets no shorter deadline.
+        drain_timeout_s: Longest wait for accepted requests at shutdown.
+        log_level: Least severe level that is logged.
+        log_format: ``json`` for one object a line, ``text`` for people.
+        models: Settings of single models, by name.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GUARD_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    repository: Path
+    host: str = "0.0.0.0"
+    port: Port = 8001
+    metrics_port: Port = 9100
+    policy: Policy = Policy.ENFORCE
+    on_uncheckable: OnUncheckable = "refuse"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_batch_pairs: Count = 64
+    max_queue_rows: Count = 1024
+    max_request_rows: Count = 64
+    max_message_bytes: Count = 64 * 1024 * 1024
+    request_timeout_s: Seconds = 30.0
+    drain_timeout_s: Seconds = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, environment, TOML file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+    def policy_of(self, model: str) -> Policy:
+        """Return the policy of one model."""
+        own = self.models.get(model)
+        return own.policy if own and own.policy else self.policy
+
+    def on_uncheckable_of(self, model: str) -> OnUncheckable:
+        """Return what is done with uncheckable inputs of one model."""
+        own = self.models.get(model)
+        return own.on_uncheckable if own and own.on_uncheckable else self.on_uncheckable
+
+
+def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
+    """Read settings.
+
+    Args:
+        config: A TOML file, or None.
+        flags: Values given on the command line; None values count as not given.
+
+    Raises:
+        SettingsError: Naming the setting, what came, and what was expected.
+    """
+    if config is not None and not config.is_file():
+        raise SettingsError(
+            f"settings file {config} is not there; give the path of a TOML file with --config"
+        )
+    chosen = type("Settings", (Settings,), {"model_config": {**Settings.model_config, "toml_file": config}})
+    try:
+        settings = chosen(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+    except ValueError as error:  # a TOML file that does not parse, an environment value that is no JSON
+        raise SettingsError(
+            f"cannot read the settings ({error}); check {config or 'the GUARD_* variables'}"
+        ) from error
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _explain(error: ValidationError) -> str:
+    first, *more = error.errors(include_url=False)
+    field = ".".join(str(part) for part in first["loc"])
+    rest = f" (and {len(more)} more)" if more else ""
+    if first["type"] == "missing":
+        flag = field.replace("_", "-")
+        return (
+            f"setting {field!r} is missing; give --{flag}, GUARD_{field.upper()}, or {field} in the TOML file"
+        )
+    if first["type"] == "extra_forbidden":
+        return f"setting {field!r} is not known; known are {', '.join(Settings.model_fields)}{rest}"
+    return f"setting {field!r}: {first['msg']}, got {first['input']!r}{rest}"
