@@ -63,7 +63,7 @@ class House:
 
     async def only_report(self) -> tuple[str, str, str]:
         """Return the one call reported, when it is there."""
-        first = await asyncio.wait_for(self.reported.get(), timeout=5)
+        first = await asyncio.wait_for(self.reported.get(), timeout=30)
         assert self.reported.empty()
         return first
 
@@ -78,7 +78,7 @@ async def house() -> AsyncIterator[House]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        await asyncio.wait_for(channel.channel_ready(), timeout=5)
+        await asyncio.wait_for(channel.channel_ready(), timeout=30)
         house.stub = pb_grpc.GRPCInferenceServiceStub(channel)
         yield house
     await server.stop(None)
@@ -254,10 +254,10 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_lives_on(house
 async def test_a_caller_whose_time_is_up_ends_the_work_and_is_counted_so(house: House) -> None:
     house.plane.hold = True
 
-    error = await refusal(house.stub.ModelInfer(echo(), timeout=0.3))
+    error = await refusal(house.stub.ModelInfer(echo(), timeout=0.5))
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=5)
+    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=30)
     assert await house.only_report() == ("ModelInfer", "echo", "DEADLINE_EXCEEDED")
 
 
@@ -267,11 +267,11 @@ async def test_a_caller_who_hangs_up_ends_the_work_and_is_counted_so(
 ) -> None:
     house.plane.hold = True
     call = house.stub.ModelInfer(echo(), timeout=timeout_s)
-    await asyncio.wait_for(house.plane.started.wait(), timeout=5)
+    await asyncio.wait_for(house.plane.started.wait(), timeout=30)
 
     assert call.cancel() is True
 
-    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=5)
+    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=30)
     assert await house.only_report() == ("ModelInfer", "echo", "CANCELLED")
 
 
