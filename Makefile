@@ -1,0 +1,55 @@
+# Every command a person or a pipeline needs. `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format proto bench clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.developer  ## Make .venv with everything a CPU-only machine needs
+
+demo: $(VENV)/.serving  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, show the result
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/.developer  ## Run the tests (under a minute)
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.developer  ## Run the slow tests and those against other projects' servers and clients too
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.developer  ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.developer  ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.developer  ## Make the gRPC stubs from proto/
+	$(BIN)/python proto/generate.py
+
+bench: $(VENV)/.developer  ## Measure the serving path; writes benchmarks/results
+	$(BIN)/python -m benchmarks.bench_check
+
+clean:  ## Remove what was built
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# What serving and `guard calibrate` need: small, and no torch.
+$(VENV)/.serving: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) --editable '.[cpu,calibrate]'
+	@touch $@
+
+# torch by itself first: the pinned release takes a CPU build where one is at hand.
+$(VENV)/.developer: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[cpu,repair,dev]'
+	@touch $(VENV)/.serving $@

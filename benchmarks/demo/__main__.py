@@ -1,0 +1,206 @@
+"""The demo: calibrate a backdoored classifier, serve it guarded, attack it, show what happened.
+
+Run it as `make demo`. Everything it needs is in the repository: a WRN-16-1 trained on CIFAR-10 with a
+BadNets trigger, and 3,000 real images it was never trained on. It leaves `build/demo/report.json` and
+`build/demo/demo.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks.client import Answer, send_all
+from benchmarks.demo.data import load_clean_images
+from benchmarks.demo.picture import draw
+from benchmarks.demo.trigger import load_trigger
+from benchmarks.sidecar import sidecar
+from guard.artifact import Artifact, read_artifact
+from guard.detection.strip import mean_entropies
+from guard.detection.superimpose import pair_weights
+from guard.runtime.onnx_classifier import OnnxClassifier
+
+MODEL = Path(__file__).with_name("model.onnx")
+OUT = Path("build/demo")
+NAME = "demo"
+SEED = 20
+N_CALIBRATION = 2000
+CONCURRENCY = 16
+N_LATENCY = 200
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the client sends: images no one has calibrated with, and the same ones triggered.
+
+    Attributes:
+        clean: float32 n c h w in [0, 1].
+        triggered: The images whose label is not the attacker's, stamped.
+        triggered_labels: Their true labels.
+    """
+
+    clean: np.ndarray
+    labels: np.ndarray
+    triggered: np.ndarray
+    triggered_labels: np.ndarray
+    class_names: list[str]
+
+
+def main() -> None:
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    traffic = prepare()
+    unguarded = Unguarded.measure(traffic)
+    calibrate()
+    artifact = read_artifact(OUT / "repository" / NAME / "1")
+    print(
+        f"\nServing the model behind its check, and sending it {len(traffic.clean)} clean and "
+        f"{len(traffic.triggered)} triggered images over gRPC …\n"
+    )
+    with sidecar(OUT / "repository", OUT / "sidecar.log") as running:
+        send_all(running.address, NAME, traffic.clean[:64], CONCURRENCY)
+        alone, _ = send_all(running.address, NAME, traffic.clean[:N_LATENCY], 1)
+        clean, clean_seconds = send_all(running.address, NAME, traffic.clean, CONCURRENCY)
+        triggered, _ = send_all(running.address, NAME, traffic.triggered, CONCURRENCY)
+    report = summarise(traffic, unguarded, artifact, clean, triggered, alone, clean_seconds)
+    (OUT / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(
+        OUT / "demo.png",
+        traffic,
+        clean,
+        triggered,
+        entropies(artifact, traffic.clean),
+        entropies(artifact, traffic.triggered),
+        artifact.profile.boundary.boundary_bits,
+    )
+    show(report, clean, triggered)
+
+
+def prepare() -> Traffic:
+    """Split the committed images: the first for calibration, the rest for the client to send."""
+    images, labels, names = load_clean_images()
+    np.savez_compressed(OUT / "clean.npz", images=images[:N_CALIBRATION], labels=labels[:N_CALIBRATION])
+    held_out = (images[N_CALIBRATION:].astype(np.float32) / 255).transpose(0, 3, 1, 2).copy()
+    held_labels = labels[N_CALIBRATION:]
+    trigger = load_trigger()
+    victims = held_labels != trigger.target_label
+    return Traffic(held_out, held_labels, trigger.stamp(held_out[victims]), held_labels[victims], names)
+
+
+@dataclass(frozen=True)
+class Unguarded:
+    """The bare model's accuracy and attack success rate."""
+
+    acc: float
+    asr: float
+
+    @classmethod
+    def measure(cls, traffic: Traffic) -> Unguarded:
+        session = ort.InferenceSession(MODEL.read_bytes(), providers=["CPUExecutionProvider"])
+        target = load_trigger().target_label
+        clean, triggered = (
+            session.run(None, {"images": images})[0].argmax(axis=1)
+            for images in (traffic.clean, traffic.triggered)
+        )
+        return cls(float((clean == traffic.labels).mean()), float((triggered == target).mean()))
+
+
+def calibrate() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "guard.cli",
+        "calibrate",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(OUT / "clean.npz"),
+    ]
+    command += ["--frr", "0.01", "--seed", str(SEED), "--out", str(OUT / "repository" / NAME)]
+    print("$ guard calibrate " + " ".join(command[4:]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def entropies(artifact: Artifact, images: np.ndarray) -> np.ndarray:
+    """Return the mean entropy over all N overlays, for the picture; the sidecar stops earlier."""
+    profile = artifact.profile
+    n_overlays = profile.check.n_overlays
+    with OnnxClassifier.open(
+        artifact.model,
+        source=profile.input,
+        sink=profile.output,
+        fixed_batch=profile.fixed_batch,
+        overlays=artifact.overlays,
+        blend=profile.check.blend_rule,
+    ) as classifier:
+        overlay_index = np.arange(n_overlays, dtype=np.int64)
+        weights = pair_weights(profile.check.blend_rule, overlay_index)
+        one = np.zeros(n_overlays, np.int64)
+        rows = [classifier.check(image[None], one, overlay_index, weights)[1] for image in images]
+    return mean_entropies(np.stack(rows))
+
+
+def summarise(
+    traffic: Traffic,
+    unguarded: Unguarded,
+    artifact: Artifact,
+    clean: list[Answer],
+    triggered: list[Answer],
+    alone: list[Answer],
+    clean_seconds: float,
+) -> dict[str, float | int | str | None]:
+    n_overlays = artifact.profile.check.n_overlays
+    right = [answer.label == label for answer, label in zip(clean, traffic.labels, strict=True)]
+    target = load_trigger().target_label
+    milliseconds = np.array([answer.seconds for answer in alone]) * 1e3
+    return {
+        "acc": unguarded.acc,
+        "acc_guarded": float(np.mean(right)),
+        "asr_unguarded": unguarded.asr,
+        "asr_guarded": float(np.mean([answer.label == target for answer in triggered])),
+        "frr": float(np.mean([answer.rejected for answer in clean])),
+        "frr_certified": artifact.profile.boundary.certified_frr,
+        "far": float(np.mean([not answer.rejected for answer in triggered])),
+        "mean_passes_clean": float(np.mean([answer.passes or n_overlays for answer in clean])),
+        "n_overlays": n_overlays,
+        "boundary_bits": artifact.profile.boundary.boundary_bits,
+        "blend": artifact.profile.check.blend,
+        "p50_ms": float(np.percentile(milliseconds, 50)),
+        "p99_ms": float(np.percentile(milliseconds, 99)),
+        "latency_concurrency": 1,
+        "images_per_second": len(clean) / clean_seconds,
+        "throughput_concurrency": CONCURRENCY,
+        "n_clean": len(clean),
+        "n_triggered": len(triggered),
+        "n_calibration": N_CALIBRATION,
+    }
+
+
+def show(report: dict[str, float | int | str | None], clean: list[Answer], triggered: list[Answer]) -> None:
+    print(f"{'':12}{'sent':>8}{'accepted':>10}{'rejected':>10}")
+    for name, answers in (("clean", clean), ("triggered", triggered)):
+        rejected = sum(answer.rejected for answer in answers)
+        print(f"{name:12}{len(answers):8}{len(answers) - rejected:10}{rejected:10}")
+    print(f"""
+Without the guard   accuracy {report["acc"]:.1%}, attack success rate {report["asr_unguarded"]:.1%}
+With the guard      accuracy {report["acc_guarded"]:.1%}, attack success rate {report["asr_guarded"]:.1%}
+False rejections    {report["frr"]:.2%} of clean images (certified: at most {report["frr_certified"]:.2%})
+False acceptances   {report["far"]:.2%} of triggered images
+Cost                {report["mean_passes_clean"]:.1f} blends for a clean image, of N = {report["n_overlays"]}
+Latency             p50 {report["p50_ms"]:.1f} ms, p99 {report["p99_ms"]:.1f} ms, one client at a time
+Throughput          {report["images_per_second"]:.0f} clean images/s, {report["throughput_concurrency"]} at a time
+
+Report: {OUT / "report.json"}   Picture: {OUT / "demo.png"}   Sidecar's log: {OUT / "sidecar.log"}
+Next: calibrate your own model, `guard calibrate --model M.onnx --data IMAGES --out repository/NAME`, then
+`guard serve --repository repository`; point any Triton or KServe client at port 8001.""")
+
+
+if __name__ == "__main__":
+    main()
