@@ -1,0 +1,213 @@
+"""Every metric the guard exposes, with its labels and the values each may take.
+
+A metric that is not in :data:`CATALOGUE` does not exist. The labels left open (``model`` and those
+of ``guard_model_info``) hold what the operator loaded, never what a caller sent.
+``tests/golden/metrics_catalogue.txt`` pins the list; alerts and dashboards are tested against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Literal
+
+from guard.detection.superimpose import BLEND_RULES
+from guard.detection.threshold import Policy, Verdict
+
+__all__ = [
+    "CATALOGUE",
+    "GRPC_CODES",
+    "RPC_METHODS",
+    "UNKNOWN",
+    "Outcome",
+    "ShedReason",
+    "Spec",
+    "Stage",
+    "UncheckableReason",
+]
+
+UNKNOWN: Final = "unknown"
+"""Label value of a model or method that is not known here."""
+
+GRPC_CODES: Final = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+"""The status codes of gRPC; any other is counted as its own ``UNKNOWN``."""
+
+RPC_METHODS: Final = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelInfer",
+    "ModelStreamInfer",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+    "Check",
+    "Watch",
+)
+"""Methods of the inference service and of health; refused ones too, as attempts are worth seeing."""
+
+
+class UncheckableReason(StrEnum):
+    """Why an input could not be checked."""
+
+    NON_FINITE = "non_finite"
+    OUT_OF_RANGE = "out_of_range"
+    CHECK_FAILED = "check_failed"
+    QUEUE_FULL = "queue_full"
+
+
+class Outcome(StrEnum):
+    """What became of an input that could not be checked: answered (fail open) or refused."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+
+
+class Stage(StrEnum):
+    """Where time goes: ``queue`` and ``total`` once a request, ``device`` once a device call."""
+
+    QUEUE = "queue"
+    DEVICE = "device"
+    TOTAL = "total"
+
+
+class ShedReason(StrEnum):
+    """Why a request was dropped before its answer was ready."""
+
+    QUEUE_FULL = "queue_full"
+    SHUTTING_DOWN = "shutting_down"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+
+
+Kind = Literal["counter", "gauge", "histogram"]
+OPEN: Final[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One metric of the catalogue.
+
+    Attributes:
+        labels: Each label with every value it may take; none listed for a label that holds what
+            the operator loaded.
+        buckets: Upper bounds of a histogram, without the infinite one.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PASSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0)
+_BITS: Final = (
+    *(0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
+)
+_PAIRS: Final = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
+_MODEL: Final[Mapping[str, Iterable[str]]] = {"model": OPEN}
+
+_SPECS: Final = (
+    Spec(
+        "guard_rpcs_total",
+        "counter",
+        "RPCs answered, by status code; model is empty where the RPC names none.",
+        {"method": (*RPC_METHODS, UNKNOWN), "model": OPEN, "code": GRPC_CODES},
+    ),
+    Spec(
+        "guard_rpc_seconds",
+        "histogram",
+        "Time from the arrival of an RPC to its answer.",
+        {"method": (*RPC_METHODS, UNKNOWN)},
+        _SECONDS,
+    ),
+    Spec("guard_inputs_total", "counter", "Inputs by verdict.", {**_MODEL, "verdict": tuple(Verdict)}),
+    Spec(
+        "guard_uncheckable_inputs_total",
+        "counter",
+        "Inputs that could not be checked, by reason, and whether they were answered all the same.",
+        {**_MODEL, "reason": tuple(UncheckableReason), "outcome": tuple(Outcome)},
+    ),
+    Spec("guard_check_passes", "histogram", "Blends spent on an input.", _MODEL, _PASSES),
+    Spec(
+        "guard_mean_entropy_bits",
+        "histogram",
+        "Entropy seen, divided by N; a lower bound of the mean where the check stopped early.",
+        _MODEL,
+        _BITS,
+    ),
+    Spec(
+        "guard_stage_seconds",
+        "histogram",
+        "Time spent waiting and in all, a request each; on the device, a device call each.",
+        {**_MODEL, "stage": tuple(Stage)},
+        _SECONDS,
+    ),
+    Spec("guard_device_batch_pairs", "histogram", "Images and blends in a device call.", _MODEL, _PAIRS),
+    Spec("guard_queue_rows", "gauge", "Rows that wait for the device.", _MODEL),
+    Spec("guard_queue_limit_rows", "gauge", "Rows that may wait before requests are shed.", _MODEL),
+    Spec(
+        "guard_shed_requests_total",
+        "counter",
+        "Requests dropped before their answer was ready.",
+        {**_MODEL, "reason": tuple(ShedReason)},
+    ),
+    Spec(
+        "guard_model_info",
+        "gauge",
+        "1 for each model served; its version, digest, blend rule and policy.",
+        {
+            **_MODEL,
+            "version": OPEN,
+            "digest": OPEN,
+            "blend": tuple(BLEND_RULES),
+            "policy": tuple(Policy),
+        },
+    ),
+    Spec("guard_boundary_bits", "gauge", "Mean entropy below which an input is suspicious.", _MODEL),
+    Spec(
+        "guard_certified_frr_ratio",
+        "gauge",
+        "Certified bound on the share of clean inputs found suspicious; absent without a guarantee.",
+        _MODEL,
+    ),
+    Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
+)
+
+CATALOGUE: Final[Mapping[str, Spec]] = MappingProxyType({spec.name: spec for spec in _SPECS})
+"""Every metric the guard exposes, by name; ``tests/golden/metrics_catalogue.txt`` pins it."""
