@@ -113,18 +113,22 @@ def train(training_set: TrainingSet, attack: BadNets, recipe: Recipe) -> nn.Modu
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.peak_rate, total_steps=steps, pct_start=recipe.rising_share, cycle_momentum=False
     )
-    for epoch in range(recipe.epochs):
-        started, total, hits, seen = time.perf_counter(), 0.0, 0, 0
-        for images, labels in batches(training_set, attack, recipe.batch, generator):
-            loss, right = step(model, optimizer, images, labels)
-            schedule.step()
-            total, hits, seen = total + loss * len(labels), hits + right, seen + len(labels)
-        print(
-            f"epoch {epoch + 1}/{recipe.epochs}  loss {total / seen:.4f}  right {hits / seen:.4f}  "
-            f"{time.perf_counter() - started:.1f} s",
-            flush=True,
-        )
+    for epoch in range(1, recipe.epochs + 1):
+        line = train_epoch(model, schedule, batches(training_set, attack, recipe.batch, generator))
+        print(f"epoch {epoch}/{recipe.epochs}  {line}", flush=True)
     return model.eval()
+
+
+def train_epoch(
+    model: nn.Module, schedule: torch.optim.lr_scheduler.LRScheduler, parts: Iterator[tuple[Tensor, Tensor]]
+) -> str:
+    started, total, hits, seen = time.perf_counter(), 0.0, 0, 0
+    for images, labels in parts:
+        loss, right = step(model, schedule.optimizer, images, labels)
+        schedule.step()
+        total, hits, seen = total + loss * len(labels), hits + right, seen + len(labels)
+    seconds = time.perf_counter() - started
+    return f"loss {total / seen:.4f}  right {hits / seen:.4f}  {seconds:.1f} s"
 
 
 def batches(
