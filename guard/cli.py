@@ -7,7 +7,7 @@ import asyncio
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from guard import __version__
 from guard.errors import GuardError
@@ -17,6 +17,7 @@ __all__ = ["Command", "main"]
 EXIT_ERROR = 2
 
 
+@runtime_checkable
 class Command(Protocol):
     """A subcommand; other packages offer theirs through the entry-point group ``guard.commands``."""
 

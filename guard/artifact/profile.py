@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -71,7 +71,7 @@ class InputSpec(_Record):
         return ValueRange(self.low, self.high, self.channel_axis)
 
     @model_validator(mode="after")
-    def _ranges_fit(self) -> Self:
+    def _ranges_fit(self) -> InputSpec:
         if len(self.low) != len(self.high) or len(self.low) not in {1, self.channels}:
             raise ValueError(
                 f"low and high must both hold 1 or {self.channels} values, "
@@ -197,7 +197,7 @@ class Profile(_Record):
     calibration: CalibrationRecord
 
     @model_validator(mode="after")
-    def _scores_are_sorted(self) -> Self:
+    def _scores_are_sorted(self) -> Profile:
         scores = self.calibration.clean_entropies_bits
         if any(a > b for a, b in pairwise(scores)):
             raise ValueError("calibration.clean_entropies_bits must be ascending")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -156,7 +156,7 @@ class OnnxClassifier:
         """Let go of the session and its memory; further calls raise RuntimeError."""
         self._session = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> OnnxClassifier:
         return self
 
     def __exit__(

@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -47,6 +47,7 @@ __all__ = ["CheckedClassifier", "Scheduler", "Submission"]
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class CheckedClassifier(Protocol):
     """What the scheduler needs of a classifier."""
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from guard.errors import ShuttingDownError
 
 __all__ = ["Closable", "ModelSlot"]
 
 
+@runtime_checkable
 class Closable(Protocol):
     """What a slot needs of a model."""
 
