@@ -1,0 +1,141 @@
+"""``guard calibrate``: its flags, and nothing heavier than the guard's own dependencies to declare them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from guard.detection.superimpose import BLEND_RULES
+from guard.errors import GuardError
+
+__all__ = ["CALIBRATE", "Calibrate"]
+
+EXIT_ERROR: Final = 2
+
+_NEEDED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "scipy": "calibrate",
+        "matplotlib": "calibrate",
+        "PIL": "calibrate",
+        "tqdm": "calibrate",
+        "onnxruntime": "cpu",
+    }
+)
+"""Packages that only calibration needs, and the extra that brings each."""
+
+
+class Calibrate:
+    """``guard calibrate``."""
+
+    name = "calibrate"
+    help = "calibrate a model on clean images and write an artifact that `guard serve` can serve"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the flags."""
+        parser.add_argument("--model", type=Path, required=True, metavar="M.onnx", help="the classifier")
+        parser.add_argument(
+            "--data",
+            type=Path,
+            required=True,
+            metavar="PATH",
+            help="clean images the model was not trained on: a folder (sub-folders are classes), an .npz "
+            "with 'images' (and 'labels'), or an .npy",
+        )
+        parser.add_argument("--labels", type=Path, metavar="L.npy", help="class indices of the images")
+        parser.add_argument("--out", type=Path, required=True, metavar="REPO/NAME", help="where to write")
+        parser.add_argument("--name", help="model name (default: the last part of --out)")
+        _add_check(parser.add_argument_group("the check"))
+        _add_preprocessing(parser.add_argument_group("preprocessing, (v * scale - mean) / std"))
+        _add_running(parser.add_argument_group("running"))
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Calibrate and print what was found; return the exit code."""
+        try:
+            return _run(arguments)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _NEEDED:
+                raise
+            extra = _NEEDED[package]
+            print(
+                f"guard calibrate needs the extra '{extra}': pip install 'inference-guard[{extra}]'",
+                file=sys.stderr,
+            )
+        except GuardError as error:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+CALIBRATE: Final = Calibrate()
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from calibration.calibrate import calibrate
+    from calibration.options import CalibrateOptions
+    from calibration.preprocessing import Transform
+
+    transform = Transform(
+        scale=arguments.scale,
+        mean=tuple(arguments.mean) if arguments.mean else None,
+        std=tuple(arguments.std) if arguments.std else None,
+        resize=tuple(arguments.resize) if arguments.resize else None,
+        value_range=tuple(arguments.value_range) if arguments.value_range else None,
+    )
+    same_name = (
+        "model", "data", "labels", "out", "name", "overlays", "blend", "threshold", "frr", "confidence",
+        "layout", "seed", "device", "threads", "quiet",
+    )  # fmt: skip
+    options = CalibrateOptions(**{flag: getattr(arguments, flag) for flag in same_name}, transform=transform)
+    for line in calibrate(options).lines():
+        print(line)
+    return 0
+
+
+def _add_check(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--overlays", type=int, default=32, metavar="N", help="overlays (default %(default)s)")
+    group.add_argument(
+        "--blend", choices=tuple(BLEND_RULES), default="add", help="blend rule (default %(default)s)"
+    )
+    group.add_argument(
+        "--threshold",
+        choices=("conformal", "normal"),
+        default="conformal",
+        help="conformal guarantees the rate; normal is the paper's percentile (default %(default)s)",
+    )
+    group.add_argument(
+        "--frr", type=float, default=0.01, help="most clean inputs that may be flagged (default %(default)s)"
+    )
+    group.add_argument(
+        "--confidence", type=float, default=0.95, help="of the guarantee (default %(default)s)"
+    )
+    group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh one, recorded)")
+
+
+def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--scale", type=float, help="factor on stored values (default: 1/255 for 8-bit images, else 1)"
+    )
+    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="one value, or one a channel")
+    group.add_argument("--std", type=float, nargs="+", metavar="S", help="one value, or one a channel")
+    group.add_argument(
+        "--resize", type=int, nargs=2, metavar=("H", "W"), help="resize images (bilinear, antialiased)"
+    )
+    group.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the model, where its shape is unclear")
+    group.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        dest="value_range",
+        help="range of floating-point images before preprocessing (default: 0 1 if they fit, else their own)",
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default auto)")
+    group.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,0 +1,126 @@
+"""What ``guard calibrate`` is asked to do."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from calibration.errors import OptionError
+from calibration.preprocessing import Transform
+from guard.artifact.signature import Layout
+from guard.detection.superimpose import BLEND_RULES, BlendRule
+from guard.runtime.onnx_classifier import Device
+
+__all__ = ["Blend", "CalibrateOptions", "Threshold"]
+
+Blend = Literal["add", "add_clip", "half_clip", "convex"]
+Threshold = Literal["conformal", "normal"]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_VERSION = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """One calibration.
+
+    Attributes:
+        model: ONNX file.
+        data: Clean images: a folder, an ``.npz`` or an ``.npy``.
+        out: Model directory, ``<repository>/<model>``; the artifact becomes its next version.
+        labels: ``.npy`` of class indices, or None for those that ``data`` may hold.
+        name: Name the profile gives the model; None for the last part of ``out``.
+        overlays: N.
+        blend: Name of the blend rule.
+        threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
+        frr: False-rejection rate α.
+        confidence: 1 − δ of the guarantee.
+        transform: Preprocessing asked for.
+        layout: The model's layout, where its shape does not tell.
+        seed: Seed of the overlay draw; None for a fresh one.
+        device: Where the model runs.
+        threads: CPU threads; None for one a core.
+        quiet: Show no progress.
+
+    Raises:
+        OptionError: If a value is out of its range.
+    """
+
+    model: Path
+    data: Path
+    out: Path
+    labels: Path | None = None
+    name: str | None = None
+    overlays: int = 32
+    blend: Blend = "add"
+    threshold: Threshold = "conformal"
+    frr: float = 0.01
+    confidence: float = 0.95
+    transform: Transform = field(default_factory=Transform)
+    layout: Layout | None = None
+    seed: int | None = None
+    device: Device = "auto"
+    threads: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        _check_out(self.out, self.model_name)
+        _require(self.blend in BLEND_RULES, f"--blend {self.blend}", f"one of {', '.join(BLEND_RULES)}")
+        _require(
+            self.threshold in {"conformal", "normal"}, f"--threshold {self.threshold}", "conformal or normal"
+        )
+        _require(self.overlays >= 1, f"--overlays {self.overlays}", "at least 1")
+        _require(0 < self.frr < 1, f"--frr {self.frr}", "a rate between 0 and 1, such as 0.01")
+        _require(0 < self.confidence < 1, f"--confidence {self.confidence}", "between 0 and 1, such as 0.95")
+        _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}", "at least 1")
+        _require(self.seed is None or self.seed >= 0, f"--seed {self.seed}", "a whole number from 0")
+        _check_transform(self.transform)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.name if self.name is not None else self.out.resolve().name
+
+    @property
+    def delta(self) -> float:
+        """Risk δ that the guarantee does not hold."""
+        return 1.0 - self.confidence
+
+    @property
+    def blend_rule(self) -> BlendRule:
+        """The rule named by ``blend``."""
+        return BLEND_RULES[self.blend]
+
+
+def _require(holds: bool, what: str, expected: str) -> None:
+    if not holds:
+        raise OptionError(f"{what}: expected {expected}")
+
+
+def _check_out(out: Path, name: str) -> None:
+    if _VERSION.fullmatch(out.name):
+        raise OptionError(
+            f"--out {out} ends in a version; expected REPOSITORY/MODEL, the version is counted up by itself"
+        )
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {out} is a file; expected a directory, REPOSITORY/MODEL")
+    _require(
+        _NAME.fullmatch(name) is not None,
+        f"model name {name!r}",
+        "letters, digits, '_', '-' and '.' (see --name)",
+    )
+
+
+def _check_transform(wish: Transform) -> None:
+    scale_fits = wish.scale is None or (math.isfinite(wish.scale) and wish.scale != 0)
+    _require(scale_fits, f"--scale {wish.scale}", "a number other than 0")
+    _require(all(map(math.isfinite, wish.mean or ())), f"--mean {wish.mean}", "finite numbers")
+    std_fits = all(math.isfinite(value) and value > 0 for value in wish.std or ())
+    _require(std_fits, f"--std {wish.std}", "positive numbers")
+    _require(min(wish.resize or (1, 1)) >= 1, f"--resize {wish.resize}", "height and width of at least 1")
+    low, high = wish.value_range or (0.0, 1.0)
+    range_fits = math.isfinite(low) and math.isfinite(high) and low < high
+    _require(range_fits, f"--range {low:g} {high:g}", "a low value and a higher one")

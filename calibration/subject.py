@@ -1,0 +1,119 @@
+"""The subject of a calibration: a model, clean images, and how the one becomes input of the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from calibration.data import Geometry, ImageSet
+from calibration.errors import TooFewImagesError
+from calibration.model_source import ModelSource, read_model
+from calibration.options import CalibrateOptions
+from calibration.outputs import check_labels, count_classes
+from calibration.preprocessing import Prepare, plan_input
+from calibration.scoring import batch_size
+from calibration.sources import read_images
+from calibration.threshold import minimum_images
+from guard.arrays import Images
+from guard.artifact import OutputSpec
+from guard.artifact.signature import Signature, read_signature
+from guard.detection.superimpose import BlendRule
+from guard.runtime.onnx_classifier import Device, OnnxClassifier
+
+__all__ = ["Subject", "read_subject", "require_enough"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its images, read and fitted to each other.
+
+    Attributes:
+        sink: The model's output; its ``kind`` is ``logits`` until it has been seen.
+        batch: Model inputs in one device call.
+    """
+
+    source: ModelSource
+    signature: Signature
+    images: ImageSet
+    prepare: Prepare
+    sink: OutputSpec
+    batch: int
+
+    def with_kind(self, kind: Literal["logits", "probabilities"]) -> Subject:
+        """Return the subject with what its output was found to be."""
+        return replace(self, sink=self.sink.model_copy(update={"kind": kind}))
+
+    def open(self, overlays: Images, blend: BlendRule, device: Device, threads: int | None) -> OnnxClassifier:
+        """Load the model with these overlays, by the code that serves."""
+        return OnnxClassifier.open(
+            self.source.model,
+            source=self.prepare.source,
+            sink=self.sink,
+            fixed_batch=self.signature.fixed_batch,
+            overlays=overlays,
+            blend=blend,
+            device=device,
+            threads=threads,
+        )
+
+
+def read_subject(options: CalibrateOptions) -> Subject:
+    """Read model and images, and refuse at once what cannot be calibrated.
+
+    Raises:
+        GuardError: Whatever does not fit, each with its own class and message.
+    """
+    source = read_model(options.model)
+    wish = options.transform
+    signature = read_signature(source.model, str(options.model), layout=options.layout, size=wish.resize)
+    geometry = _geometry(signature, resize=wish.resize is not None)
+    images = read_images(options.data, options.labels, geometry)
+    require_enough(len(images), options, held_back=options.overlays)
+    prepare = plan_input(signature, images.images, wish)
+    row = prepare(images.images[:1])
+    classes = count_classes(source, signature, row)
+    if images.labels is not None:
+        check_labels(images.labels, classes)
+    sink = OutputSpec(
+        name=signature.output_name, datatype=signature.output_datatype, classes=classes, kind="logits"
+    )
+    return Subject(source, signature, images, prepare, sink, batch_size(row.astype(np.float32).nbytes))
+
+
+def require_enough(n_images: int, options: CalibrateOptions, held_back: int) -> None:
+    """Refuse too few images before anything is scored.
+
+    Args:
+        n_images: Images there are.
+        options: What is to be certified.
+        held_back: How many of them do not calibrate: overlays, and copies of overlays.
+
+    Raises:
+        TooFewImagesError: With the number needed, overlays included.
+    """
+    conformal = options.threshold == "conformal"
+    least = minimum_images(options.frr, options.delta) if conformal else 2
+    if n_images >= least + held_back:
+        return
+    copies = held_back - options.overlays
+    parts = f"{options.overlays} overlays, {f'{copies} copies of overlays, ' if copies else ''}"
+    purpose = (
+        f"{least} to certify a false-rejection rate of {options.frr:.3%} with "
+        f"{options.confidence:.1%} confidence"
+        if conformal
+        else f"{least} to fit a Normal"
+    )
+    raise TooFewImagesError(
+        f"{options.data} holds {n_images} images, expected at least {least + held_back}: {parts}{purpose}; "
+        f"add images, raise --frr, or lower --confidence or --overlays",
+        needed=least + held_back,
+        got=n_images,
+    )
+
+
+def _geometry(signature: Signature, resize: bool) -> Geometry:
+    first = signature.layout == "NCHW"
+    channels, *size = signature.shape if first else (signature.shape[2], *signature.shape[:2])
+    return Geometry(channels, (size[0], size[1]), channels_first=first, resize=resize)
