@@ -195,7 +195,7 @@ False rejections    {report["frr"]:.2%} of clean images (certified: at most {rep
 False acceptances   {report["far"]:.2%} of triggered images
 Cost                {report["mean_passes_clean"]:.1f} blends for a clean image, of N = {report["n_overlays"]}
 Latency             p50 {report["p50_ms"]:.1f} ms, p99 {report["p99_ms"]:.1f} ms, one client at a time
-Throughput          {report["images_per_second"]:.0f} clean images/s, {report["throughput_concurrency"]} at a time
+Throughput          {report["images_per_second"]:.0f} clean images/s, {CONCURRENCY} at a time
 
 Report: {OUT / "report.json"}   Picture: {OUT / "demo.png"}   Sidecar's log: {OUT / "sidecar.log"}
 Next: calibrate your own model, `guard calibrate --model M.onnx --data IMAGES --out repository/NAME`, then

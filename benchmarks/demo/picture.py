@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.client import Answer
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 if TYPE_CHECKING:
     from benchmarks.demo.__main__ import Traffic
