@@ -28,6 +28,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -155,12 +156,6 @@ class Scheduler:
         submission.prediction.cancel()
         submission.rows.cancel()
 
-    async def drain(self) -> None:
-        """Wait until everything submitted so far is finished."""
-        with self._changed:
-            pending = [submission.rows for submission in self._submissions.values()]
-        await asyncio.gather(*pending, return_exceptions=True)
-
     def close(self) -> None:
         """Refuse new work, finish what was accepted, and end the device thread (blocks)."""
         with self._changed:
@@ -192,6 +187,7 @@ class Scheduler:
             logits, entropies = self._classifier.check(
                 batch.images, batch.image_index, batch.overlay_index, batch.weights
             )
+            _check_sizes(len(batch.image_index), logits, entropies)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error
         self._on_batch(len(batch.image_index), time.perf_counter() - start)
@@ -228,9 +224,16 @@ class Scheduler:
                 del self._submissions[task]
         if done:
             loop = done[0][1].rows.get_loop()
-            if loop.is_closed():  # nobody is left to answer
-                return
-            loop.call_soon_threadsafe(_deliver, [submission for _, submission in done])
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
+                loop.call_soon_threadsafe(_deliver, [submission for _, submission in done])
+
+
+def _check_sizes(pairs: int, logits: np.ndarray, entropies: np.ndarray) -> None:
+    if logits.ndim != 2 or len(logits) != pairs or entropies.shape != (pairs,):
+        raise ValueError(
+            f"expected a row of output and an entropy for each of {pairs} pairs, got the shapes "
+            f"{logits.shape} and {entropies.shape}"
+        )
 
 
 def _deliver(submissions: list[Submission]) -> None:
