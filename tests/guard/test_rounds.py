@@ -1,0 +1,360 @@
+"""The waiting line, driven without a thread: every row gets its own answer, whatever shares its batches."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import pytest
+from fake_classifier import ADD, TableClassifier, answers_to, full_check, numbered_images, random_table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from guard.detection.plan import CheckPlan
+from guard.detection.strip import Decision, Evidence, Strip
+from guard.errors import QueueFullError
+from guard.runtime.rounds import Batch, CheckTask, Line
+
+ROUNDS = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+BOUNDARY = st.floats(0.0, 2.1)
+MASK = st.lists(st.booleans(), min_size=1, max_size=5)
+IMAGES = 200
+
+
+def strip_of(rounds: tuple[int, ...] = (2, 2, 4), boundary: float = 1.0) -> Strip:
+    return Strip(CheckPlan(rounds), boundary)
+
+
+def line_of(strip: Strip, max_pairs: int = 64, max_rows: int = 100) -> Line:
+    return Line(strip, ADD, max_pairs=max_pairs, max_rows=max_rows)
+
+
+def task_of(numbers: list[int], mask: list[bool] | None = None, *, answer_first: bool = False) -> CheckTask:
+    to_check = np.array(mask or [True] * len(numbers))
+    return CheckTask.of(numbered_images(numbers), to_check, answer_first=answer_first)
+
+
+def run(line: Line, classifier: TableClassifier) -> list[CheckTask]:
+    """Run one batch and return its news."""
+    batch = line.next_batch()
+    assert batch is not None
+    return complete(line, batch, classifier)
+
+
+def complete(line: Line, batch: Batch, classifier: TableClassifier) -> list[CheckTask]:
+    return line.complete(
+        batch, *classifier.check(batch.images, batch.image_index, batch.overlay_index, batch.weights)
+    )
+
+
+def run_to_the_end(line: Line, classifier: TableClassifier) -> list[CheckTask]:
+    news: list[CheckTask] = []
+    while line.rows:
+        news += run(line, classifier)
+    return news
+
+
+def expect_own_answers(task: CheckTask, numbers: list[int], strip: Strip, table: np.ndarray) -> None:
+    """Every row has its own image's logits, evidence and verdict, bit for bit."""
+    assert task.logits is not None
+    np.testing.assert_array_equal(task.logits, answers_to(numbers))
+    for row, number in zip(task.rows, numbers, strict=True):
+        expected = strip.update(Evidence(), table[number, : row.evidence.passes])
+        assert row.evidence == expected
+        assert row.decision is (full_check(strip, table[number]) if row.wanted else None)
+        if not row.wanted:
+            assert row.evidence.passes == 0
+
+
+class LineMachine(RuleBasedStateMachine):
+    """Submissions, batches and callers who leave, in any order; a plain list is the model."""
+
+    @initialize(
+        rounds=ROUNDS,
+        boundary=BOUNDARY,
+        max_pairs=st.integers(1, 16),
+        max_rows=st.integers(1, 16),
+        seed=st.integers(0, 99),
+    )
+    def open_the_line(
+        self, rounds: tuple[int, ...], boundary: float, max_pairs: int, max_rows: int, seed: int
+    ) -> None:
+        self.strip = strip_of(rounds, boundary)
+        self.table = random_table(IMAGES, sum(rounds), seed)
+        self.classifier = TableClassifier(self.table)
+        self.line = line_of(self.strip, max_pairs, max_rows)
+        self.numbers: dict[CheckTask, list[int]] = {}
+        self.waiting: list[CheckTask] = []
+        self.answered: list[CheckTask] = []
+        self.running: Batch | None = None
+        self.next_number = count()
+
+    @rule(mask=MASK, answer_first=st.booleans())
+    def submit(self, mask: list[bool], answer_first: bool) -> None:
+        numbers = [next(self.next_number) % IMAGES for _ in mask]
+        task = task_of(numbers, mask, answer_first=answer_first)
+        evicted = self.who_must_go(len(mask))
+        before = self.line.rows
+        if evicted is None:
+            with pytest.raises(QueueFullError) as refused:
+                self.line.add(task)
+            assert str(refused.value) == (
+                f"{before} rows are waiting and {len(mask)} more came, expected at most "
+                f"{self.line.max_rows} (max_queue_rows); retry later or add capacity"
+            )
+            return
+        assert self.line.add(task) == evicted
+        self.waiting = [old for old in self.waiting if old not in evicted] + [task]
+        self.numbers[task] = numbers
+
+    @precondition(lambda self: self.running is None)
+    @rule()
+    def begin_a_batch(self) -> None:
+        undone = [(task, i) for task in self.waiting for i, row in enumerate(task.rows) if not row.done]
+        self.running = self.line.next_batch()
+        if self.running is None:
+            assert undone == []
+            return
+        units = self.running.units
+        assert [(unit.task, unit.index) for unit in units] == undone[: len(units)]
+        for unit in units:
+            assert (unit.overlays, unit.with_image) == self.whole_round_of(unit.task, unit.index)
+        pairs = len(self.running.image_index)
+        assert pairs == sum(unit.pairs for unit in units)
+        assert pairs <= self.line.max_pairs or len(units) == 1
+        if len(units) < len(undone):
+            overlays, with_image = self.whole_round_of(*undone[len(units)])
+            assert pairs + len(overlays) + with_image > self.line.max_pairs
+
+    @precondition(lambda self: self.running is not None)
+    @rule()
+    def end_the_batch(self) -> None:
+        assert self.running is not None
+        batch, self.running = self.running, None
+        news = complete(self.line, batch, self.classifier)
+        assert len(set(news)) == len(news)
+        for task in news:
+            assert task in self.waiting
+            if all(row.done for row in task.rows):
+                self.waiting.remove(task)
+                expect_own_answers(task, self.numbers[task], self.strip, self.table)
+            else:
+                assert task.answer_first
+                assert task not in self.answered
+                np.testing.assert_array_equal(task.logits, answers_to(self.numbers[task]))
+                self.answered.append(task)
+        assert not any(all(row.done for row in task.rows) for task in self.waiting)
+
+    @precondition(lambda self: self.waiting)
+    @rule(which=st.integers(0, 99))
+    def lose_a_caller(self, which: int) -> None:
+        gone = self.waiting.pop(which % len(self.waiting))
+        self.line.discard(gone)
+        self.line.discard(gone)  # twice does no harm
+
+    @invariant()
+    def rows_are_those_of_the_tasks_in_line(self) -> None:
+        if hasattr(self, "line"):
+            assert self.line.rows == sum(len(task.rows) for task in self.waiting) <= self.line.max_rows
+
+    def teardown(self) -> None:
+        if not hasattr(self, "line"):
+            return
+        if self.running is not None:
+            self.end_the_batch()
+        while self.line.rows:
+            self.begin_a_batch()
+            self.end_the_batch()
+        assert self.waiting == []
+        assert self.line.next_batch() is None
+
+    def who_must_go(self, rows: int) -> list[CheckTask] | None:
+        """Return which answered tasks make room for so many rows, None if that is not enough."""
+        room = self.line.max_rows - self.line.rows
+        gone: list[CheckTask] = []
+        for task in [task for task in self.waiting if task in self.answered]:
+            if room >= rows:
+                break
+            gone.append(task)
+            room += len(task.rows)
+        return gone if room >= rows else None
+
+    def whole_round_of(self, task: CheckTask, index: int) -> tuple[range, bool]:
+        row = task.rows[index]
+        if not row.predicted and (task.answer_first or not row.wanted):
+            return range(0), True
+        return self.strip.plan.next_round(row.evidence.passes), not row.predicted
+
+
+TestLine = LineMachine.TestCase
+TestLine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    masks=st.lists(MASK, min_size=1, max_size=6),
+    rounds=ROUNDS,
+    boundary=BOUNDARY,
+    pair_limits=st.lists(st.integers(1, 64), min_size=2, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_scores_do_not_depend_on_how_requests_were_batched(
+    masks: list[list[bool]], rounds: tuple[int, ...], boundary: float, pair_limits: list[int], seed: int
+) -> None:
+    strip = strip_of(rounds, boundary)
+    table = random_table(IMAGES, sum(rounds), seed)
+    outcomes = []
+    for max_pairs in pair_limits:
+        line, numbers, tasks = line_of(strip, max_pairs), count(), []
+        for mask in masks:
+            tasks.append(task_of([next(numbers) for _ in mask], mask))
+            line.add(tasks[-1])
+        run_to_the_end(line, TableClassifier(table))
+        outcomes.append([(row.evidence, row.decision) for task in tasks for row in task.rows])
+        numbers = count()
+        for mask, task in zip(masks, tasks, strict=True):
+            expect_own_answers(task, [next(numbers) for _ in mask], strip, table)
+
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def test_rows_in_their_last_round_and_rows_that_just_arrived_share_a_batch() -> None:
+    line, classifier = line_of(strip_of(boundary=9.0)), TableClassifier(np.ones((5, 8), np.float32))
+    line.add(task_of([1]))
+    run(line, classifier)
+    line.add(task_of([2]))
+
+    run(line, classifier)
+
+    assert classifier.batches[-1].T.tolist() == [[1, 2], [1, 3], [2, -1], [2, 0], [2, 1]]
+
+
+def test_a_round_larger_than_the_batch_runs_by_itself() -> None:
+    line, classifier = line_of(strip_of((4, 4)), max_pairs=2), TableClassifier(np.ones((5, 8), np.float32))
+    line.add(task_of([1, 2]))
+
+    run_to_the_end(line, classifier)
+
+    assert [batch.shape[1] for batch in classifier.batches] == [5, 4, 5, 4]
+
+
+def test_a_clean_row_stops_early_and_a_suspicious_one_spends_all_passes() -> None:
+    table = np.array([[8.0] * 8, [0.0] * 8], np.float32)
+    line, task = line_of(strip_of()), task_of([0, 1])
+    line.add(task)
+
+    run_to_the_end(line, TableClassifier(table))
+
+    assert [(row.decision, row.evidence.passes) for row in task.rows] == [
+        (Decision.CLEAN, 2),
+        (Decision.SUSPICIOUS, 8),
+    ]
+
+
+def test_a_row_not_to_be_checked_gets_its_prediction_from_one_pair() -> None:
+    line, classifier = line_of(strip_of()), TableClassifier(np.ones((9, 8), np.float32))
+    task = task_of([7], [False])
+    line.add(task)
+
+    assert run(line, classifier) == [task]
+
+    assert classifier.batches[0].T.tolist() == [[7, -1]]
+    assert (task.rows[0].done, task.rows[0].decision) == (True, None)
+    np.testing.assert_array_equal(task.logits, answers_to([7]))
+
+
+def test_a_row_whose_entropy_is_not_a_number_fails_and_its_neighbour_does_not() -> None:
+    table = np.array([[8.0] * 8, [np.nan] * 8], np.float32)
+    line, task = line_of(strip_of()), task_of([0, 1])
+    line.add(task)
+
+    run_to_the_end(line, TableClassifier(table))
+
+    assert [row.decision for row in task.rows] == [Decision.CLEAN, Decision.FAILED]
+
+
+def test_a_task_answered_first_tells_its_prediction_and_then_its_check() -> None:
+    line, classifier = line_of(strip_of()), TableClassifier(np.ones((9, 8), np.float32))
+    task = task_of([3, 4], answer_first=True)
+    line.add(task)
+
+    first = run(line, classifier)
+
+    assert (first, task.answered, line.rows) == ([task], True, 2)
+    assert classifier.batches[0].T.tolist() == [[3, -1], [4, -1]]
+    assert run_to_the_end(line, classifier) == [task]
+    assert [row.decision for row in task.rows] == [Decision.CLEAN, Decision.CLEAN]
+
+
+def test_a_full_line_refuses_and_says_how_full_it_is() -> None:
+    line = line_of(strip_of(), max_rows=3)
+    line.add(task_of([1, 2]))
+
+    with pytest.raises(QueueFullError) as refused:
+        line.add(task_of([3, 4]))
+
+    assert str(refused.value) == (
+        "2 rows are waiting and 2 more came, expected at most 3 (max_queue_rows); retry later or add capacity"
+    )
+    assert line.rows == 2
+
+
+def test_only_tasks_already_answered_make_room() -> None:
+    line, classifier = (
+        line_of(strip_of(boundary=9.0), max_rows=4),
+        TableClassifier(np.ones((9, 8), np.float32)),
+    )
+    answered, unanswered = task_of([1, 2], answer_first=True), task_of([3])
+    line.add(answered)
+    run(line, classifier)
+    line.add(unanswered)
+
+    evicted = line.add(task_of([4, 5]))
+
+    assert evicted == [answered]
+    assert [row.decision for row in answered.rows] == [None, None]
+    assert line.rows == 3
+    with pytest.raises(QueueFullError):
+        line.add(task_of([6, 7]))
+
+
+def test_what_was_running_for_a_caller_who_left_is_dropped() -> None:
+    line, classifier = line_of(strip_of()), TableClassifier(np.ones((9, 8), np.float32))
+    gone, stays = task_of([1]), task_of([2])
+    line.add(gone)
+    line.add(stays)
+    batch = line.next_batch()
+    assert batch is not None
+    line.discard(gone)
+
+    news = complete(line, batch, classifier)
+
+    assert (gone.logits, gone.rows[0].evidence.passes) == (None, 0)
+    assert news == []
+    assert run_to_the_end(line, classifier) == [stays]
+    assert line.rows == 0
+
+
+def test_a_task_that_failed_leaves_the_line_with_its_error() -> None:
+    line, task, error = line_of(strip_of()), task_of([1, 2]), RuntimeError("no")
+    line.add(task)
+
+    line.fail(task, error)
+
+    assert (task.error, line.rows, line.next_batch()) == (error, 0, None)
+
+
+def test_a_batch_can_be_made_of_one_task_alone() -> None:
+    line, classifier = line_of(strip_of()), TableClassifier(np.ones((9, 8), np.float32))
+    first, second = task_of([1]), task_of([2])
+    line.add(first)
+    line.add(second)
+
+    batch = line.next_batch(only=[second])
+
+    assert batch is not None
+    assert batch.tasks == [second]
+    complete(line, batch, classifier)
+    assert (first.rows[0].predicted, second.rows[0].predicted) == (False, True)
+    assert line.next_batch(only=[task_of([3])]) is None

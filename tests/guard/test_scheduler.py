@@ -1,0 +1,370 @@
+"""The scheduler, on a device that works only when the test lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from fake_classifier import (
+    ADD,
+    PATIENCE_S,
+    GatedClassifier,
+    TableClassifier,
+    answers_to,
+    full_check,
+    numbered_images,
+    random_table,
+)
+
+from guard.detection.plan import CheckPlan
+from guard.detection.strip import Decision, Strip
+from guard.errors import CheckFailedError, QueueFullError, ShuttingDownError
+from guard.runtime.rounds import Row
+from guard.runtime.scheduler import Scheduler, Submission
+
+ROUNDS = (2, 2)
+TABLE = random_table(2000, sum(ROUNDS), seed=5)
+STRIP = Strip(CheckPlan(ROUNDS), 1.0)
+NEVER_SURE = Strip(CheckPlan(ROUNDS), 9.0)
+POISON = 13
+Start = Callable[..., Scheduler]
+
+
+@dataclass
+class PoisonedClassifier:
+    """Raises for every batch that holds image 13."""
+
+    inner: TableClassifier
+
+    def check(self, images: np.ndarray, *pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if POISON in images:
+            raise ArithmeticError("image 13")
+        return self.inner.check(images, *pairs)
+
+
+@dataclass
+class ShortClassifier:
+    """Gives one row too few."""
+
+    inner: TableClassifier
+
+    def check(self, *arguments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, entropies = self.inner.check(*arguments)
+        return logits[1:], entropies[1:]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start schedulers; at the end, close them and see that their threads are gone."""
+    before = set(threading.enumerate())
+    running: list[tuple[Scheduler, object]] = []
+
+    def start_one(
+        classifier: object, strip: Strip = STRIP, max_batch_pairs: int = 64, max_queue_rows: int = 100
+    ) -> Scheduler:
+        scheduler = Scheduler(
+            classifier,
+            strip,
+            ADD,
+            max_batch_pairs=max_batch_pairs,
+            max_queue_rows=max_queue_rows,
+            name="fake",
+        )
+        running.append((scheduler, classifier))
+        return scheduler
+
+    yield start_one
+    for scheduler, classifier in running:
+        if isinstance(classifier, GatedClassifier):
+            classifier.let_all_go()
+        scheduler.close()
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert {name for name in left if name.startswith("device-")} == set()
+
+
+def gated(table: np.ndarray = TABLE) -> GatedClassifier:
+    return GatedClassifier(TableClassifier(table))
+
+
+def submit(scheduler: Scheduler, numbers: list[int], *, answer_first: bool = False) -> Submission:
+    mask = np.ones(len(numbers), np.bool_)
+    return scheduler.submit(numbered_images(numbers), mask, answer_first=answer_first)
+
+
+async def answer_of(submission: Submission) -> tuple[np.ndarray, list[Row]]:
+    async with asyncio.timeout(PATIENCE_S):
+        return await submission.prediction, await submission.rows
+
+
+async def expect_own_answer(submission: Submission, numbers: list[int], strip: Strip = STRIP) -> None:
+    logits, rows = await answer_of(submission)
+    np.testing.assert_array_equal(logits, answers_to(numbers))
+    assert [row.decision for row in rows] == [full_check(strip, TABLE[number]) for number in numbers]
+
+
+async def test_an_idle_scheduler_answers_at_once(start: Start) -> None:
+    scheduler = start(TableClassifier(TABLE))
+
+    await expect_own_answer(submit(scheduler, [4, 7, 1]), [4, 7, 1])
+
+    assert scheduler.rows == 0
+
+
+async def test_a_request_that_comes_while_the_device_is_busy_shares_the_next_call(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, NEVER_SURE)
+    old = submit(scheduler, [1])
+    assert await device.next_call() == [(1, -1), (1, 0), (1, 1)]
+    new = submit(scheduler, [2])
+    assert (new.started, scheduler.rows) == (None, 2)
+
+    device.let_one_go()
+
+    assert await device.next_call() == [(1, 2), (1, 3), (2, -1), (2, 0), (2, 1)]
+    assert new.started is not None
+    assert old.started is not None
+    assert new.started >= new.submitted >= old.started >= old.submitted
+    device.let_all_go()
+    await expect_own_answer(old, [1], NEVER_SURE)
+    await expect_own_answer(new, [2], NEVER_SURE)
+
+
+async def test_a_caller_who_leaves_frees_the_queue_and_is_never_run(start: Start) -> None:
+    table = TableClassifier(TABLE)
+    device = GatedClassifier(table)
+    scheduler = start(device, max_queue_rows=3)
+    running = submit(scheduler, [1])
+    await device.next_call()
+    waiting = submit(scheduler, [2, 3])
+
+    scheduler.discard(waiting)
+
+    assert (scheduler.rows, waiting.prediction.cancelled(), waiting.rows.cancelled()) == (1, True, True)
+    next_one = submit(scheduler, [4, 5])
+    device.let_all_go()
+    await expect_own_answer(running, [1])
+    await expect_own_answer(next_one, [4, 5])
+    assert {number for batch in table.batches for number in batch[0]} == {1, 4, 5}
+
+
+async def test_a_caller_who_leaves_during_the_call_does_not_disturb_its_neighbour(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, NEVER_SURE)
+    first = submit(scheduler, [9])
+    await device.next_call()
+    gone, stays = submit(scheduler, [1]), submit(scheduler, [2])
+    device.let_one_go()
+    await device.next_call()
+
+    scheduler.discard(gone)
+    device.let_all_go()
+
+    await expect_own_answer(stays, [2], NEVER_SURE)
+    await expect_own_answer(first, [9], NEVER_SURE)
+    assert (gone.prediction.cancelled(), scheduler.rows) == (True, 0)
+
+
+async def test_only_the_poisonous_submission_fails_and_the_device_goes_on(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = GatedClassifier(PoisonedClassifier(TableClassifier(TABLE)))
+    scheduler = start(device)
+    first = submit(scheduler, [1])
+    await device.next_call()
+    older, poisonous, newer = submit(scheduler, [2]), submit(scheduler, [3, POISON]), submit(scheduler, [4])
+    device.let_all_go()
+
+    with pytest.raises(CheckFailedError) as failed:
+        await answer_of(poisonous)
+
+    assert str(failed.value) == (
+        "model 'fake' failed on this input (ArithmeticError); the server log has the details: send another "
+        "input, or ask the operator to look at the model"
+    )
+    with pytest.raises(CheckFailedError):
+        await poisonous.rows
+    for submission, numbers in ((first, [1]), (older, [2]), (newer, [4])):
+        await expect_own_answer(submission, numbers)
+    assert scheduler.rows == 0
+    [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.getMessage() == "the model failed on a submission of 2 rows"
+    assert "ArithmeticError: image 13" in caplog.text
+    await expect_own_answer(submit(scheduler, [5]), [5])
+
+
+async def test_a_model_that_answers_too_few_rows_fails_the_submission_and_not_the_device(
+    start: Start,
+) -> None:
+    scheduler = start(ShortClassifier(TableClassifier(TABLE)))
+
+    for _ in range(2):
+        with pytest.raises(CheckFailedError, match=r"failed on this input \(ValueError\)"):
+            await answer_of(submit(scheduler, [1]))
+
+    assert scheduler.rows == 0
+
+
+async def test_nobody_is_warned_of_a_failure_that_nobody_awaits(start: Start) -> None:
+    device = GatedClassifier(PoisonedClassifier(TableClassifier(TABLE)))
+    scheduler = start(device)
+    poisonous = submit(scheduler, [POISON])
+    device.let_all_go()
+
+    await expect_own_answer(submit(scheduler, [1]), [1])
+
+    assert isinstance(poisonous.rows.exception(), CheckFailedError)
+    del poisonous  # a future whose exception was never seen would complain here, and fail this test
+
+
+async def test_a_prediction_answered_first_comes_before_its_check(start: Start) -> None:
+    device = gated()
+    scheduler = start(device)
+    submission = submit(scheduler, [6, 8], answer_first=True)
+    assert await device.next_call() == [(6, -1), (8, -1)]
+    device.let_one_go()
+
+    np.testing.assert_array_equal(await submission.prediction, answers_to([6, 8]))
+
+    assert (submission.rows.done(), scheduler.rows) == (False, 2)
+    device.let_all_go()
+    await expect_own_answer(submission, [6, 8])
+    assert scheduler.rows == 0
+
+
+async def test_a_check_that_must_make_room_is_given_up_undecided(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, NEVER_SURE, max_queue_rows=2)
+    answered = submit(scheduler, [6, 8], answer_first=True)
+    await device.next_call()
+    device.let_one_go()
+    await answered.prediction
+
+    new = submit(scheduler, [1])
+
+    assert [row.decision for row in await answered.rows] == [None, None]
+    device.let_all_go()
+    await expect_own_answer(new, [1], NEVER_SURE)
+
+
+async def test_a_full_queue_refuses_and_what_waits_is_still_answered(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, max_queue_rows=2)
+    held = submit(scheduler, [1, 2])
+
+    with pytest.raises(QueueFullError) as refused:
+        submit(scheduler, [3])
+
+    assert str(refused.value) == (
+        "2 rows are waiting and 1 more came, expected at most 2 (max_queue_rows); retry later or add capacity"
+    )
+    assert scheduler.max_queue_rows == 2
+    device.let_all_go()
+    await expect_own_answer(held, [1, 2])
+
+
+async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, NEVER_SURE)
+    accepted = [submit(scheduler, [number]) for number in range(5)]
+    monitored = submit(scheduler, [5], answer_first=True)
+    await device.next_call()
+    closing = threading.Thread(target=scheduler.close)
+
+    closing.start()
+    await refusal(scheduler)
+    device.let_all_go()
+    await asyncio.to_thread(closing.join)
+
+    for number, submission in enumerate(accepted):
+        await expect_own_answer(submission, [number], NEVER_SURE)
+    await expect_own_answer(monitored, [5], NEVER_SURE)
+    with pytest.raises(ShuttingDownError) as refused:
+        submit(scheduler, [6])
+    assert str(refused.value) == "model 'fake' is being closed; retry on another replica"
+
+
+async def refusal(scheduler: Scheduler) -> None:
+    """Wait until the scheduler refuses, taking back what it still accepts."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                scheduler.discard(submit(scheduler, [99]))
+            except ShuttingDownError:
+                return
+            await asyncio.sleep(0)
+
+
+async def test_a_thousand_small_submissions_get_a_thousand_own_answers(start: Start) -> None:
+    scheduler = start(TableClassifier(TABLE), max_batch_pairs=512, max_queue_rows=1000)
+    submissions = [submit(scheduler, [number]) for number in range(1000)]
+
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*(submission.rows for submission in submissions))
+
+    for number, submission in enumerate(submissions):
+        await expect_own_answer(submission, [number])
+    assert scheduler.rows == 0
+
+
+async def test_no_future_is_left_pending_whatever_happened_to_its_submission(start: Start) -> None:
+    device = GatedClassifier(PoisonedClassifier(TableClassifier(TABLE)))
+    scheduler = start(device, NEVER_SURE, max_batch_pairs=7, max_queue_rows=64)
+    submissions = [
+        submit(scheduler, [number, number + 1], answer_first=number % 3 == 0) for number in range(20)
+    ]
+    for number in (2, 7, 16):
+        scheduler.discard(submissions[number])
+    device.let_all_go()
+    await asyncio.to_thread(scheduler.close)
+
+    ends = await asyncio.gather(
+        *(future for one in submissions for future in (one.prediction, one.rows)), return_exceptions=True
+    )
+
+    kinds = [type(end).__name__ for end in ends[1::2]]
+    assert [kinds[number] for number in (2, 7, 16)] == ["CancelledError"] * 3
+    assert [kinds[number] for number in (12, 13)] == ["CheckFailedError"] * 2
+    assert kinds.count("list") == 15
+    decisions = {row.decision for rows in ends[1::2] if isinstance(rows, list) for row in rows}
+    assert decisions == {Decision.SUSPICIOUS}
+
+
+async def test_each_device_call_is_told_with_its_pairs_and_seconds() -> None:
+    told: list[tuple[int, float]] = []
+    scheduler = Scheduler(
+        TableClassifier(TABLE),
+        NEVER_SURE,
+        ADD,
+        max_batch_pairs=64,
+        max_queue_rows=10,
+        on_batch=lambda pairs, seconds: told.append((pairs, seconds)),
+    )
+
+    await expect_own_answer(submit(scheduler, [1, 2]), [1, 2], NEVER_SURE)
+    await asyncio.to_thread(scheduler.close)
+
+    assert [pairs for pairs, _ in told] == [6, 4]
+    assert all(0 <= seconds < PATIENCE_S for _, seconds in told)
+
+
+def test_an_event_loop_that_ended_does_not_take_the_device_thread_with_it(start: Start) -> None:
+    device = gated()
+    scheduler = start(device)
+
+    async def submit_and_leave() -> None:
+        submit(scheduler, [1])
+        await device.next_call()
+
+    asyncio.run(submit_and_leave())
+    device.let_all_go()
+
+    async def submit_and_stay() -> None:
+        await expect_own_answer(submit(scheduler, [2]), [2])
+
+    asyncio.run(submit_and_stay())
+    assert scheduler.rows == 0
