@@ -3,8 +3,8 @@
 Theory of operation. A slot holds the current model and counts, for every model it has held, the
 leases out on it. A request leases the current model once and uses that one to its end. A swap
 changes which model is current in one assignment, so each request sees exactly one version; the
-old model is closed when its last lease is returned. Everything here runs on the event loop, so
-no lock is needed.
+old model is closed when its last lease is returned, even if whoever asked for the swap has given
+up waiting. Everything here runs on the event loop, so no lock is needed.
 
 ::
 
@@ -43,6 +43,7 @@ class ModelSlot(Generic[Model]):
         self._current: Model | None = model
         self._leases: dict[Model, int] = {model: 0}
         self._returned = asyncio.Event()
+        self._retirements: set[asyncio.Task[None]] = set()
 
     @property
     def current(self) -> Model | None:
@@ -77,22 +78,33 @@ class ModelSlot(Generic[Model]):
 
         Raises:
             ShuttingDownError: If the slot is closed.
+            ValueError: If the slot holds ``candidate`` already.
         """
         old = self._current
         if old is None:
             raise ShuttingDownError("the model is being unloaded; load it again instead of swapping it")
+        if candidate in self._leases:
+            raise ValueError("expected a model that this slot does not hold, got one it does; load it anew")
         self._leases[candidate] = 0
         self._current = candidate
         await self._retire(old, drain_timeout_s)
         return old
 
     async def close(self, *, drain_timeout_s: float) -> None:
-        """Refuse new leases, wait for those that are out, and close the model."""
+        """Refuse new leases, wait for those that are out, and close every model still held."""
         old, self._current = self._current, None
         if old is not None:
             await self._retire(old, drain_timeout_s)
+        if self._retirements:
+            await asyncio.wait(self._retirements)
 
     async def _retire(self, model: Model, drain_timeout_s: float) -> None:
+        retirement = asyncio.create_task(self._drain_and_close(model, drain_timeout_s))
+        self._retirements.add(retirement)
+        retirement.add_done_callback(self._retirements.discard)
+        await asyncio.shield(retirement)
+
+    async def _drain_and_close(self, model: Model, drain_timeout_s: float) -> None:
         try:
             async with asyncio.timeout(drain_timeout_s):
                 while self._leases[model]:

@@ -1,0 +1,198 @@
+"""The slot: every request sees one version to its end, and every version is closed exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+
+from guard.errors import ShuttingDownError
+from guard.runtime.slot import ModelSlot
+
+PATIENCE_S = 20.0
+NO_TIME_S = 0.01
+
+
+@dataclass(eq=False)
+class FakeModel:
+    """Remembers when it was closed, in a diary that it shares."""
+
+    name: str
+    diary: list[str] = field(default_factory=list)
+    may_close: threading.Event | None = None
+
+    def close(self) -> None:
+        if self.may_close is not None:
+            assert self.may_close.wait(PATIENCE_S)
+        self.diary.append(f"{self.name} closed")
+
+
+async def others_had_their_turn() -> None:
+    """Let every task run until it waits for something that this test does."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_lease_gives_the_current_model() -> None:
+    model = FakeModel("v1")
+    slot = ModelSlot(model)
+
+    with slot.lease() as leased:
+        assert leased is model
+
+    assert (slot.current, model.diary) == (model, [])
+
+
+async def test_a_request_finishes_on_the_version_it_began_with() -> None:
+    diary: list[str] = []
+    old, new = FakeModel("v1", diary), FakeModel("v2", diary)
+    slot = ModelSlot(old)
+    with slot.lease() as began_with:
+        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
+        await others_had_their_turn()
+        with slot.lease() as later:
+            assert (began_with, later) == (old, new)
+        await others_had_their_turn()
+        assert not swap.done()
+        diary.append("the request ended")
+
+    assert await swap is old
+    assert diary == ["the request ended", "v1 closed"]
+    assert slot.current is new
+
+
+async def test_the_old_model_is_closed_once_after_its_last_lease() -> None:
+    old, new = FakeModel("v1"), FakeModel("v2")
+    slot = ModelSlot(old)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(slot.lease())
+        second.enter_context(slot.lease())
+        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
+        await others_had_their_turn()
+        first.close()
+        await others_had_their_turn()
+        assert (swap.done(), old.diary) == (False, [])
+
+    await swap
+    await slot.close(drain_timeout_s=PATIENCE_S)
+
+    assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
+
+
+async def test_an_idle_model_is_replaced_at_once() -> None:
+    old = FakeModel("v1")
+
+    assert await ModelSlot(old).swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S) is old
+
+    assert old.diary == ["v1 closed"]
+
+
+async def test_a_request_that_outlasts_the_drain_timeout_does_not_hold_up_the_swap() -> None:
+    old, new = FakeModel("v1"), FakeModel("v2")
+    slot = ModelSlot(old)
+
+    with slot.lease():
+        await slot.swap(new, drain_timeout_s=NO_TIME_S)
+        assert old.diary == ["v1 closed"]
+
+    assert slot.current is new
+    await slot.close(drain_timeout_s=PATIENCE_S)
+    assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
+
+
+async def test_two_swaps_at_once_close_both_old_models_and_keep_the_last() -> None:
+    models = [FakeModel(f"v{number}") for number in (1, 2, 3)]
+    slot = ModelSlot(models[0])
+    with slot.lease():
+        first = asyncio.create_task(slot.swap(models[1], drain_timeout_s=PATIENCE_S))
+        await others_had_their_turn()
+        with slot.lease():
+            second = asyncio.create_task(slot.swap(models[2], drain_timeout_s=PATIENCE_S))
+            await others_had_their_turn()
+            assert (first.done(), second.done()) == (False, False)
+        assert await second is models[1]
+        assert not first.done()
+
+    assert await first is models[0]
+    assert [model.diary for model in models] == [["v1 closed"], ["v2 closed"], []]
+    assert slot.current is models[2]
+
+
+async def test_an_operator_who_stops_waiting_for_a_swap_does_not_leave_the_old_model_open() -> None:
+    old, new = FakeModel("v1"), FakeModel("v2")
+    slot = ModelSlot(old)
+    with slot.lease():
+        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
+        await others_had_their_turn()
+        swap.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swap
+        assert (slot.current, old.diary) == (new, [])
+
+    await slot.close(drain_timeout_s=PATIENCE_S)
+
+    assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
+
+
+async def test_a_model_that_takes_long_to_close_does_not_hold_up_the_event_loop() -> None:
+    old = FakeModel("v1", may_close=threading.Event())
+    slot = ModelSlot(old)
+    swap = asyncio.create_task(slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S))
+    await others_had_their_turn()
+    with slot.lease() as leased:
+        assert (leased.name, swap.done()) == ("v2", False)
+    old.may_close.set()
+
+    assert await swap is old
+
+
+async def test_a_closed_slot_leases_nothing_and_swaps_nothing() -> None:
+    model = FakeModel("v1")
+    slot = ModelSlot(model)
+
+    await slot.close(drain_timeout_s=PATIENCE_S)
+    await slot.close(drain_timeout_s=PATIENCE_S)
+
+    assert (slot.current, model.diary) == (None, ["v1 closed"])
+    with pytest.raises(ShuttingDownError) as no_lease, slot.lease():
+        pass
+    assert str(no_lease.value) == "the model is being unloaded; retry on another replica"
+    with pytest.raises(ShuttingDownError) as no_swap:
+        await slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S)
+    assert str(no_swap.value) == "the model is being unloaded; load it again instead of swapping it"
+
+
+async def test_closing_waits_for_the_requests_that_hold_a_lease() -> None:
+    model = FakeModel("v1")
+    slot = ModelSlot(model)
+    with slot.lease():
+        closing = asyncio.create_task(slot.close(drain_timeout_s=PATIENCE_S))
+        await others_had_their_turn()
+        assert (slot.current, closing.done(), model.diary) == (None, False, [])
+
+    await closing
+    assert model.diary == ["v1 closed"]
+
+
+async def test_a_request_that_fails_returns_its_lease() -> None:
+    model = FakeModel("v1")
+    slot = ModelSlot(model)
+
+    with pytest.raises(KeyError), slot.lease():
+        raise KeyError("the request failed")
+
+    await slot.close(drain_timeout_s=PATIENCE_S)
+    assert model.diary == ["v1 closed"]
+
+
+async def test_a_model_cannot_be_swapped_for_itself() -> None:
+    model = FakeModel("v1")
+    slot = ModelSlot(model)
+
+    with pytest.raises(ValueError, match="expected a model that this slot does not hold"):
+        await slot.swap(model, drain_timeout_s=PATIENCE_S)
+
+    assert (slot.current, model.diary) == (model, [])
