@@ -50,8 +50,7 @@ def entropy_of_probabilities(
         ACSAC 2019, eq. 2.
     """
     bits = probabilities * np.log2(np.maximum(probabilities, _TINY))
-    entropy: np.ndarray = np.maximum(-bits.sum(axis=-1), 0.0)
-    return entropy
+    return np.asarray(np.maximum(-bits.sum(axis=-1), 0.0))
 
 
 def entropy_of_logits(logits: Float[np.ndarray, "*batch k"]) -> Float[np.ndarray, "*batch"]:

@@ -13,7 +13,8 @@ Entropies are never negative, so the partial sums only grow, and x may be accept
 first n with :math:`\frac1N\sum_{i\le n} H_i \ge \tau`: no later blend can bring it below. The
 verdict is that of all N, exactly, in floating point too: sums are taken in one fixed order in
 float64, adding a non-negative number never lowers a rounded sum, and division by N is
-monotone. Only inputs that are rejected, or nearly so, cost all N passes.
+monotone. (An entropy that is not finite fails the check in the round it turns up in; after an
+early acceptance it is never seen.) Only inputs that are rejected, or nearly so, cost all N passes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def passes_needed(entropies: Float[np.ndarray, "n m"], strip: Strip) -> Float64[
     bits = np.maximum(entropies.astype(np.float64), 0.0)
     partial = np.cumsum(bits, axis=1)
     ends = np.cumsum(strip.plan.rounds)
-    decided = partial[:, ends - 1] / strip.plan.n_overlays >= strip.boundary_bits
+    undecided = partial[:, ends - 1] / strip.plan.n_overlays < strip.boundary_bits
+    decided = ~undecided  # a NaN is decided too: the check fails there and then
     first = np.where(decided.any(axis=1), decided.argmax(axis=1), len(ends) - 1)
     needed: np.ndarray = ends[first].astype(np.float64)
     return needed

@@ -18,6 +18,8 @@ from guard.arrays import Images, Overlays, PairIndex, PairWeights
 
 __all__ = ["BLEND_RULES", "BlendRule", "ValueRange", "blend_pairs", "pair_weights", "superimpose"]
 
+_Pairs = Num[np.ndarray, "p *row"]
+
 
 @dataclass(frozen=True)
 class BlendRule:
@@ -70,15 +72,15 @@ class ValueRange:
 
 
 def superimpose(
-    images: Num[np.ndarray, n * row],
-    overlays: Num[np.ndarray, m * row],
+    images: Images,
+    overlays: Overlays,
     rule: BlendRule,
     value_range: ValueRange,
 ) -> Num[np.ndarray, "n m *row"]:
     """Return every image blended with every overlay, in the images' dtype.
 
     uint8 images are blended in float32, rounded half up and saturated at 0 and 255, so on them
-     ``add`` and ``add_clip`` differ only where the value range is narrower than the dtype.
+    ``add`` and ``add_clip`` differ only where the value range is narrower than the dtype.
 
     Args:
         images: Images as the client sends them.
@@ -119,10 +121,11 @@ def blend_pairs(
     weights: PairWeights,
     rule: BlendRule,
     value_range: ValueRange,
-) -> Num[np.ndarray, p * row]:
+) -> _Pairs:
     """Return ``w0 * images[i] + w1 * overlays[o]`` for each pair, as the check graph does.
 
-    A pair whose overlay weight is 0 is the image itself, bit for bit, and never clipped. An
+    A pair whose overlay weight is 0 is the image itself, to the last bit (except that a -0.0
+    may become 0.0), and never clipped. An
     ``overlay_index`` below 0 is read as overlay 0 (its weight is 0, so which one is moot).
     """
     left = images[image_index].astype(np.float32)
@@ -136,7 +139,7 @@ def blend_pairs(
     return _as_dtype(blended, images.dtype)
 
 
-def _as_dtype(blended: Float32[np.ndarray, p * row], dtype: np.dtype[np.generic]) -> np.ndarray:
+def _as_dtype(blended: _Pairs, dtype: np.dtype[np.generic]) -> _Pairs:
     if np.issubdtype(dtype, np.floating):
         return blended.astype(dtype, copy=False)
     highest = float(np.iinfo(np.uint8).max)
