@@ -4,7 +4,11 @@ The rooms and who may import whom are drawn in ``ARCHITECTURE.md``. This package
 imports ``torch`` or ``calibration``.
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+
+# ONNX Runtime reports usage, model names and hashes included, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     __version__ = version("inference-guard")
