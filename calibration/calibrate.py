@@ -183,5 +183,5 @@ def _profile(
 
 
 def _failed(options: CalibrateOptions, error: Exception) -> UnfitModelError:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UnfitModelError(f"{options.model} failed while running: {reason}; export the model again")

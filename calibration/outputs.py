@@ -14,6 +14,7 @@ from calibration.model_source import ModelSource
 from guard.arrays import Images, Logits
 from guard.artifact.signature import Signature
 from guard.errors import UnfitModelError
+from guard.runtime.onnx_classifier import ORT_ERRORS
 
 __all__ = ["Kind", "accuracy_of", "check_labels", "count_classes", "kind_of", "warnings_of"]
 
@@ -37,16 +38,24 @@ def count_classes(source: ModelSource, signature: Signature, row: Images) -> int
     if signature.classes is not None:
         return signature.classes
     batch = np.repeat(row, signature.fixed_batch or 1, axis=0)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(source.data, options, providers=["CPUExecutionProvider"])
-    output = session.run([signature.output_name], {signature.input_name: batch})[0]
+    output = _run_once(source, signature, batch)
     if output.ndim != 2 or len(output) != len(batch) or output.shape[1] < 2:
         raise UnfitModelError(
             f"{source.path}: output {signature.output_name!r} has shape {output.shape} for {len(batch)} "
             f"image(s), expected one row of at least 2 class scores for each"
         )
     return int(output.shape[1])
+
+
+def _run_once(source: ModelSource, signature: Signature, batch: Images) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(source.data, options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run([signature.output_name], {signature.input_name: batch})[0])
+    except ORT_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnfitModelError(f"{source.path} cannot be run: {reason}; export the model again") from error
 
 
 def kind_of(outputs: Logits, where: str) -> Kind:

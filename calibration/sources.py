@@ -77,7 +77,7 @@ def _load_archive(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"--data {path} is not there; expected an .npz with the array 'images'")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if _IMAGES not in archive.files:
                 held = ", ".join(map(repr, archive.files)) or "nothing"
                 raise DataError(f"{path} holds {held}, expected the array 'images' (and 'labels')")
