@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tokenize
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,19 @@ from guard.errors import (
 __all__ = ["Artifact", "load_npy", "read_artifact"]
 
 _PICKLE_MARK = "allow_pickle"
+
+_LOAD_ERRORS = (
+    ValueError,
+    EOFError,
+    OSError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
+"""What numpy raises on damaged array files."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +109,11 @@ def load_npy(data: bytes, where: str) -> np.ndarray:
     """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except _LOAD_ERRORS as error:
         if _PICKLE_MARK in str(error):
             raise UnsafeArrayError(
-                f"{where} holds pickled Python objects, which can run code when read; "
-                f"save it again as a plain numeric array"
+                f"{where} is no plain .npy array and would be read as pickled Python objects, which can "
+                f"run code; save it again as a plain numeric array"
             ) from error
         raise ArtifactError(f"{where} is not a readable .npy array ({error}); write it again") from error
     if not isinstance(array, np.ndarray):
@@ -110,11 +125,16 @@ def _read_inside(directory: Path, name: str) -> bytes:
     path = directory / check_relative_path(name, str(directory / MANIFEST_NAME))
     if not directory.is_dir():
         raise MissingFileError(f"{directory} is not a directory; expected an artifact with {MANIFEST_NAME}")
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing; restore it or run `guard calibrate` again")
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise UnsafePathError(f"{path} is a link out of {directory}; put the file itself there")
-    return path.read_bytes()
+    try:
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing; restore it or run `guard calibrate` again")
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UnsafePathError(f"{path} is a link out of {directory}; put the file itself there")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}); check its name and permissions"
+        ) from error
 
 
 def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:

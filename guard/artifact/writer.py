@@ -14,7 +14,14 @@ import numpy as np
 
 from guard.arrays import Overlays
 from guard.artifact.external_data import check_relative_path
-from guard.artifact.manifest import MANIFEST_NAME, MODEL_NAME, OVERLAYS_NAME, PROFILE_NAME, Manifest
+from guard.artifact.manifest import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OVERLAYS_NAME,
+    PROFILE_NAME,
+    REQUIRED_FILES,
+    Manifest,
+)
 from guard.artifact.profile import Profile
 from guard.errors import ArtifactError
 
@@ -52,13 +59,16 @@ def write_artifact(
         extra_files: More files by relative name, such as the report or external weights.
 
     Raises:
-        ArtifactError: If the directory cannot be written.
+        ArtifactError: If the directory cannot be written, or an extra file has the name of one
+            of the artifact's own.
         UnsafePathError: If the name of an extra file leads out of the directory.
     """
+    extra = {check_relative_path(name, "extra_files"): data for name, data in (extra_files or {}).items()}
+    _check_names_are_free(extra)
     buffer = io.BytesIO()
     np.save(buffer, overlays, allow_pickle=False)
     files = {
-        **{check_relative_path(name, "extra_files"): data for name, data in (extra_files or {}).items()},
+        **extra,
         MODEL_NAME: model,
         OVERLAYS_NAME: buffer.getvalue(),
         PROFILE_NAME: (profile.model_dump_json(indent=2) + "\n").encode(),
@@ -70,6 +80,14 @@ def write_artifact(
         raise ArtifactError(f"cannot write an artifact in {model_directory}: {error}; check --out") from error
 
 
+def _check_names_are_free(extra: Mapping[str, bytes]) -> None:
+    taken = sorted({*REQUIRED_FILES, MANIFEST_NAME} & set(extra))
+    if taken:
+        raise ArtifactError(
+            f"extra_files holds {', '.join(taken)}, which the artifact writes itself; give it another name"
+        )
+
+
 def _place(model_directory: Path, files: Mapping[str, bytes]) -> Path:
     model_directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=model_directory))
@@ -77,12 +95,21 @@ def _place(model_directory: Path, files: Mapping[str, bytes]) -> Path:
         staging.chmod(0o755)
         for name, data in files.items():
             _write_durably(staging / name, data)
-        target = model_directory / str(next_version(model_directory))
-        staging.rename(target)
+        return _rename_to_next_version(staging, model_directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return target
+
+
+def _rename_to_next_version(staging: Path, model_directory: Path) -> Path:
+    """Take the next free version; if another writer was faster, the one after it."""
+    while True:
+        target = model_directory / str(next_version(model_directory))
+        try:
+            return staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
 
 
 def _write_durably(path: Path, data: bytes) -> None:
