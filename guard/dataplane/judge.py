@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guard.dataplane.answer import Finding
@@ -23,12 +24,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the rows of one request."""
+    """Judges the rows of one request.
+
+    Attributes:
+        unfit: Rows that were not to be checked, and why.
+    """
 
     request: InferRequest
     served: ServedModel
     model: LoadedModel
     metrics: Metrics
+    unfit: Mapping[int, UncheckableReason]
 
     def judge(self, rows: list[Row]) -> list[Finding]:
         """Return a finding for each row, counted and reported.
@@ -37,14 +43,16 @@ class Judge:
             InputRejectedError: If a row is suspicious and the policy is ``enforce``.
             CheckFailedError: If a row gave no finite entropy and the guard fails closed.
         """
-        findings = self._record(rows)
+        findings = [self._finding(row) for row in rows]
         failed = [index for index, row in enumerate(rows) if row.decision is Decision.FAILED]
-        if failed and self.served.outcome_of_uncheckable is Outcome.REFUSED:
+        fails_closed = bool(failed) and self.served.outcome_of_uncheckable is Outcome.REFUSED
+        rejected = [index for index, finding in enumerate(findings) if finding.verdict is Verdict.REJECT]
+        self._record(rows, findings, Outcome.REFUSED if fails_closed or rejected else Outcome.ANSWERED)
+        if fails_closed:
             raise CheckFailedError(
                 f"row {failed[0]} of the request gave no finite entropy ({len(failed)} such rows), so it "
                 f"cannot be checked for a trigger; send another input, or have the operator look at the model"
             )
-        rejected = [index for index, finding in enumerate(findings) if finding.verdict is Verdict.REJECT]
         if rejected:
             raise self._rejection(rejected, findings)
         return findings
@@ -54,29 +62,28 @@ class Judge:
         if rows.cancelled():
             return
         if rows.exception() is None:
-            self._record(rows.result())
+            findings = [self._finding(row) for row in rows.result()]
+            self._record(rows.result(), findings, Outcome.ANSWERED)
             return
         count = len(self.request.inputs[0].data)
         self.metrics.uncheckable(self.model.name, UncheckableReason.CHECK_FAILED, Outcome.ANSWERED, count)
         self.metrics.verdicts(self.model.name, Verdict.UNCHECKED, count)
 
-    def _record(self, rows: list[Row]) -> list[Finding]:
-        findings = [self._finding(row) for row in rows]
-        for finding in findings:
+    def _record(self, rows: list[Row], findings: list[Finding], outcome: Outcome) -> None:
+        for index, (row, finding) in enumerate(zip(rows, findings, strict=True)):
             self.metrics.verdicts(self.model.name, finding.verdict, 1)
-            if finding.passes:
+            if finding.verdict is Verdict.UNCHECKED:
+                self.metrics.uncheckable(self.model.name, self._why_unchecked(index, row), outcome, 1)
+            else:
                 bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
                 self.metrics.checked(self.model.name, finding.passes, bits)
-        self._record_unchecked(rows)
         self._log_suspicious(findings)
-        return findings
 
-    def _record_unchecked(self, rows: list[Row]) -> None:
-        failed = sum(row.decision is Decision.FAILED for row in rows)
-        dropped = sum(row.wanted and row.decision is None for row in rows)
-        outcome = self.served.outcome_of_uncheckable
-        self.metrics.uncheckable(self.model.name, UncheckableReason.CHECK_FAILED, outcome, failed)
-        self.metrics.uncheckable(self.model.name, UncheckableReason.QUEUE_FULL, Outcome.ANSWERED, dropped)
+    def _why_unchecked(self, index: int, row: Row) -> UncheckableReason:
+        if row.decision is Decision.FAILED:
+            return UncheckableReason.CHECK_FAILED
+        # What was fit and still has no decision was given up to make room (policy `monitor`).
+        return self.unfit.get(index, UncheckableReason.QUEUE_FULL)
 
     def _finding(self, row: Row) -> Finding:
         if row.decision is None or row.decision is Decision.FAILED:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Final
 
 import guard
 from guard.arrays import Logits
@@ -17,7 +18,7 @@ from guard.dataplane.answer import build_answer
 from guard.dataplane.judge import Judge
 from guard.dataplane.served import ServedModel
 from guard.dataplane.validation import accepted_images, uncheckable_rows
-from guard.detection.threshold import Policy
+from guard.detection.threshold import Policy, Verdict
 from guard.errors import (
     CheckFailedError,
     DeadlineError,
@@ -33,6 +34,8 @@ from guard.runtime.rounds import Row
 from guard.runtime.scheduler import Submission
 
 __all__ = ["DataPlane"]
+
+_GRACE_S: Final = 0.1  # a caller's clock started before ours
 
 
 class DataPlane:
@@ -111,13 +114,15 @@ class DataPlane:
         with served.slot.lease() as model:
             images = accepted_images(request, model.profile, self._max_request_rows)
             to_check, reasons = uncheckable_rows(images, model.profile.input)
-            self._refuse_uncheckable(request, served, reasons)
+            if reasons and served.outcome_of_uncheckable is Outcome.REFUSED:
+                self._refuse_uncheckable(request, reasons)
             monitor = served.policy is Policy.MONITOR
             submission = self._submit(
                 model, partial(model.scheduler.submit, images, to_check, answer_first=monitor)
             )
             logits, rows = await self._await(request, model, submission, answer_first=monitor)
-            judge = Judge(request, served, model, self._metrics)
+            unfit = {row: reason for row, (reason, _) in reasons.items()}
+            judge = Judge(request, served, model, self._metrics, unfit)
             if rows is None:
                 submission.rows.add_done_callback(judge.record_later)
             findings = None if rows is None else judge.judge(rows)
@@ -135,19 +140,19 @@ class DataPlane:
         return served
 
     def _refuse_uncheckable(
-        self, request: InferRequest, served: ServedModel, reasons: Mapping[int, tuple[UncheckableReason, str]]
+        self, request: InferRequest, reasons: Mapping[int, tuple[UncheckableReason, str]]
     ) -> None:
-        if not reasons:
-            return
-        outcome = served.outcome_of_uncheckable
         for reason, _ in reasons.values():
-            self._metrics.uncheckable(request.model_name, reason, outcome, 1)
-        if outcome is Outcome.REFUSED:
-            row, (_, why) = next(iter(reasons.items()))
-            raise UncheckableInputError(
-                f"row {row} of input {request.inputs[0].name!r} {why}, so it cannot be checked for a trigger "
-                f"({len(reasons)} such rows); send finite images preprocessed as at calibration"
-            )
+            self._count_refused(request.model_name, reason, 1)
+        row, (_, why) = next(iter(reasons.items()))
+        raise UncheckableInputError(
+            f"row {row} of input {request.inputs[0].name!r} {why}, so it cannot be checked for a trigger "
+            f"({len(reasons)} such rows); send finite images preprocessed as at calibration"
+        )
+
+    def _count_refused(self, model: str, reason: UncheckableReason, rows: int) -> None:
+        self._metrics.uncheckable(model, reason, Outcome.REFUSED, rows)
+        self._metrics.verdicts(model, Verdict.UNCHECKED, rows)
 
     def _submit(self, model: LoadedModel, submit: partial[Submission]) -> Submission:
         try:
@@ -162,24 +167,22 @@ class DataPlane:
     async def _await(
         self, request: InferRequest, model: LoadedModel, submission: Submission, *, answer_first: bool
     ) -> tuple[Logits, list[Row] | None]:
-        limit = min(self._request_timeout_s, request.timeout_s or self._request_timeout_s)
+        limit_s = _shorter(self._request_timeout_s, request.timeout_s)
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit_s):
                 logits = await submission.prediction
                 rows = None if answer_first else await submission.rows
         except TimeoutError as error:
             self._give_up(model, submission, ShedReason.DEADLINE)
             raise DeadlineError(
-                f"model {request.model_name!r} did not answer within {limit:.3f} s; allow more time, "
+                f"model {request.model_name!r} did not answer within {limit_s:.3f} s; allow more time, "
                 f"send fewer rows, or add capacity"
             ) from error
         except asyncio.CancelledError:
-            self._give_up(model, submission, ShedReason.CANCELLED)
+            self._give_up(model, submission, _why_cancelled(request, submission))
             raise
         except CheckFailedError:
-            self._metrics.uncheckable(
-                model.name, UncheckableReason.CHECK_FAILED, Outcome.REFUSED, len(submission.task.rows)
-            )
+            self._count_refused(model.name, UncheckableReason.CHECK_FAILED, len(submission.task.rows))
             raise
         self._time(model, submission)
         return logits, rows
@@ -193,3 +196,14 @@ class DataPlane:
         started = submission.started or now
         self._metrics.stage(model.name, Stage.QUEUE, started - submission.submitted)
         self._metrics.stage(model.name, Stage.TOTAL, now - submission.submitted)
+
+
+def _shorter(ours_s: float, callers_s: float | None) -> float:
+    return ours_s if callers_s is None else min(ours_s, callers_s)
+
+
+def _why_cancelled(request: InferRequest, submission: Submission) -> ShedReason:
+    """Return whether the caller hung up or ran out of time, after which the work is cancelled too."""
+    waited_s = time.monotonic() - submission.submitted
+    late = request.timeout_s is not None and waited_s >= request.timeout_s - _GRACE_S
+    return ShedReason.DEADLINE if late else ShedReason.CANCELLED

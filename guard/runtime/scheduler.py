@@ -239,13 +239,13 @@ def _check_sizes(pairs: int, logits: np.ndarray, entropies: np.ndarray) -> None:
 def _deliver(submissions: list[Submission]) -> None:
     for submission in submissions:
         task = submission.task
+        # First the prediction: an answer that was there before its check failed is still an answer.
+        if task.logits is not None and all(row.predicted for row in task.rows):
+            _resolve(submission.prediction, task.logits)
         if task.error is not None:
             _refuse(submission.prediction, task.error)
             _refuse(submission.rows, task.error)
-            continue
-        if task.logits is not None and all(row.predicted for row in task.rows):
-            _resolve(submission.prediction, task.logits)
-        if all(row.done for row in task.rows):
+        elif all(row.done for row in task.rows):
             _resolve(submission.rows, task.rows)
 
 
