@@ -58,6 +58,20 @@ class ShortClassifier:
         return logits[1:], entropies[1:]
 
 
+@dataclass
+class FailsWhenBlended:
+    """Answers images, and raises for every batch with a blend."""
+
+    inner: TableClassifier
+
+    def check(
+        self, images: np.ndarray, image_index: np.ndarray, overlay_index: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if (overlay_index >= 0).any():
+            raise ArithmeticError("a blend")
+        return self.inner.check(images, image_index, overlay_index, weights)
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start schedulers; at the end, close them and see that their threads are gone."""
@@ -234,6 +248,17 @@ async def test_a_prediction_answered_first_comes_before_its_check(start: Start) 
     device.let_all_go()
     await expect_own_answer(submission, [6, 8])
     assert scheduler.rows == 0
+
+
+async def test_a_prediction_that_was_there_is_given_even_if_the_check_then_failed(start: Start) -> None:
+    scheduler = start(FailsWhenBlended(TableClassifier(TABLE)))
+    submission = submit(scheduler, [6, 8], answer_first=True)
+
+    scheduler.close()  # blocks this loop, so that the news of both calls arrive together
+
+    np.testing.assert_array_equal(await submission.prediction, answers_to([6, 8]))
+    with pytest.raises(CheckFailedError, match=r"\(ArithmeticError\)"):
+        await submission.rows
 
 
 async def test_a_check_that_must_make_room_is_given_up_undecided(start: Start) -> None:
