@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -24,8 +25,16 @@ class Progress:
 
     def __init__(self, total: int, label: str, quiet: bool) -> None:
         hidden = quiet or not sys.stderr.isatty()
+        screen = shutil.get_terminal_size()  # never 0, which some terminals say and which would hide the bar
         self._bar = tqdm(
-            total=total, desc=label, unit=" passes", unit_scale=True, disable=hidden, leave=False
+            total=total,
+            desc=label,
+            unit=" passes",
+            unit_scale=True,
+            disable=hidden,
+            leave=False,
+            ncols=min(screen.columns, 100),
+            nrows=screen.lines,
         )
 
     def step(self, count: int) -> None:

@@ -89,6 +89,18 @@ def test_no_bar_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
 
 
+def test_a_person_at_a_terminal_sees_a_bar_unless_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(10, "blends", quiet=True) as progress:
+        progress.step(10)
+    assert capsys.readouterr().err == ""
+    with Progress(10, "blends", quiet=False) as progress:
+        progress.step(10)
+    assert "blends" in capsys.readouterr().err
+
+
 def test_the_clock_adds_up_stages_by_name() -> None:
     clock = StageClock()
     for name in ("read", "score", "read"):
