@@ -14,7 +14,8 @@ the device, and N rows of scores copied back. Instead the model is wrapped once:
         logits (p, k) = model(blended)
         entropy_bits (p) = −Σ_j softmax(logits)_j · log₂ softmax(logits)_j
 
-The image itself is the pair with weights (1, 0) and comes through bit for bit. One call serves
+The image itself is the pair with weights (1, 0) and comes through to the last bit (except that
+a -0.0 may become 0.0). One call serves
 any mix of rounds and requests; the overlays are initializers, so they live on the device with
 the weights; only the four small inputs go in and two small outputs come out. The numpy
 functions in :mod:`guard.detection` are the reference this graph is tested against.
@@ -117,7 +118,10 @@ def _check_fits(model: onnx.ModelProto) -> None:
         raise UnfitModelError(
             f"the model uses ONNX opset {opset}, expected {_OLDEST_OPSET} or newer; export it again"
         )
-    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    graph = model.graph
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    names.update(value.name for value in graph.input)
+    names.update(tensor.name for tensor in graph.initializer)
     clash = sorted(name for name in names if name.startswith(_PREFIX))
     if clash:
         raise UnfitModelError(
