@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from guard import __version__
-from guard.errors import GuardError
+from guard.errors import GuardError, SettingsError
 
 __all__ = ["Command", "main"]
 
@@ -55,6 +56,7 @@ class Serve:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Serve until SIGTERM."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our log is JSON; its errors reach us as exceptions
         from guard.server import serve
         from guard.settings import load_settings
 
@@ -91,14 +93,44 @@ class Verify:
         return 0
 
 
+class Unavailable:
+    """Stands in for a command whose package cannot be imported, so that the others still work."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.name = name
+        self.help = "not available here; run it to see why"
+        self._error = error
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Take whatever the real command would have taken."""
+        parser.prefix_chars = ""
+        parser.add_argument("anything", nargs="*")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Say why it is not available."""
+        raise SettingsError(
+            f"command {self.name!r} comes from a package that cannot be loaded "
+            f"({type(self._error).__name__}: {self._error}); repair or remove that package"
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and takes no abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"error: {message}; see `{self.prog} --help`\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="guard", description="A guard against backdoored image classifiers."
-    )
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _Parser(prog="guard", description="A guard against backdoored image classifiers.")
     parser.add_argument("--version", action="version", version=f"guard {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {command.name: command for command in _commands()}
+    commands = {command.name: command for command in _commands(argv)}
     for command in commands.values():
         command.add_arguments(
             subparsers.add_parser(command.name, help=command.help, description=command.help)
@@ -106,16 +138,37 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command].run(arguments)
-    except GuardError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+    except (GuardError, OSError) as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        return _fail("ONNX Runtime is not installed; install inference-guard[cpu], or [gpu] for CUDA")
     except KeyboardInterrupt:
         return 130
 
 
-def _commands() -> list[Command]:
+def _commands(argv: list[str]) -> list[Command]:
+    """Return the commands to choose from; where a built-in one is asked for, no other package is loaded."""
+    own: list[Command] = [Serve(), Verify()]
+    taken = {command.name for command in own}
+    if argv and argv[0] in taken:
+        return own
     found = sorted(entry_points(group="guard.commands"), key=lambda entry: entry.name)
-    return [Serve(), Verify(), *(entry.load() for entry in found)]
+    return [*own, *(_load(entry) for entry in found if entry.name not in taken)]
+
+
+def _load(entry: EntryPoint) -> Command:
+    try:
+        command: Command = entry.load()
+    except Exception as error:  # noqa: BLE001 - another package's defect must not break this one's commands
+        return Unavailable(entry.name, error)
+    return command
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_ERROR
 
 
 if __name__ == "__main__":
