@@ -95,7 +95,14 @@ class GuardServer:
             max_batch_pairs=settings.max_batch_pairs,
             max_queue_rows=settings.max_queue_rows,
         )
-        for name, directory in find_models(settings.repository).items():
+        found = find_models(settings.repository)
+        unknown = sorted(set(settings.models) - set(found))
+        if unknown:
+            raise SettingsError(
+                f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
+                f"there are {sorted(found)}"
+            )
+        for name, directory in found.items():
             on_batch = partial(self._metrics.device_batch, name)
             model = await asyncio.to_thread(partial(load_model, name, directory, options, on_batch=on_batch))
             slot = ModelSlot(model)
@@ -103,12 +110,6 @@ class GuardServer:
             policy = settings.policy_of(name)
             self._models[name] = ServedModel(slot, policy, settings.on_uncheckable_of(name))
             self._announce(model, self._models[name])
-        unknown = sorted(set(settings.models) - set(self._models))
-        if unknown:
-            raise SettingsError(
-                f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
-                f"there are {sorted(self._models)}"
-            )
 
     def _announce(self, model: LoadedModel, served: ServedModel) -> None:
         boundary = model.profile.boundary
@@ -159,9 +160,9 @@ class GuardServer:
             InferenceServicer(dataplane, on_rpc=self._metrics.rpc), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        address = f"{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
         try:
-            self.port = server.add_insecure_port(address)
+            self.port = server.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError as error:
             raise SettingsError(
                 f"cannot listen on port {settings.port} of {settings.host} (setting 'port'); choose another"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,6 +23,8 @@ __all__ = ["ModelSettings", "Settings", "load_settings"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 bits
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 OnUncheckable = Literal["refuse", "answer"]
 
@@ -71,22 +73,31 @@ class Settings(BaseSettings):
     )
 
     repository: Path
-    host: str = "0.0.0.0"
+    host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     port: Port = 8001
     metrics_port: Port = 9100
     policy: Policy = Policy.ENFORCE
     on_uncheckable: OnUncheckable = "refuse"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     max_batch_pairs: Count = 64
     max_queue_rows: Count = 1024
     max_request_rows: Count = 64
-    max_message_bytes: Count = 64 * 1024 * 1024
+    max_message_bytes: MessageBytes = 64 * 1024 * 1024
     request_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     models: dict[str, ModelSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _a_request_fits_into_the_queue(self) -> Settings:
+        if self.max_request_rows > self.max_queue_rows:
+            raise ValueError(
+                f"expected max_request_rows to be at most max_queue_rows, "
+                f"got {self.max_request_rows} and {self.max_queue_rows}"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -130,10 +141,9 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         settings = chosen(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
-    except ValueError as error:  # a TOML file that does not parse, an environment value that is no JSON
-        raise SettingsError(
-            f"cannot read the settings ({error}); check {config or 'the GUARD_* variables'}"
-        ) from error
+    except (ValueError, OSError) as error:  # a TOML file or an environment value that cannot be parsed
+        where = f"{config} and the GUARD_* variables" if config else "the GUARD_* variables"
+        raise SettingsError(f"cannot read the settings ({error}); check {where}") from error
     assert isinstance(settings, Settings)
     return settings
 
@@ -148,5 +158,8 @@ def _explain(error: ValidationError) -> str:
             f"setting {field!r} is missing; give --{flag}, GUARD_{field.upper()}, or {field} in the TOML file"
         )
     if first["type"] == "extra_forbidden":
-        return f"setting {field!r} is not known; known are {', '.join(Settings.model_fields)}{rest}"
+        known = Settings.model_fields if len(first["loc"]) == 1 else ModelSettings.model_fields
+        return f"setting {field!r} is not known; known are {', '.join(known)}{rest}"
+    if not field:
+        return f"settings: {first['ctx']['error']}{rest}"
     return f"setting {field!r}: {first['msg']}, got {first['input']!r}{rest}"
