@@ -125,15 +125,13 @@ def _split(
 def _score(subject: Subject, split: Split, options: CalibrateOptions) -> Scored:
     overlays = subject.prepare(subject.images.images[split.overlays])
     images = subject.images.images[split.calibration]
-    rule, n_overlays = options.blend_rule, len(overlays)
+    n_overlays = len(overlays)
     try:
         with (
-            subject.open(overlays, rule, options.device, options.threads) as classifier,
+            subject.open(overlays, options.blend_rule, options.device, options.threads) as classifier,
             Progress(len(images) * n_overlays, "blends", options.quiet) as progress,
         ):
-            entropies = score_images(
-                classifier, images, subject.prepare, rule, n_overlays, subject.batch, progress
-            )
+            entropies = score_images(classifier, images, subject.prepare, n_overlays, subject.batch, progress)
             device = classifier.device
     except ORT_ERRORS as error:
         raise _failed(options, error) from error

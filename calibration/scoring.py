@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int64, Num
 
 from calibration.progress import Progress
-from guard.arrays import EntropyBits, Images, Logits, PairIndex, PairWeights
+from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import mean_entropies
-from guard.detection.superimpose import BlendRule, pair_weights
 from guard.errors import UnfitModelError
 
 __all__ = ["Checker", "batch_size", "most_uncertain_first", "predict", "score_images"]
@@ -33,7 +32,7 @@ class Checker(Protocol):
         """Return the model's raw output for each image."""
 
     def check(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[Logits, EntropyBits]:
         """Return the model's output and its entropy, bits, for each pair."""
 
@@ -75,7 +74,6 @@ def score_images(
     classifier: Checker,
     images: Num[np.ndarray, "n h w c"],
     prepare: Callable[[np.ndarray], Images],
-    rule: BlendRule,
     n_overlays: int,
     batch: int,
     progress: Progress,
@@ -83,10 +81,9 @@ def score_images(
     """Return the entropy, in bits, of each image blended with each of the classifier's overlays.
 
     Args:
-        classifier: The model with its overlays.
+        classifier: The model with its overlays and blend rule.
         images: Images as stored.
         prepare: Turns stored images into model inputs.
-        rule: The blend rule.
         n_overlays: Number of overlays the classifier holds.
         batch: Pairs in one call.
         progress: Told of each pair.
@@ -98,8 +95,7 @@ def score_images(
     for start, stop in _batches(len(entropies), batch):
         image, overlay = np.divmod(np.arange(start, stop, dtype=np.int64), n_overlays)
         rows = prepare(images[image[0] : image[-1] + 1])
-        weights = pair_weights(rule, overlay)
-        entropies[start:stop] = classifier.check(rows, image - image[0], overlay, weights)[1]
+        entropies[start:stop] = classifier.check(rows, image - image[0], overlay)[1]
         progress.step(stop - start)
     table = entropies.reshape(len(images), n_overlays)
     _refuse_non_finite(table)

@@ -21,7 +21,6 @@ __all__ = [
     "Logits",
     "Overlays",
     "PairIndex",
-    "PairWeights",
     "Probabilities",
     "datatype_of",
 ]
@@ -32,7 +31,6 @@ Logits = Float32[np.ndarray, "p k"]
 Probabilities = Float[np.ndarray, "*batch k"]
 EntropyBits = Float[np.ndarray, " p"]
 PairIndex = Int64[np.ndarray, " p"]
-PairWeights = Float32[np.ndarray, "p 2"]
 
 DATATYPES: Final[Mapping[str, np.dtype[np.generic]]] = MappingProxyType(
     {

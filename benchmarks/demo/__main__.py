@@ -24,7 +24,6 @@ from benchmarks.demo.trigger import load_trigger
 from benchmarks.sidecar import sidecar
 from guard.artifact import Artifact, read_artifact
 from guard.detection.strip import mean_entropies
-from guard.detection.superimpose import pair_weights
 from guard.runtime.onnx_classifier import OnnxClassifier
 
 MODEL = Path(__file__).with_name("model.onnx")
@@ -141,9 +140,8 @@ def entropies(artifact: Artifact, images: np.ndarray) -> np.ndarray:
         blend=profile.check.blend_rule,
     ) as classifier:
         overlay_index = np.arange(n_overlays, dtype=np.int64)
-        weights = pair_weights(profile.check.blend_rule, overlay_index)
         one = np.zeros(n_overlays, np.int64)
-        rows = [classifier.check(image[None], one, overlay_index, weights)[1] for image in images]
+        rows = [classifier.check(image[None], one, overlay_index)[1] for image in images]
     return mean_entropies(np.stack(rows))
 
 

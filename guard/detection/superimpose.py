@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Num
 
-from guard.arrays import Images, Overlays, PairIndex, PairWeights
+from guard.arrays import Images, Overlays, PairIndex
 
-__all__ = ["BLEND_RULES", "BlendRule", "ValueRange", "blend_pairs", "pair_weights", "superimpose"]
+__all__ = ["BLEND_RULES", "BlendRule", "ValueRange", "blend_pairs", "superimpose"]
 
 _Pairs = Num[np.ndarray, "p *row"]
 
@@ -95,22 +95,8 @@ def superimpose(
     n, m = len(images), len(overlays)
     image_index = np.repeat(np.arange(n, dtype=np.int64), m)
     overlay_index = np.tile(np.arange(m, dtype=np.int64), n)
-    weights = pair_weights(rule, overlay_index)
-    pairs = blend_pairs(images, overlays, image_index, overlay_index, weights, rule, value_range)
+    pairs = blend_pairs(images, overlays, image_index, overlay_index, rule, value_range)
     return pairs.reshape(n, m, *images.shape[1:])
-
-
-def pair_weights(rule: BlendRule, overlay_index: PairIndex) -> PairWeights:
-    """Return the (image, overlay) weights of each pair.
-
-    Args:
-        rule: The blend rule.
-        overlay_index: Overlay of each pair; -1 stands for the image itself, weights (1, 0).
-    """
-    weights = np.empty((len(overlay_index), 2), np.float32)
-    weights[:] = (rule.image_weight, rule.overlay_weight)
-    weights[overlay_index < 0] = (1.0, 0.0)
-    return weights
 
 
 def blend_pairs(
@@ -118,25 +104,26 @@ def blend_pairs(
     overlays: Overlays,
     image_index: PairIndex,
     overlay_index: PairIndex,
-    weights: PairWeights,
     rule: BlendRule,
     value_range: ValueRange,
 ) -> _Pairs:
-    """Return ``w0 * images[i] + w1 * overlays[o]`` for each pair, as the check graph does.
+    """Return each image blended with its overlay, as the check graph does.
 
-    A pair whose overlay weight is 0 is the image itself, to the last bit (except that a -0.0
-    may become 0.0), and never clipped. An
-    ``overlay_index`` below 0 is read as overlay 0 (its weight is 0, so which one is moot).
+    Args:
+        images: Images as the client sends them.
+        overlays: Clean held-out images in the same space and dtype.
+        image_index: Image of each pair.
+        overlay_index: Overlay of each pair; -1 for the image itself, unchanged and never clipped.
+        rule: Weights and clipping.
+        value_range: Range the rule clips to.
     """
     left = images[image_index].astype(np.float32)
     right = overlays[np.maximum(overlay_index, 0)].astype(np.float32)
-    shape = (-1, *(1,) * (images.ndim - 1))
-    blended = weights[:, 0].reshape(shape) * left + weights[:, 1].reshape(shape) * right
+    blended = np.float32(rule.image_weight) * left + np.float32(rule.overlay_weight) * right
     if rule.clip:
-        low, high = value_range.bounds()
-        untouched = (weights[:, 1] == 0).reshape(shape)
-        blended = np.where(untouched, left, np.clip(blended, low, high))
-    return _as_dtype(blended, images.dtype)
+        blended = np.clip(blended, *value_range.bounds())
+    alone = (overlay_index < 0).reshape(-1, *(1,) * (images.ndim - 1))
+    return _as_dtype(np.where(alone, left, blended), images.dtype)
 
 
 def _as_dtype(blended: _Pairs, dtype: np.dtype[np.generic]) -> _Pairs:

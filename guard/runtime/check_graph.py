@@ -7,18 +7,18 @@ the device, and N rows of scores copied back. Instead the model is wrapped once:
 ::
 
     images (n, …)        what the clients sent, rows of any requests
-    image_index (p)      ─┐
-    overlay_index (p)     ├ a ragged list of pairs: which image with which overlay, how weighted
-    weights (p, 2)       ─┘
-        blended_p = w₀ · images[image_index_p] + w₁ · overlays[overlay_index_p]
+    image_index (p)      ─┐ a ragged list of pairs: which image with which overlay,
+    overlay_index (p)    ─┘ -1 for the image itself
+        blended_p = w₀ · images[image_index_p] + bank[overlay_index_p + 1]
         logits (p, k) = model(blended)
         entropy_bits (p) = −Σ_j softmax(logits)_j · log₂ softmax(logits)_j
 
-The image itself is the pair with weights (1, 0) and comes through to the last bit (except that
-a -0.0 may become 0.0). One call serves
-any mix of rounds and requests; the overlays are initializers, so they live on the device with
-the weights; only the four small inputs go in and two small outputs come out. The numpy
-functions in :mod:`guard.detection` are the reference this graph is tested against.
+The bank is an initializer, so it lives on the device with the model's weights: row 0 is zero, and
+row o + 1 is overlay o times its blend weight. The image itself is thus the image plus zero, which
+comes through to the last bit (except that a -0.0 may become 0.0), and a blend costs two gathers and
+one addition. One call serves any mix of rounds and requests; only three small inputs go in and two
+small outputs come out. :func:`guard.detection.superimpose.blend_pairs` is the reference this graph
+is tested against.
 
 Only operators that have meant the same since opset 9 are used, so that the graph can be put
 around a model of any later opset without converting the model.
@@ -38,13 +38,12 @@ from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
 from guard.errors import UnfitModelError
 
-__all__ = ["ENTROPY", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "WEIGHTS", "build_check_graph"]
+__all__ = ["ENTROPY", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "build_check_graph"]
 
 _PREFIX = "guard_check/"
 IMAGES = _PREFIX + "images"
 IMAGE_INDEX = _PREFIX + "image_index"
 OVERLAY_INDEX = _PREFIX + "overlay_index"
-WEIGHTS = _PREFIX + "weights"
 LOGITS = _PREFIX + "logits"
 ENTROPY = _PREFIX + "entropy_bits"
 
@@ -69,7 +68,7 @@ def build_check_graph(
         source: Its image input.
         sink: Its class output.
         overlays: Clean images in the model's input space.
-        blend: The blend rule; its weights come with each call, its clipping is built in.
+        blend: The blend rule, which is built in.
 
     Raises:
         UnfitModelError: If the model's opset is older than 9 or a tensor is named like ours.
@@ -138,7 +137,6 @@ def _replace_inputs(graph: onnx.GraphProto, source: InputSpec) -> None:
             helper.make_tensor_value_info(IMAGES, _ELEMENT[source.datatype], ["n", *source.shape]),
             helper.make_tensor_value_info(IMAGE_INDEX, TensorProto.INT64, ["p"]),
             helper.make_tensor_value_info(OVERLAY_INDEX, TensorProto.INT64, ["p"]),
-            helper.make_tensor_value_info(WEIGHTS, TensorProto.FLOAT, ["p", 2]),
             *kept,
         ]
     )
@@ -148,38 +146,41 @@ def _add_blend(g: _Nodes, source: InputSpec, overlays: Overlays, blend: BlendRul
     left = g.node("Gather", [IMAGES, IMAGE_INDEX], _PREFIX + "left", axis=0)
     if source.datatype != "FP32":
         left = g.node("Cast", [left], _PREFIX + "left_fp32", to=TensorProto.FLOAT)
-    stored = g.constant("overlays", overlays.astype(np.float32))
-    right = g.node("Gather", [stored, OVERLAY_INDEX], _PREFIX + "right", axis=0)
-    w0, w1 = _weight_columns(g)
-    weighted_left = g.node("Mul", [w0, left], _PREFIX + "weighted_left")
-    weighted_right = g.node("Mul", [w1, right], _PREFIX + "weighted_right")
-    clip, integer = blend.clip, source.datatype == "UINT8"
-    plain = source.datatype == "FP32" and not clip
-    blended = g.node("Add", [weighted_left, weighted_right], source.name if plain else _PREFIX + "blended")
-    if clip:
-        blended = _add_clip(g, source, blended, left, w1)
-    if integer:
+    row = g.node("Add", [OVERLAY_INDEX, g.constant("one", np.array(1, np.int64))], _PREFIX + "bank_row")
+    right = g.node("Gather", [g.constant("bank", _bank(overlays, blend)), row], _PREFIX + "right", axis=0)
+    weighted = left if blend.image_weight == 1.0 else _add_image_weight(g, left, row, blend)
+    plain = source.datatype == "FP32" and not blend.clip
+    blended = g.node("Add", [weighted, right], source.name if plain else _PREFIX + "blended")
+    if blend.clip:
+        blended = _add_clip(g, source, blended, left, row)
+    if source.datatype == "UINT8":
         blended = _add_rounding(g, blended)
     if not plain:
         g.node("Cast", [blended], source.name, to=_ELEMENT[source.datatype])
 
 
-def _weight_columns(g: _Nodes) -> tuple[str, str]:
-    shape = g.constant("column_shape", np.array([-1, 1, 1, 1], np.int64))
-    columns = []
-    for column in (0, 1):
-        index = g.constant(f"column_{column}", np.array([column], np.int64))
-        flat = g.node("Gather", [WEIGHTS, index], f"{_PREFIX}w{column}_flat", axis=1)
-        columns.append(g.node("Reshape", [flat, shape], f"{_PREFIX}w{column}"))
-    return columns[0], columns[1]
+def _bank(overlays: Overlays, blend: BlendRule) -> np.ndarray:
+    weighted = np.float32(blend.overlay_weight) * overlays.astype(np.float32)
+    return np.concatenate([np.zeros_like(weighted[:1]), weighted])
 
 
-def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, w1: str) -> str:
+def _add_image_weight(g: _Nodes, left: str, row: str, blend: BlendRule) -> str:
+    weight = g.constant("image_weight", np.array(blend.image_weight, np.float32))
+    weighted = g.node("Mul", [left, weight], _PREFIX + "weighted")
+    return g.node("Where", [_add_has_overlay(g, row), weighted, left], _PREFIX + "weighted_where_blended")
+
+
+def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, row: str) -> str:
     low, high = source.value_range.bounds()
     floored = g.node("Max", [blended, g.constant("low", low)], _PREFIX + "floored")
     clipped = g.node("Min", [floored, g.constant("high", high)], _PREFIX + "clipped")
-    has_overlay = g.node("Cast", [w1], _PREFIX + "has_overlay", to=TensorProto.BOOL)
-    return g.node("Where", [has_overlay, clipped, left], _PREFIX + "clipped_where_blended")
+    return g.node("Where", [_add_has_overlay(g, row), clipped, left], _PREFIX + "clipped_where_blended")
+
+
+def _add_has_overlay(g: _Nodes, row: str) -> str:
+    flat = g.node("Cast", [row], _PREFIX + "has_overlay_flat", to=TensorProto.BOOL)
+    shape = g.constant("column_shape", np.array([-1, 1, 1, 1], np.int64))
+    return g.node("Reshape", [flat, shape], _PREFIX + "has_overlay")
 
 
 def _add_rounding(g: _Nodes, blended: str) -> str:

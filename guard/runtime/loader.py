@@ -97,7 +97,6 @@ def load_model(
     scheduler = Scheduler(
         classifier,
         Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
-        profile.check.blend_rule,
         max_batch_pairs=options.max_batch_pairs,
         max_queue_rows=options.max_queue_rows,
         on_batch=on_batch,

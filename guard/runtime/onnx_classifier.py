@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from guard.arrays import DATATYPES, EntropyBits, Images, Logits, Overlays, PairIndex, PairWeights
+from guard.arrays import DATATYPES, EntropyBits, Images, Logits, Overlays, PairIndex
 from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
 from guard.errors import SettingsError, UnfitModelError
@@ -25,7 +25,6 @@ __all__ = ["ORT_ERRORS", "Device", "OnnxClassifier"]
 
 Device = Literal["auto", "cpu", "cuda"]
 
-_ALONE = np.array([1.0, 0.0], np.float32)  # weights of a pair that is the image itself
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _PARITY_TOLERANCE = 1e-3
 _ROUGH_PARITY_TOLERANCE = 1e-2
@@ -103,24 +102,22 @@ class OnnxClassifier:
         """
         index = np.arange(len(images), dtype=np.int64)
         nothing = np.full(len(images), -1, np.int64)
-        weights = np.tile(_ALONE, (len(images), 1))
-        return self.check(images, index, nothing, weights)[0]
+        return self.check(images, index, nothing)[0]
 
     def check(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[Logits, EntropyBits]:
         """Return the model's output and its entropy, in bits, for each (image, overlay) pair.
 
         Args:
             images: Rows in the model's input space, layout and dtype.
             image_index: Image of each pair.
-            overlay_index: Overlay of each pair; -1 for none.
-            weights: Weights of image and overlay, see :func:`guard.detection.superimpose.pair_weights`.
+            overlay_index: Overlay of each pair; -1 for the image itself.
 
         Raises:
             RuntimeError: If the classifier was closed.
         """
-        return self._run_all(images, image_index, np.maximum(overlay_index, 0), weights)
+        return self._run_all(images, image_index, overlay_index)
 
     def warm_up(self, largest: int) -> None:
         """Run batches of 1, 5 and ``largest`` pairs, and prove that rows do not affect each other.
@@ -156,11 +153,11 @@ class OnnxClassifier:
         self.close()
 
     def _run_all(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[np.ndarray, np.ndarray]:
         """Run any number of pairs; the shapes are whatever the model gives."""
         if self._fixed_batch is None:
-            return self._run(images, image_index, overlay_index, weights)
+            return self._run(images, image_index, overlay_index)
         pairs = len(image_index)
         if pairs == 0:
             return np.empty((0, self._sink.classes), np.float32), np.empty(0, np.float32)
@@ -168,13 +165,13 @@ class OnnxClassifier:
         for start in range(0, pairs, self._fixed_batch):
             part = np.arange(start, start + self._fixed_batch)
             part = np.minimum(part, pairs - 1)  # pad the last call with its last pair
-            some = self._run(images, image_index[part], overlay_index[part], weights[part])
+            some = self._run(images, image_index[part], overlay_index[part])
             logits.append(some[0])
             entropy.append(some[1])
         return np.concatenate(logits)[:pairs], np.concatenate(entropy)[:pairs]
 
     def _run(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[np.ndarray, np.ndarray]:
         if self._session is None:
             raise RuntimeError("the classifier is closed")
@@ -182,7 +179,6 @@ class OnnxClassifier:
             check_graph.IMAGES: images,
             check_graph.IMAGE_INDEX: image_index,
             check_graph.OVERLAY_INDEX: overlay_index,
-            check_graph.WEIGHTS: weights,
         }
         logits, entropy = self._session.run([check_graph.LOGITS, check_graph.ENTROPY], feed)
         return logits, entropy
@@ -203,9 +199,8 @@ class OnnxClassifier:
     def _try(self, images: Images, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         index = np.asarray(rows, np.int64)
         expected = (len(index), self._sink.classes)
-        weights = np.tile(_ALONE, (len(index), 1))
         try:
-            logits, _ = self._run_all(images, index, np.zeros_like(index), weights)
+            logits, _ = self._run_all(images, index, np.full_like(index, -1))
         except ORT_ERRORS as error:
             raise UnfitModelError(
                 f"the model fails on a batch of {len(index)} images: {_first_line(error)}; expected an "

@@ -27,9 +27,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool
 
-from guard.arrays import EntropyBits, Images, Logits, PairIndex, PairWeights
+from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import Decision, Evidence, Strip
-from guard.detection.superimpose import BlendRule, pair_weights
 from guard.errors import QueueFullError
 
 __all__ = ["Batch", "CheckTask", "Line", "Row"]
@@ -109,7 +108,6 @@ class Batch:
     images: Images
     image_index: PairIndex
     overlay_index: PairIndex
-    weights: PairWeights
 
     @property
     def tasks(self) -> list[CheckTask]:
@@ -125,11 +123,10 @@ class Line:
         max_rows: Rows that may wait; a submission beyond that is refused.
     """
 
-    def __init__(self, strip: Strip, blend: BlendRule, *, max_pairs: int, max_rows: int) -> None:
+    def __init__(self, strip: Strip, *, max_pairs: int, max_rows: int) -> None:
         self.max_pairs = max_pairs
         self.max_rows = max_rows
         self._strip = strip
-        self._blend = blend
         self._tasks: dict[CheckTask, None] = {}
         self._rows = 0
 
@@ -223,7 +220,7 @@ class Line:
         image_index = np.repeat(np.arange(len(units), dtype=np.int64), [unit.pairs for unit in units])
         overlay_index = np.concatenate([unit.overlay_index for unit in units])
         images = np.stack([unit.task.images[unit.index] for unit in units])
-        return Batch(units, images, image_index, overlay_index, pair_weights(self._blend, overlay_index))
+        return Batch(units, images, image_index, overlay_index)
 
     def _take_in(self, unit: _Unit, logits: Logits, entropies: EntropyBits) -> None:
         task, row = unit.task, unit.task.rows[unit.index]

@@ -35,9 +35,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from guard.arrays import EntropyBits, Images, Logits, PairIndex, PairWeights
+from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import Strip
-from guard.detection.superimpose import BlendRule
 from guard.errors import CheckFailedError, ShuttingDownError
 from guard.runtime.rounds import Batch, CheckTask, Line, Row
 
@@ -53,7 +52,7 @@ class CheckedClassifier(Protocol):
     """What the scheduler needs of a classifier."""
 
     def check(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex, weights: PairWeights
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[Logits, EntropyBits]:
         """Return output and entropy of each pair, as ``OnnxClassifier.check`` does."""
         ...
@@ -83,7 +82,6 @@ class Scheduler:
     Args:
         classifier: Called from the device thread only.
         strip: The detector.
-        blend: The blend rule the classifier was opened with.
         max_batch_pairs: Pairs a device batch is filled up to.
         max_queue_rows: Rows that may wait or run; more are refused.
         on_batch: Told the pairs and seconds of each device call, from the device thread.
@@ -94,7 +92,6 @@ class Scheduler:
         self,
         classifier: CheckedClassifier,
         strip: Strip,
-        blend: BlendRule,
         *,
         max_batch_pairs: int,
         max_queue_rows: int,
@@ -102,7 +99,7 @@ class Scheduler:
         name: str = "model",
     ) -> None:
         self._classifier = classifier
-        self._line = Line(strip, blend, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
+        self._line = Line(strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
         self._on_batch = on_batch
         self._name = name
         self._changed = threading.Condition()
@@ -184,9 +181,7 @@ class Scheduler:
     def _try(self, batch: Batch) -> Exception | None:
         start = time.perf_counter()
         try:
-            logits, entropies = self._classifier.check(
-                batch.images, batch.image_index, batch.overlay_index, batch.weights
-            )
+            logits, entropies = self._classifier.check(batch.images, batch.image_index, batch.overlay_index)
             _check_sizes(len(batch.image_index), logits, entropies)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from calibration.progress import Progress, StageClock
 from calibration.scoring import batch_size, most_uncertain_first, predict, score_images
 from guard.detection.strip import mean_entropies
-from guard.detection.superimpose import BLEND_RULES, pair_weights
 from guard.errors import UnfitModelError
-
-RULE = BLEND_RULES["half_clip"]
 
 
 class TellingClassifier:
@@ -28,10 +25,9 @@ class TellingClassifier:
         return np.stack([images[:, 0, 0, 0], -images[:, 0, 0, 0]], axis=1).astype(np.float32)
 
     def check(
-        self, images: np.ndarray, image_index: np.ndarray, overlay_index: np.ndarray, weights: np.ndarray
+        self, images: np.ndarray, image_index: np.ndarray, overlay_index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         self.calls.append((len(images), len(image_index)))
-        np.testing.assert_array_equal(weights, pair_weights(RULE, overlay_index))
         told = images[image_index, 0, 0, 0] * self.n_overlays + overlay_index
         told = np.where(told == self.broken, np.nan, told).astype(np.float32)
         return np.zeros((len(told), 2), np.float32), told
@@ -52,7 +48,7 @@ def quiet() -> Progress:
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 40))
 def test_every_image_meets_every_overlay_once_whatever_the_batch(n: int, m: int, batch: int) -> None:
     classifier = TellingClassifier(m)
-    table = score_images(classifier, numbered(n), unchanged, RULE, m, batch, quiet())
+    table = score_images(classifier, numbered(n), unchanged, m, batch, quiet())
     np.testing.assert_array_equal(table, np.arange(n * m).reshape(n, m))
     assert max(pairs for _, pairs in classifier.calls) <= batch
     assert all(rows <= pairs for rows, pairs in classifier.calls)
@@ -67,7 +63,7 @@ def test_predictions_keep_the_order_of_the_images(n: int, batch: int) -> None:
 def test_an_entropy_that_is_not_finite_is_refused_by_image_and_overlay() -> None:
     expected = r"answers 1 of 20 blends with NaN or infinite scores, first calibration image 3 with overlay 1"
     with pytest.raises(UnfitModelError, match=expected):
-        score_images(TellingClassifier(4, broken=13.0), numbered(5), unchanged, RULE, 4, 6, quiet())
+        score_images(TellingClassifier(4, broken=13.0), numbered(5), unchanged, 4, 6, quiet())
 
 
 def test_overlays_are_ordered_by_mean_clean_entropy_highest_first() -> None:

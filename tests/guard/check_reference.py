@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from guard.artifact import Profile
 from guard.detection.entropy import entropy_of_logits, entropy_of_probabilities
-from guard.detection.superimpose import blend_pairs, pair_weights
+from guard.detection.superimpose import blend_pairs
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
 from tests.artifacts import random_images
 
@@ -22,11 +22,10 @@ class Pairs:
     images: np.ndarray
     image_index: np.ndarray
     overlay_index: np.ndarray
-    weights: np.ndarray
 
     def part(self, chosen: slice | np.ndarray) -> Pairs:
         """Return some of the pairs over the same images."""
-        return Pairs(self.images, self.image_index[chosen], self.overlay_index[chosen], self.weights[chosen])
+        return Pairs(self.images, self.image_index[chosen], self.overlay_index[chosen])
 
 
 def overlays_of(profile: Profile) -> np.ndarray:
@@ -39,8 +38,7 @@ def random_pairs(profile: Profile, count: int, n_images: int = 3, seed: int = 0)
     image_index = generator.integers(0, n_images, count)
     overlay_index = generator.integers(-1, profile.check.n_overlays, count)
     overlay_index[generator.integers(count)] = -1
-    weights = pair_weights(profile.check.blend_rule, overlay_index)
-    return Pairs(random_images(profile, n_images, seed), image_index, overlay_index, weights)
+    return Pairs(random_images(profile, n_images, seed), image_index, overlay_index)
 
 
 def open_classifier(model: onnx.ModelProto, profile: Profile, device: Device = "cpu") -> OnnxClassifier:
@@ -57,7 +55,7 @@ def open_classifier(model: onnx.ModelProto, profile: Profile, device: Device = "
 
 
 def check(classifier: OnnxClassifier, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    return classifier.check(pairs.images, pairs.image_index, pairs.overlay_index, pairs.weights)
+    return classifier.check(pairs.images, pairs.image_index, pairs.overlay_index)
 
 
 def bare_outputs(model: onnx.ModelProto, images: np.ndarray, fixed_batch: int | None) -> np.ndarray:
@@ -77,7 +75,6 @@ def reference_outputs(model: onnx.ModelProto, profile: Profile, pairs: Pairs) ->
         overlays_of(profile),
         pairs.image_index,
         pairs.overlay_index,
-        pairs.weights,
         profile.check.blend_rule,
         profile.input.value_range,
     )

@@ -135,7 +135,6 @@ def with_device(model: LoadedModel, device: GatedClassifier, max_queue_rows: int
     scheduler = Scheduler(
         device,
         Strip(CheckPlan(check.rounds), model.profile.boundary.boundary_bits),
-        check.blend_rule,
         max_batch_pairs=64,
         max_queue_rows=max_queue_rows,
         name="tiny",

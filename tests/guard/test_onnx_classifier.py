@@ -192,9 +192,10 @@ def test_a_model_with_another_number_of_classes_than_declared_is_refused() -> No
     assert "expected an output of shape (1, 7)" in message
 
 
-def test_a_model_that_declares_another_number_of_classes_is_refused_when_it_is_loaded() -> None:
+def test_a_model_that_declares_another_number_of_classes_is_refused() -> None:
     message = refusal_at_warm_up(linear_classifier(), classes=7)
-    assert message.startswith(f"ONNX Runtime {ort.__version__} cannot load the model: ")
+    assert message.startswith("the model fails on a batch of 1 images: ")
+    assert "expected an output of shape (1, 7)" in message
 
 
 def misspelt(model: onnx.ModelProto) -> None:
@@ -228,6 +229,21 @@ def test_a_broken_graph_is_refused_with_the_first_line_of_the_reason(break_it: o
     assert message.startswith(f"ONNX Runtime {ort.__version__} cannot load the model: [ONNXRuntimeError]")
     assert message.endswith("; export it again, for a supported opset, and calibrate it")
     assert "\n" not in message
+
+
+def test_of_a_long_reason_only_the_first_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, ONNX Runtime appends a backtrace of the C++ side."""
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise ORT_ERRORS[1]("out of memory\n#0 0x7f… in onnxruntime::Create\n#1 0x7f… in main")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    model = linear_classifier()
+    with pytest.raises(
+        UnfitModelError, match=r"cannot load the model: out of memory; export it again"
+    ) as error:
+        open_classifier(model, make_profile(model))
+    assert "#0" not in str(error.value)
 
 
 def test_a_closed_classifier_refuses_to_run() -> None:

@@ -6,7 +6,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from fake_classifier import ADD, TableClassifier, answers_to, full_check, numbered_images, random_table
+from fake_classifier import TableClassifier, answers_to, full_check, numbered_images, random_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,7 +27,7 @@ def strip_of(rounds: tuple[int, ...] = (2, 2, 4), boundary: float = 1.0) -> Stri
 
 
 def line_of(strip: Strip, max_pairs: int = 64, max_rows: int = 100) -> Line:
-    return Line(strip, ADD, max_pairs=max_pairs, max_rows=max_rows)
+    return Line(strip, max_pairs=max_pairs, max_rows=max_rows)
 
 
 def task_of(numbers: list[int], mask: list[bool] | None = None, *, answer_first: bool = False) -> CheckTask:
@@ -43,9 +43,7 @@ def run(line: Line, classifier: TableClassifier) -> list[CheckTask]:
 
 
 def complete(line: Line, batch: Batch, classifier: TableClassifier) -> list[CheckTask]:
-    return line.complete(
-        batch, *classifier.check(batch.images, batch.image_index, batch.overlay_index, batch.weights)
-    )
+    return line.complete(batch, *classifier.check(batch.images, batch.image_index, batch.overlay_index))
 
 
 def run_to_the_end(line: Line, classifier: TableClassifier) -> list[CheckTask]:

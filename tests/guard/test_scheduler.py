@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from fake_classifier import (
-    ADD,
     PATIENCE_S,
     GatedClassifier,
     TableClassifier,
@@ -65,11 +64,11 @@ class FailsWhenBlended:
     inner: TableClassifier
 
     def check(
-        self, images: np.ndarray, image_index: np.ndarray, overlay_index: np.ndarray, weights: np.ndarray
+        self, images: np.ndarray, image_index: np.ndarray, overlay_index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         if (overlay_index >= 0).any():
             raise ArithmeticError("a blend")
-        return self.inner.check(images, image_index, overlay_index, weights)
+        return self.inner.check(images, image_index, overlay_index)
 
 
 @pytest.fixture
@@ -84,7 +83,6 @@ def start() -> Iterator[Start]:
         scheduler = Scheduler(
             classifier,
             strip,
-            ADD,
             max_batch_pairs=max_batch_pairs,
             max_queue_rows=max_queue_rows,
             name="fake",
@@ -364,7 +362,6 @@ async def test_each_device_call_is_told_with_its_pairs_and_seconds() -> None:
     scheduler = Scheduler(
         TableClassifier(TABLE),
         NEVER_SURE,
-        ADD,
         max_batch_pairs=64,
         max_queue_rows=10,
         on_batch=lambda pairs, seconds: told.append((pairs, seconds)),

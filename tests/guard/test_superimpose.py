@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from guard.detection.superimpose import BLEND_RULES, ValueRange, blend_pairs, pair_weights, superimpose
+from guard.detection.superimpose import BLEND_RULES, ValueRange, blend_pairs, superimpose
 
 UNIT = ValueRange((0.0,), (1.0,), 0)
 BYTES = ValueRange((0.0,), (255.0,), 0)
@@ -101,18 +101,10 @@ def test_the_image_itself_comes_through_bit_for_bit_and_is_never_clipped(rule: s
     images = image(0.1, 3.7, 200.0, 250.0, dtype=dtype)  # most of it outside the range
     overlays = image(9.0, 9.0, 9.0, 9.0, dtype=dtype)
     index, nothing = np.zeros(2, np.int64), np.array([-1, 0], np.int64)
-    weights = pair_weights(BLEND_RULES[rule], nothing)
-    alone, blended = blend_pairs(images, overlays, index, nothing, weights, BLEND_RULES[rule], UNIT)
+    alone, blended = blend_pairs(images, overlays, index, nothing, BLEND_RULES[rule], UNIT)
     assert alone.dtype == dtype
     assert alone.tobytes() == images[0].tobytes()
     assert blended.tobytes() != images[0].tobytes()
-
-
-@pytest.mark.parametrize("name", list(BLEND_RULES))
-def test_pairs_weigh_image_and_overlay_as_the_rule_says_and_the_image_itself_1_and_0(name: str) -> None:
-    weights = pair_weights(BLEND_RULES[name], np.array([3, -1, 0], np.int64))
-    expected = {"add": (1, 1), "add_clip": (1, 1), "half_clip": (1, 0.5), "convex": (0.5, 0.5)}[name]
-    assert weights.tolist() == [list(expected), [1, 0], list(expected)]
 
 
 def test_every_image_meets_every_overlay_in_order() -> None:
@@ -128,7 +120,7 @@ def test_pairs_may_come_in_any_order_and_repeat() -> None:
     overlays = np.array([10.0, 20.0], np.float32).reshape(2, 1, 1, 1)
     rule, left = BLEND_RULES["add"], np.array([1, 0, 1, 1], np.int64)
     right = np.array([0, -1, 1, 0], np.int64)
-    blended = blend_pairs(images, overlays, left, right, pair_weights(rule, right), rule, UNIT)
+    blended = blend_pairs(images, overlays, left, right, rule, UNIT)
     assert blended.ravel().tolist() == [12, 1, 22, 12]
 
 
