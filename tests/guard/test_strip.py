@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -77,6 +77,7 @@ def test_the_verdict_does_not_depend_on_the_rounds(case: Case, other_rounds: tup
         assert curtailed(other, row)[0] is curtailed(strip, row)[0]
 
 
+@settings(max_examples=50)
 @given(cases())
 def test_passes_needed_are_what_the_curtailed_check_spends(case: Case) -> None:
     strip, entropies = case.strip, case.entropies
@@ -84,6 +85,7 @@ def test_passes_needed_are_what_the_curtailed_check_spends(case: Case) -> None:
     assert passes_needed(entropies, strip).tolist() == spent
 
 
+@settings(max_examples=50)
 @given(cases())
 def test_mean_entropies_are_the_sums_of_the_check_bit_for_bit(case: Case) -> None:
     strip, entropies = case.strip, case.entropies
@@ -95,6 +97,7 @@ def test_mean_entropies_are_the_sums_of_the_check_bit_for_bit(case: Case) -> Non
         assert strip.score(evidence) == -mean
 
 
+@settings(max_examples=50)
 @given(cases(), st.lists(st.floats(0.0, 10.0), min_size=1, max_size=20))
 def test_a_curtailed_check_bounds_score_and_p_value_from_the_cautious_side(
     case: Case, clean: list[float]
@@ -108,6 +111,7 @@ def test_a_curtailed_check_bounds_score_and_p_value_from_the_cautious_side(
         assert p_value(seen, np.sort(clean)) <= p_value(float(mean), np.sort(clean))
 
 
+@settings(max_examples=50)
 @given(cases())
 def test_the_score_never_rises_while_a_check_goes_on(case: Case) -> None:
     strip, entropies = case.strip, case.entropies
