@@ -39,7 +39,7 @@ __all__ = ["calibrate"]
 
 
 @dataclass(frozen=True)
-class Scored:
+class _Scored:
     """Overlays in the plan's order, and the entropies of all calibration images in that order."""
 
     overlays: Overlays
@@ -122,7 +122,7 @@ def _split(
     return split
 
 
-def _score(subject: Subject, split: Split, options: CalibrateOptions) -> Scored:
+def _score(subject: Subject, split: Split, options: CalibrateOptions) -> _Scored:
     overlays = subject.prepare(subject.images.images[split.overlays])
     images = subject.images.images[split.calibration]
     n_overlays = len(overlays)
@@ -136,7 +136,7 @@ def _score(subject: Subject, split: Split, options: CalibrateOptions) -> Scored:
     except ORT_ERRORS as error:
         raise _failed(options, error) from error
     order = most_uncertain_first(entropies)
-    return Scored(overlays[order], entropies[:, order], device)
+    return _Scored(overlays[order], entropies[:, order], device)
 
 
 def _boundary(means: np.ndarray, options: CalibrateOptions) -> BoundaryRecord:
@@ -149,7 +149,7 @@ def _profile(
     subject: Subject,
     outputs: Logits,
     split: Split,
-    scored: Scored,
+    scored: _Scored,
     boundary: BoundaryRecord,
     options: CalibrateOptions,
     seed: int,

@@ -148,11 +148,12 @@ def _add_blend(g: _Nodes, source: InputSpec, overlays: Overlays, blend: BlendRul
         left = g.node("Cast", [left], _PREFIX + "left_fp32", to=TensorProto.FLOAT)
     row = g.node("Add", [OVERLAY_INDEX, g.constant("one", np.array(1, np.int64))], _PREFIX + "bank_row")
     right = g.node("Gather", [g.constant("bank", _bank(overlays, blend)), row], _PREFIX + "right", axis=0)
-    weighted = left if blend.image_weight == 1.0 else _add_image_weight(g, left, row, blend)
+    has_overlay = _add_has_overlay(g, row) if blend.clip or blend.image_weight != 1.0 else ""
+    weighted = left if blend.image_weight == 1.0 else _add_image_weight(g, left, has_overlay, blend)
     plain = source.datatype == "FP32" and not blend.clip
     blended = g.node("Add", [weighted, right], source.name if plain else _PREFIX + "blended")
     if blend.clip:
-        blended = _add_clip(g, source, blended, left, row)
+        blended = _add_clip(g, source, blended, left, has_overlay)
     if source.datatype == "UINT8":
         blended = _add_rounding(g, blended)
     if not plain:
@@ -164,17 +165,17 @@ def _bank(overlays: Overlays, blend: BlendRule) -> np.ndarray:
     return np.concatenate([np.zeros_like(weighted[:1]), weighted])
 
 
-def _add_image_weight(g: _Nodes, left: str, row: str, blend: BlendRule) -> str:
+def _add_image_weight(g: _Nodes, left: str, has_overlay: str, blend: BlendRule) -> str:
     weight = g.constant("image_weight", np.array(blend.image_weight, np.float32))
     weighted = g.node("Mul", [left, weight], _PREFIX + "weighted")
-    return g.node("Where", [_add_has_overlay(g, row), weighted, left], _PREFIX + "weighted_where_blended")
+    return g.node("Where", [has_overlay, weighted, left], _PREFIX + "weighted_where_blended")
 
 
-def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, row: str) -> str:
+def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, has_overlay: str) -> str:
     low, high = source.value_range.bounds()
     floored = g.node("Max", [blended, g.constant("low", low)], _PREFIX + "floored")
     clipped = g.node("Min", [floored, g.constant("high", high)], _PREFIX + "clipped")
-    return g.node("Where", [_add_has_overlay(g, row), clipped, left], _PREFIX + "clipped_where_blended")
+    return g.node("Where", [has_overlay, clipped, left], _PREFIX + "clipped_where_blended")
 
 
 def _add_has_overlay(g: _Nodes, row: str) -> str:

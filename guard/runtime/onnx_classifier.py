@@ -222,7 +222,9 @@ def _open_session(model: onnx.ModelProto, device: Device, threads: int | None) -
             f"device 'cuda' was asked for, but ONNX Runtime offers only {', '.join(available)}; install "
             f"inference-guard[gpu] in place of [cpu], or set device to 'cpu'"
         )
-    providers = [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
+    # TF32 would move scores by about 1e-3 from those that the boundary was calibrated with elsewhere.
+    cuda = [(_CUDA, {"use_tf32": "0"})] if device != "cpu" and _CUDA in available else []
+    providers = [*cuda, _CPU]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
