@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 from guard import __version__
 from guard.errors import GuardError, SettingsError
 
-__all__ = ["Command", "main"]
+__all__ = ["Command", "Serve", "Unavailable", "Verify", "main"]
 
 EXIT_ERROR = 2
 
