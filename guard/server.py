@@ -18,6 +18,7 @@ from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
 from guard.repository import find_models
+from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.servicer import InferenceServicer
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
@@ -149,12 +150,15 @@ class GuardServer:
 
     async def _open_grpc_port(self, dataplane: DataPlane) -> None:
         settings = self._settings
+        limit = settings.max_message_bytes
         server = grpc.aio.server(
+            interceptors=[Doorkeeper(max_message_bytes=limit, on_rpc=self._metrics.rpc)],
             options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.max_send_message_length", settings.max_message_bytes),
+                # Twice the limit: up to there the guard refuses by itself, and counts it.
+                ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
+                ("grpc.max_send_message_length", limit),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             InferenceServicer(dataplane, on_rpc=self._metrics.rpc), server

@@ -16,7 +16,7 @@ import grpc
 
 from guard import errors
 
-__all__ = ["STATUS_OF", "UnservedRpcError", "metadata_of", "status_of"]
+__all__ = ["STATUS_OF", "MessageTooLargeError", "UnservedRpcError", "metadata_of", "status_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ class UnservedRpcError(errors.RequestError):
     """The protocol has this rpc and the guard does not serve it."""
 
 
+class MessageTooLargeError(errors.RequestError):
+    """The request has more bytes than the operator allows."""
+
+
 STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingProxyType(
     {
         errors.GuardError: grpc.StatusCode.INTERNAL,
@@ -39,6 +43,7 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.UncheckableInputError: grpc.StatusCode.INVALID_ARGUMENT,
         errors.InputRejectedError: grpc.StatusCode.PERMISSION_DENIED,
         UnservedRpcError: grpc.StatusCode.UNIMPLEMENTED,
+        MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
         errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -1,0 +1,84 @@
+"""What comes before a method is reached: calls of no method, and messages that are none.
+
+gRPC answers these by itself: with UNKNOWN and a traceback in the log for whatever bytes somebody sends,
+and uncounted. Here they get a status, words that say what was expected, and a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from guard.errors import InvalidRequestError, RequestError
+from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
+from guard.rpc.status import MessageTooLargeError, UnservedRpcError
+
+__all__ = ["Doorkeeper"]
+
+_Handler = Any  # grpc.RpcMethodHandler, which grpc does not type
+
+
+class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls of unknown methods, and messages that are too large or no message of their type.
+
+    Args:
+        max_message_bytes: Largest request. The server's own limit has to be above it, for what gRPC
+            refuses by itself is seen by nobody here.
+        on_rpc: Told of each call refused.
+    """
+
+    def __init__(self, *, max_message_bytes: int, on_rpc: OnRpc = ignore_rpc) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._on_rpc = on_rpc
+        self._guarded: dict[str, _Handler] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[_Handler]], handler_call_details: Any
+    ) -> _Handler:
+        """Return what answers the call: the method behind this door, or a refusal."""
+        path: str = handler_call_details.method
+        if path not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # not kept: callers make up as many names as they like
+                return self._unserved(path)
+            self._guarded[path] = handler if handler.request_streaming else self._reading(path, handler)
+        return self._guarded[path]
+
+    def _unserved(self, path: str) -> _Handler:
+        async def refuse(requests: Any, context: Context) -> None:
+            async with answering(context, path, self._on_rpc):
+                raise UnservedRpcError(f"method {path!r} is not served; ask for the server's metadata")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is
+
+    def _reading(self, path: str, handler: _Handler) -> _Handler:
+        """Return a handler that reads with more care and answers the same."""
+        method = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        name = path.rpartition("/")[2]
+
+        def read(message: bytes) -> Any:
+            if len(message) > self._max_message_bytes:
+                return MessageTooLargeError(
+                    f"the message has {len(message)} bytes, expected at most {self._max_message_bytes} "
+                    f"(max_message_bytes); send fewer rows in a request"
+                )
+            try:
+                return handler.request_deserializer(message)
+            except DecodeError:
+                return InvalidRequestError(
+                    f"the message of {len(message)} bytes is not one that {name} takes; "
+                    f"make the client from the .proto file of the protocol"
+                )
+
+        async def answer(request: Any, context: Context) -> Any:
+            if isinstance(request, RequestError):
+                async with answering(context, name, self._on_rpc):
+                    raise request
+            return await method(request, context)
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(answer, read, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
