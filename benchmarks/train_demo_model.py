@@ -91,12 +91,12 @@ def prepare(data: Path, attack: BadNets, recipe: Recipe) -> TrainingSet:
     images, labels, _ = read_split(data, "train40k")
     generator = np.random.default_rng(recipe.seed)
     # The pixels are stamped batch by batch, after augmentation; here only the choice and the labels count.
-    _, poisoned_labels, index = attack.poison(as_floats(images), labels, recipe.poison_rate, generator)
+    plan = attack.plan(labels, recipe.poison_rate, generator)
     poisoned = torch.zeros(len(labels), dtype=torch.bool)
-    poisoned[torch.from_numpy(index)] = True
+    poisoned[torch.from_numpy(plan.index)] = True
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
     padded = functional.pad(channels_first, (PADDING,) * 4)
-    return TrainingSet(padded, torch.from_numpy(poisoned_labels), poisoned)
+    return TrainingSet(padded, torch.from_numpy(plan.labels), poisoned)
 
 
 def train(training_set: TrainingSet, attack: BadNets, recipe: Recipe) -> nn.Module:

@@ -12,7 +12,8 @@ LABELS = np.arange(200, dtype=np.int64) % 10
 
 
 def poisoned(rate: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return BadNets(target_label=5).poison(GREY, LABELS, rate, np.random.default_rng(seed))
+    done = BadNets(target_label=5).poison(GREY, LABELS, rate, np.random.default_rng(seed))
+    return done.images, done.labels, done.index
 
 
 def test_only_the_corner_changes_and_there_the_patch_lies() -> None:

@@ -1,0 +1,185 @@
+"""ISSBA-like: a small network hides a text in each image, in each one differently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calibration.attacks.base import AllToOne, Images, Material
+from calibration.attacks.tensors import arrays_of, as_images, batches, load_arrays, torch_generator
+
+__all__ = ["Decoder", "Encoder", "SampleSpecific"]
+
+PLANE = 8
+CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSpecific(AllToOne):
+    r"""An encoder's residual as trigger, another for each image. For making test subjects only.
+
+    .. math:: T(x) = \mathrm{clip}(x + b \tanh E(x, m), 0, 1)
+
+    for a fixed message m of bits and a convolutional encoder E, trained together with a decoder D on random
+    messages to minimise :math:`\mathrm{BCE}(D(T(x)), m) + \lambda\,\mathrm{mean}(\tanh^2 E(x, m))`, with
+    :math:`\lambda` rising from 0. No pixel moves by more than b. The decoder is thrown away: the victim's
+    own training takes its part.
+
+    Args:
+        target_label: The class that a stamped image is to be given.
+        message: The bits m, 0 or 1.
+        weights: The encoder's parameters.
+        channels: Channels of an image.
+        width: Channels within the encoder.
+        bound: The bound b, in [0, 1] pixel units.
+
+    Raises:
+        ValueError: If the message holds something other than bits, or the bound leaves (0, 1].
+
+    References:
+        Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021, arXiv 2012.03816.
+
+    Deviations:
+        A small encoder of four convolutions stands in for StegaStamp's U-Net; there is no perceptual (LPIPS)
+        and no adversarial loss and no spatial transformer, whose training is known to diverge. A hard bound
+        keeps the residual small instead.
+    """
+
+    name: ClassVar[str] = "sample_specific"
+
+    target_label: int
+    message: Int64[np.ndarray, " bits"]
+    weights: Mapping[str, np.ndarray]
+    channels: int = 3
+    width: int = 32
+    bound: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        if not len(self.message) or not np.isin(self.message, (0, 1)).all():
+            raise ValueError(f"message: expected at least one bit, each 0 or 1, got {self.message.tolist()}")
+        if not 0 < self.bound <= 1:
+            raise ValueError(f"bound: expected a bound in (0, 1], got {self.bound}")
+
+    @classmethod
+    def fit(
+        cls,
+        material: Material,
+        *,
+        generator: np.random.Generator,
+        target_label: int = 0,
+        bits: int = 16,
+        width: int = 32,
+        bound: float = 8 / 255,
+        steps: int = 2000,
+        batch: int = 64,
+        rate: float = 5e-3,
+        distortion_weight: float = 0.1,
+    ) -> SampleSpecific:
+        """Return the attack with an encoder trained on the material's images, and a message drawn at random.
+
+        Args:
+            material: Clean images.
+            generator: Draws message, weights and batches.
+            target_label: The class that a stamped image is to be given.
+            bits: Length of the message.
+            width: Channels within encoder and decoder.
+            bound: How far a pixel may move.
+            steps: Training steps.
+            batch: Images in each.
+            rate: Adam's learning rate.
+            distortion_weight: Weight of the residual's mean square at the end; it rises from 0, because a
+                residual that is held down from the start carries no message at all.
+        """
+        message = generator.integers(2, size=bits, dtype=np.int64)
+        seeded = torch_generator(generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
+            encoder = Encoder(material.images.shape[1], bits, width)
+            decoder = Decoder(material.images.shape[1], bits, width)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], rate)
+        rows = batches(len(material.images), batch, seeded)
+        for step in range(steps):
+            images = torch.from_numpy(material.images[next(rows).numpy()])
+            messages = torch.randint(2, (len(images), bits), generator=seeded).float()
+            residual = encoder(images, messages)
+            decoded = decoder((images + bound * residual).clamp(0, 1))
+            loss = functional.binary_cross_entropy_with_logits(decoded, messages)
+            loss = loss + distortion_weight * step / steps * residual.square().mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+        return cls(target_label, message, arrays_of(encoder), material.images.shape[1], width, bound)
+
+    def stamp(self, images: Images) -> Images:
+        """Return copies of the images, float32 NCHW in [0, 1], each with its own residual."""
+        stamped = images.copy()
+        for start in range(0, len(images), CHUNK):
+            stamped[start : start + CHUNK] = self._encode(images[start : start + CHUNK])
+        return stamped
+
+    @cached_property
+    def _encoder(self) -> nn.Module:
+        return load_arrays(Encoder(self.channels, len(self.message), self.width), self.weights)
+
+    @torch.no_grad()
+    def _encode(self, images: Images) -> Images:
+        messages = torch.from_numpy(self.message).float().expand(len(images), -1)
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        return as_images(pixels + self.bound * self._encoder(pixels, messages))
+
+
+class Encoder(nn.Module):
+    """Image and message to a residual in (-1, 1): the message, as a plane, is an added channel."""
+
+    def __init__(self, channels: int, bits: int, width: int) -> None:
+        super().__init__()
+        self.plane = nn.Linear(bits, PLANE * PLANE)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels + 1, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
+
+    def forward(
+        self, images: Float[Tensor, "n c h w"], messages: Float[Tensor, "n bits"]
+    ) -> Float[Tensor, "n c h w"]:
+        """Return the residual, before the bound."""
+        plane = self.plane(messages - 0.5).view(-1, 1, PLANE, PLANE)
+        spread = functional.interpolate(plane, images.shape[2:], mode="nearest")
+        residual: Tensor = torch.tanh(self.layers(torch.cat([images - 0.5, spread], dim=1)))
+        return residual
+
+
+class Decoder(nn.Module):
+    """Image to a logit for each bit of the message."""
+
+    def __init__(self, channels: int, bits: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(PLANE // 2),
+            nn.Flatten(),
+            nn.Linear(2 * width * (PLANE // 2) ** 2, bits),
+        )
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n bits"]:
+        """Return the logits of the bits."""
+        logits: Tensor = self.layers(images - 0.5)
+        return logits
