@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from prometheus_client import CollectorRegistry
 
 from guard.dataplane import DataPlane, ServedModel
@@ -18,6 +18,7 @@ from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
 from guard.repository import find_models
+from guard.rpc.health import HealthServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.servicer import InferenceServicer
@@ -45,7 +46,7 @@ class GuardServer:
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
         self._models: dict[str, ServedModel] = {}
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self.port = 0
@@ -70,8 +71,7 @@ class GuardServer:
             )
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
-            await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            await self._health.serve()
             self._metrics.ready(True)
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
         _log.info(
@@ -84,7 +84,7 @@ class GuardServer:
         if self._dataplane is not None:
             self._dataplane.begin_shutdown()
         self._metrics.ready(False)
-        await self._health.enter_graceful_shutdown()
+        await self._health.stop()
         await self._exit.aclose()
         _log.info("stopped")
 
@@ -163,7 +163,7 @@ class GuardServer:
         add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             InferenceServicer(dataplane, on_rpc=self._metrics.rpc), server
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        add_HealthServicer_to_server(self._health, server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
         try:
             self.port = server.add_insecure_port(f"{host}:{settings.port}")

@@ -16,7 +16,14 @@ import grpc
 
 from guard import errors
 
-__all__ = ["STATUS_OF", "MessageTooLargeError", "UnservedRpcError", "metadata_of", "status_of"]
+__all__ = [
+    "STATUS_OF",
+    "MessageTooLargeError",
+    "UnknownServiceError",
+    "UnservedRpcError",
+    "metadata_of",
+    "status_of",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +40,10 @@ class MessageTooLargeError(errors.RequestError):
     """The request has more bytes than the operator allows."""
 
 
+class UnknownServiceError(errors.RequestError):
+    """The health of a service was asked for that is not here."""
+
+
 STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingProxyType(
     {
         errors.GuardError: grpc.StatusCode.INTERNAL,
@@ -43,6 +54,7 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.UncheckableInputError: grpc.StatusCode.INVALID_ARGUMENT,
         errors.InputRejectedError: grpc.StatusCode.PERMISSION_DENIED,
         UnservedRpcError: grpc.StatusCode.UNIMPLEMENTED,
+        UnknownServiceError: grpc.StatusCode.NOT_FOUND,
         MessageTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
         errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
