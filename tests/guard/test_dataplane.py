@@ -34,11 +34,11 @@ from guard.errors import (
 from guard.messages import InferRequest, InferResponse, ModelDescription, Tensor, TensorSpec
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
-from guard.runtime.scheduler import Scheduler
 from guard.runtime.slot import ModelSlot
 from tests import tiny_models
 from tests.artifacts import random_images, write_tiny_artifact
 from tests.reference_check import blend_entropies, images_and_boundary, linear_logits, tiny_overlays
+from tests.serving import with_device
 
 CLEAN, SUSPICIOUS, MEANS, BOUNDARY = images_and_boundary()
 CLEAN_SCORES = np.array([0.5, 1.0, 1.5, 2.0])  # what tests.artifacts writes into every profile
@@ -127,19 +127,6 @@ class Builder:
         )
         self.built.append(House(plane, model, registry, device, slot, Policy(policy)))
         return self.built[-1]
-
-
-def with_device(model: LoadedModel, device: GatedClassifier, max_queue_rows: int) -> LoadedModel:
-    model.scheduler.close()
-    check = model.profile.check
-    scheduler = Scheduler(
-        device,
-        Strip(CheckPlan(check.rounds), model.profile.boundary.boundary_bits),
-        max_batch_pairs=64,
-        max_queue_rows=max_queue_rows,
-        name="tiny",
-    )
-    return replace(model, scheduler=scheduler)
 
 
 @pytest.fixture
