@@ -7,7 +7,11 @@
         ├── OptionError            a flag is wrong, or contradicts another or the model
         ├── DataError              the images or labels cannot be read, or do not fit the model
         ├── TooFewImagesError      not enough images for the guarantee that was asked for
-        └── NoBoundaryError        no boundary could reject anything
+        ├── NoBoundaryError        no boundary could reject anything
+        └── ModelError             the model cannot be taken in or given back
+            ├── UnsupportedOperatorError   its graph holds operators, or forms of them, that are not known
+            ├── UnsafeModelError           reading its file could run code
+            └── ParityError                two forms of one model do not agree
 
 A model that is no image classifier is :class:`guard.errors.UnfitModelError`, as when serving.
 A message names the subject, what was expected, what came, and what to do next.
@@ -17,7 +21,17 @@ from __future__ import annotations
 
 from guard.errors import GuardError
 
-__all__ = ["CalibrationError", "DataError", "NoBoundaryError", "OptionError", "TooFewImagesError"]
+__all__ = [
+    "CalibrationError",
+    "DataError",
+    "ModelError",
+    "NoBoundaryError",
+    "OptionError",
+    "ParityError",
+    "TooFewImagesError",
+    "UnsafeModelError",
+    "UnsupportedOperatorError",
+]
 
 
 class CalibrationError(GuardError):
@@ -48,3 +62,27 @@ class TooFewImagesError(CalibrationError):
 
 class NoBoundaryError(CalibrationError):
     """Every boundary would be at or below 0 bits, where no entropy can be, so nothing would be rejected."""
+
+
+class ModelError(CalibrationError):
+    """The model cannot be made trainable, or cannot be written back."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """The graph holds operators, or forms of them, that cannot be imported.
+
+    Attributes:
+        operators: Their names, each once, with the domain where it is not ONNX's own.
+    """
+
+    def __init__(self, message: str, *, operators: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.operators = operators
+
+
+class UnsafeModelError(ModelError):
+    """Reading the file could run code that it holds."""
+
+
+class ParityError(ModelError):
+    """Two forms of one model, such as a module and its ONNX file, do not give the same answers."""
