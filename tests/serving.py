@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.samples import Sample
 
 import guard.server
 from guard.detection.plan import CheckPlan
@@ -34,6 +35,11 @@ class Client:
     server: GuardServer
     channel: grpc.aio.Channel
     stub: Any
+    before: dict[Any, float] = field(default_factory=dict)
+
+    def count_from_now(self) -> None:
+        """Have :meth:`counted` give what is added from now on, so that tests can share a server."""
+        self.before = {key: sample.value for key, sample in self._samples()}
 
     async def infer(self, request: pb.ModelInferRequest, **options: Any) -> pb.ModelInferResponse:
         return await self.stub.ModelInfer(request, **{"timeout": PATIENCE_S, **options})
@@ -47,15 +53,21 @@ class Client:
     def counted(self, name: str, *labels: str, **only: str) -> dict[tuple[str, ...], float]:
         """Return the samples of a metric that are not 0, by the values of some labels."""
         return {
-            tuple(sample.labels[label] for label in labels): sample.value
-            for metric in self.server.registry.collect()
-            for sample in metric.samples
-            if sample.name == name and sample.value and only.items() <= sample.labels.items()
+            tuple(sample.labels[label] for label in labels): sample.value - self.before.get(key, 0.0)
+            for key, sample in self._samples()
+            if sample.name == name
+            and sample.value != self.before.get(key, 0.0)
+            and only.items() <= sample.labels.items()
         }
 
     def infers_counted(self) -> dict[tuple[str, ...], float]:
         """Return the ModelInfer calls counted, by model and status."""
         return self.counted("guard_rpcs_total", "model", "code", method="ModelInfer")
+
+    def _samples(self) -> Iterator[tuple[Any, Sample]]:
+        for metric in self.server.registry.collect():
+            for sample in metric.samples:
+                yield (sample.name, *sorted(sample.labels.items())), sample
 
 
 @asynccontextmanager
