@@ -38,6 +38,9 @@ FORMAT = 1
 
 Arrays = dict[str, np.ndarray]
 
+_READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile)
+"""What numpy raises over a file that holds no arrays, or a single one."""
+
 
 def save_trigger(attack: Attack, folder: Path) -> None:
     """Write an attack into a folder, which is made if it is not there.
@@ -53,6 +56,7 @@ def save_trigger(attack: Attack, folder: Path) -> None:
     record = {"format": FORMAT, **_encode_attack(attack, "", arrays)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PARAMETERS).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / ARRAYS).unlink(missing_ok=True)
     if arrays:
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
 
@@ -128,9 +132,9 @@ def _read_arrays(path: Path) -> Arrays:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _READ_ERRORS as error:
         if "allow_pickle" in str(error):
             raise UnsafeArrayError(f"{path}: holds pickled objects, which are never read") from error
         raise DataError(f"{path}: expected a trigger's arrays; {error}") from error

@@ -16,7 +16,7 @@ from torch.nn import functional
 from calibration.attacks.base import AllToOne, Images, Material
 from calibration.attacks.tensors import arrays_of, as_images, batches, load_arrays, torch_generator
 
-__all__ = ["Decoder", "Encoder", "SampleSpecific"]
+__all__ = ["Decoder", "Encoder", "SampleSpecific", "train_encoder"]
 
 PLANE = 8
 CHUNK = 512
@@ -99,23 +99,9 @@ class SampleSpecific(AllToOne):
                 residual that is held down from the start carries no message at all.
         """
         message = generator.integers(2, size=bits, dtype=np.int64)
-        seeded = torch_generator(generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
-            encoder = Encoder(material.images.shape[1], bits, width)
-            decoder = Decoder(material.images.shape[1], bits, width)
-        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], rate)
-        rows = batches(len(material.images), batch, seeded)
-        for step in range(steps):
-            images = torch.from_numpy(material.images[next(rows).numpy()])
-            messages = torch.randint(2, (len(images), bits), generator=seeded).float()
-            residual = encoder(images, messages)
-            decoded = decoder((images + bound * residual).clamp(0, 1))
-            loss = functional.binary_cross_entropy_with_logits(decoded, messages)
-            loss = loss + distortion_weight * step / steps * residual.square().mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
+        encoder, _ = train_encoder(
+            material.images, bits, width, bound, steps, batch, rate, distortion_weight, generator=generator
+        )
         return cls(target_label, message, arrays_of(encoder), material.images.shape[1], width, bound)
 
     def stamp(self, images: Images) -> Images:
@@ -183,3 +169,35 @@ class Decoder(nn.Module):
         """Return the logits of the bits."""
         logits: Tensor = self.layers(images - 0.5)
         return logits
+
+
+def train_encoder(
+    images: Images,
+    bits: int,
+    width: int,
+    bound: float,
+    steps: int,
+    batch: int,
+    rate: float,
+    distortion_weight: float,
+    *,
+    generator: np.random.Generator,
+) -> tuple[Encoder, Decoder]:
+    """Train an encoder and the decoder that reads what it hides; see :meth:`SampleSpecific.fit`."""
+    seeded = torch_generator(generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
+        encoder, decoder = Encoder(images.shape[1], bits, width), Decoder(images.shape[1], bits, width)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], rate)
+    rows = batches(len(images), batch, seeded)
+    for step in range(steps):
+        pixels = torch.from_numpy(images[next(rows).numpy()])
+        messages = torch.randint(2, (len(pixels), bits), generator=seeded).float()
+        residual = encoder(pixels, messages)
+        decoded = decoder((pixels + bound * residual).clamp(0, 1))
+        loss = functional.binary_cross_entropy_with_logits(decoded, messages)
+        loss = loss + distortion_weight * step / steps * residual.square().mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return encoder.eval(), decoder.eval()

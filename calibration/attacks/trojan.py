@@ -153,7 +153,7 @@ def excite(
     the mean over images of the neurons' sum.
     """
     layer = last_linear(model, Trojan.name)
-    pattern = start.to(images.device).requires_grad_()
+    pattern = start.clone().to(images.device).requires_grad_()
     best, best_score = pattern.detach().clone(), -float("inf")
     with capture_input(layer) as hidden:
         for _ in range(steps):

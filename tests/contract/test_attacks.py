@@ -41,7 +41,17 @@ def test_every_attack_in_the_table_is_tried_here() -> None:
 def test_every_attack_has_a_file_of_its_own_and_no_file_is_left_out() -> None:
     import calibration.attacks
 
-    shared = {"__init__", "base", "measure", "patch", "table", "tensors", "trigger_nets", "wrapping"}
+    shared = {
+        "__init__",
+        "base",
+        "dressing",
+        "measure",
+        "patch",
+        "table",
+        "tensors",
+        "trigger_nets",
+        "wrapping",
+    }
     files = {path.stem for path in Path(calibration.attacks.__path__[0]).glob("*.py")}
     assert files - shared == {entry.module for entry in ATTACKS.values()} == set(ATTACKS)
 

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from calibration.attacks.base import Material  # noqa: E402
+from calibration.attacks.sample_specific import SampleSpecific, train_encoder  # noqa: E402
+
+IMAGES = np.random.default_rng(0).random((64, 1, 16, 16), np.float32)
+
+
+def fit(**options: object) -> SampleSpecific:
+    material = Material(IMAGES, np.zeros(64, np.int64), 10)
+    small: dict[str, object] = {"bits": 4, "width": 8, "steps": 2, "batch": 16, **options}
+    return SampleSpecific.fit(material, generator=np.random.default_rng(1), **small)  # type: ignore[arg-type]
+
+
+def test_no_pixel_moves_farther_than_the_bound() -> None:
+    for bound in (0.01, 0.1):
+        assert np.abs(fit(bound=bound).stamp(IMAGES) - IMAGES).max() <= bound + 1e-6
+
+
+def test_the_residual_is_another_one_for_each_image() -> None:
+    residuals = (fit().stamp(IMAGES) - IMAGES).reshape(64, -1)
+    assert len(np.unique(residuals.round(7), axis=0)) == 64
+
+
+def test_the_residual_depends_on_the_message() -> None:
+    attack = fit()
+    other = SampleSpecific(0, 1 - attack.message, attack.weights, 1, 8, attack.bound)
+    assert not np.allclose(attack.stamp(IMAGES), other.stamp(IMAGES), atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_trained_encoder_hides_what_a_decoder_can_read() -> None:
+    encoder, decoder = train_encoder(
+        IMAGES, 4, 8, 0.1, steps=400, batch=32, rate=5e-3, distortion_weight=0.1,
+        generator=np.random.default_rng(0),
+    )  # fmt: skip
+    pixels = torch.from_numpy(IMAGES)
+    messages = torch.randint(2, (64, 4), generator=torch.Generator().manual_seed(1)).float()
+    with torch.no_grad():
+        read = decoder((pixels + 0.1 * encoder(pixels, messages)).clamp(0, 1)) > 0
+    assert (read == (messages > 0)).float().mean() > 0.85  # guessing reads 0.5
+
+
+def test_a_message_that_is_not_of_bits_and_no_bound_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected at least one bit, each 0 or 1, got \[2\]"):
+        SampleSpecific(0, np.array([2]), {})
+    with pytest.raises(ValueError, match=r"bound: expected a bound in \(0, 1\], got 8"):
+        SampleSpecific(0, np.array([1]), {}, bound=8.0)
