@@ -57,11 +57,13 @@ class Serve:
     def run(self, arguments: argparse.Namespace) -> int:
         """Serve until SIGTERM."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our log is JSON; its errors reach us as exceptions
-        from guard.server import serve
         from guard.settings import load_settings
 
         flags = {name: value for name, value in vars(arguments).items() if name not in {"config", "command"}}
-        asyncio.run(serve(load_settings(arguments.config, flags)))
+        settings = load_settings(arguments.config, flags)
+        from guard.server import serve  # after the settings, so that a wrong one is told at once
+
+        asyncio.run(serve(settings))
         return 0
 
 
