@@ -1,0 +1,233 @@
+"""``guard serve`` as a process of its own: what an operator and an orchestrator see of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sysconfig
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from guard.rpc.pb import open_inference_pb2 as pb
+from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from tests.artifacts import write_tiny_artifact
+from tests.reference_check import images_and_boundary, linear_logits
+from tests.serving import PATIENCE_S, http_get, infer_request
+
+pytestmark = pytest.mark.e2e
+
+CLEAN, SUSPICIOUS, _, BOUNDARY = images_and_boundary()
+GUARD = Path(sysconfig.get_path("scripts")) / "guard"
+IMPORT_LINE = re.compile(r"import time:.*\| +(\S+)")
+LOCAL = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--threads", "1")
+
+
+@dataclass
+class Process:
+    """A running ``guard``; its standard error is read as it comes."""
+
+    popen: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._news: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    @classmethod
+    def start(cls, *argv: object, **variables: str) -> Process:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GUARD_")}
+        popen = subprocess.Popen(
+            [GUARD, *map(str, argv)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean | variables,
+        )
+        return cls(popen)
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """Return the log record with this message, when it comes."""
+        while (line := self._news.get(timeout=PATIENCE_S)) is not None:
+            if line.startswith("{") and (record := json.loads(line))["message"] == message:
+                return dict(record)
+        pytest.fail(f"guard ended before it said {message!r}: {self.lines}")
+
+    def end(self, number: int | None = None) -> int:
+        """Send a signal, if one is given, and return the exit code."""
+        if number is not None:
+            self.popen.send_signal(number)
+        try:
+            code = self.popen.wait(PATIENCE_S)
+        finally:
+            self.popen.kill()
+            self._reader.join()
+            self._news.put(None)
+        return code
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        with self.popen.stderr as stderr:
+            for line in stderr:
+                self.lines.append(line.rstrip("\n"))
+                self._news.put(self.lines[-1])
+        self._news.put(None)
+
+
+@dataclass
+class Served:
+    """A process that is ready, and where."""
+
+    process: Process
+    port: int
+    metrics_port: int
+
+    @classmethod
+    def start(cls, repository: Path, *argv: str, **variables: str) -> Served:
+        process = Process.start("serve", "--repository", repository, *LOCAL, *argv, **variables)
+        ready = process.wait_for("ready")
+        assert ready["models"] == ["tiny"]
+        return cls(process, ready["port"], ready["metrics_port"])
+
+    def get(self, path: str) -> tuple[int, str]:
+        return http_get(self.metrics_port, path)
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric's samples."""
+        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        return sum(map(float, found))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One process for all who only ask it something; it tells what it imports."""
+    root = tmp_path_factory.mktemp("models")
+    write_tiny_artifact(root, boundary_bits=BOUNDARY)
+    served = Served.start(root, "--policy", "flag", PYTHONPROFILEIMPORTTIME="1")
+    yield served
+    assert served.process.end(signal.SIGINT) == 0
+    assert [record["message"] for record in served.process.records][-2:] == ["stopping", "stopped"]
+
+
+@pytest.fixture
+def channel(served: Served) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+        yield channel
+
+
+def infer(channel: grpc.Channel, images: np.ndarray) -> pb.ModelInferResponse:
+    return pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(infer_request(images), timeout=PATIENCE_S)
+
+
+def test_it_answers_and_checks(served: Served, channel: grpc.Channel) -> None:
+    answer = infer(channel, np.concatenate([CLEAN[:2], SUSPICIOUS[:1]]))
+
+    logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(3, 10)
+    np.testing.assert_allclose(logits[:2], linear_logits(CLEAN[:2]), atol=1e-4)
+    assert answer.parameters["guard_verdict"].string_param == "flag"
+    assert served.process.wait_for("suspicious input")["rows"] == [2]
+
+
+def test_probes_health_and_metrics_are_there(served: Served, channel: grpc.Channel) -> None:
+    stub = pb_grpc.GRPCInferenceServiceStub(channel)
+    health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+
+    assert (served.get("/healthz"), served.get("/readyz")) == ((200, "ok\n"), (200, "ok\n"))
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    assert stub.ServerLive(pb.ServerLiveRequest(), timeout=PATIENCE_S).live is True
+    assert stub.ServerReady(pb.ServerReadyRequest(), timeout=PATIENCE_S).ready is True
+    assert served.metric("guard_ready") == 1
+    assert served.metric("guard_boundary_bits") == pytest.approx(BOUNDARY)
+    assert served.get("/nope")[0] == 404
+
+
+def test_it_imports_neither_torch_nor_calibration(served: Served, channel: grpc.Channel) -> None:
+    infer(channel, CLEAN[:1])
+    served.get("/metrics")
+
+    imported = {match[1] for line in served.process.lines if (match := IMPORT_LINE.fullmatch(line))}
+
+    assert {"guard.server", "onnxruntime", "grpc", "onnx"} <= imported
+    heavy = {"torch", "calibration", "scipy", "matplotlib", "PIL", "tqdm", "pandas"}
+    assert {name for name in imported if name.partition(".")[0] in heavy} == set()
+
+
+def test_every_line_of_its_log_is_json_with_a_time_and_a_level(served: Served) -> None:
+    lines = [line for line in served.process.lines if not line.startswith("import time:")]
+
+    records = [json.loads(line) for line in lines]
+
+    assert [record["message"] for record in records[:2]] == ["model loaded", "ready"]
+    assert all({"ts", "level", "logger", "message"} <= set(record) for record in records)
+
+
+def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+    rows, calls = 64, 16
+    write_tiny_artifact(tmp_path, boundary_bits=100.0, rounds=(1,) * 8)
+    slow = {"GUARD_MAX_BATCH_PAIRS": "1", "GUARD_MAX_QUEUE_ROWS": str(rows * calls)}
+    served = Served.start(tmp_path, "--policy", "flag", **slow)
+    images = np.resize(CLEAN, (rows, 3, 8, 8))
+    with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        accepted = [stub.ModelInfer.future(infer_request(images), timeout=60) for _ in range(calls)]
+        while (waiting := served.metric("guard_queue_rows")) + served.metric(
+            "guard_inputs_total"
+        ) < rows * calls:
+            assert not any(call.done() and call.exception() for call in accepted)
+        assert waiting > 0
+
+        served.process.popen.send_signal(signal.SIGTERM)
+        while (probe := served.get("/readyz")) == (200, "ok\n"):
+            pass
+        with (
+            grpc.insecure_channel(f"127.0.0.1:{served.port}") as late,
+            pytest.raises(grpc.RpcError) as refused,
+        ):
+            infer(late, CLEAN[:1])
+        answers = [call.result() for call in accepted]
+
+    assert probe == (503, "not ok\n")
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert [answer.parameters["guard_verdict"].string_param for answer in answers] == ["flag"] * calls
+    assert {answer.parameters["guard_passes"].int64_param for answer in answers} == {rows * 8}
+    assert served.process.end() == 0
+    assert [record["message"] for record in served.process.records if record["level"] == "info"] == [
+        *("model loaded", "ready", "stopping", "stopped"),
+    ]
+
+
+def test_a_guard_that_cannot_start_says_why_in_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    write_tiny_artifact(good)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        started = {
+            f"error: cannot listen on port {port} of 127.0.0.1 ": ["--repository", good, "--port", port],
+            "error: setting 'port': Input should be a valid integer": ["--repository", good, "--port", "x"],
+        }
+        processes = [Process.start("serve", *LOCAL, *argv) for argv in started.values()]
+        codes = [process.end() for process in processes]
+
+    assert codes == [2, 2]
+    for words, process in zip(started, processes, strict=True):
+        [line] = [line for line in process.lines if not line.startswith("{")]
+        assert line.startswith(words)
