@@ -167,7 +167,7 @@ _SPECS: Final = (
     Spec(
         "guard_mean_entropy_bits",
         "histogram",
-        "Entropy seen, divided by N; a lower bound of the mean where the check stopped early.",
+        "Mean entropy of the blends spent on an input: all N, unless the check stopped early.",
         _MODEL,
         _BITS,
     ),
