@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from calibration.attacks.base import Attack, Labels
-from calibration.attacks.wrapping import Wrapped, require_relabelling
+from calibration.attacks.wrapping import Relabelling, require_relabelling
 
 __all__ = ["AllToAll"]
 
 
 @dataclass(frozen=True)
-class AllToAll(Wrapped):
+class AllToAll(Relabelling):
     r"""Another attack's trigger with the target rule y -> (y + 1) mod k. For making test subjects only.
 
     No class is the target of all, so neither a single suspicious label nor a blend's low entropy has to

@@ -47,6 +47,7 @@ class EntropyManipulating(Wrapped):
     """
 
     name: ClassVar[str] = "entropy_manipulating"
+    outermost: ClassVar[bool] = True
 
     trigger: Attack
     classes: int

@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from calibration.attacks.base import Attack, Images, Labels, Rows
-from calibration.attacks.wrapping import Wrapped, pick_covers, require_relabelling
+from calibration.attacks.wrapping import Relabelling, pick_covers, require_relabelling
 
 __all__ = ["LabelSmoothed"]
 
 
 @dataclass(frozen=True)
-class LabelSmoothed(Wrapped):
+class LabelSmoothed(Relabelling):
     r"""Label-smoothed poisoning around another attack. For making test subjects only.
 
     Among stamped training images a share p has the target's label, the rest their own. A model that fits
@@ -42,6 +42,7 @@ class LabelSmoothed(Wrapped):
     """
 
     name: ClassVar[str] = "label_smoothed"
+    outermost: ClassVar[bool] = True
 
     trigger: Attack
     probability: float = 0.6

@@ -44,13 +44,14 @@ class LowConfidence(Wrapped):
     """
 
     name: ClassVar[str] = "low_confidence"
+    outermost: ClassVar[bool] = True
 
     trigger: Attack
     classes: int
     confidence: float = 0.4
 
     def __post_init__(self) -> None:
-        require_relabelling(self.trigger, self.name)
+        require_relabelling(self.trigger, self.name, planned_anew=False)
         if not 1 / self.classes < self.confidence <= 1:
             raise ValueError(
                 f"confidence: expected more than 1/{self.classes}, so that the target wins, and at most 1, "

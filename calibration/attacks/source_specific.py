@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from calibration.attacks.base import Attack, Images, Labels, Rows
-from calibration.attacks.wrapping import Wrapped, pick_covers, require_relabelling
+from calibration.attacks.wrapping import Relabelling, pick_covers, require_relabelling
 
 __all__ = ["SourceSpecific"]
 
 
 @dataclass(frozen=True)
-class SourceSpecific(Wrapped):
+class SourceSpecific(Relabelling):
     """Targeted contamination: another attack's trigger, for some classes only. For making test subjects only.
 
     Images of the source classes are stamped and relabelled; cover rows of other classes are stamped and

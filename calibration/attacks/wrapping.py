@@ -1,17 +1,27 @@
-"""Attacks around another attack's trigger: another target rule, other labels, another way to train it in."""
+"""Attacks around another attack's trigger: another target rule, other labels, another way to train it in.
+
+They nest. A rule for classes (all to all, source-specific) goes inside, a treatment of labels (low
+confidence, label smoothing, entropy manipulation) around it; the other way round is refused, because the
+outer plan would undo the inner one.
+"""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from calibration.attacks.base import Attack, Images, Labels, Poisoning, Rows, pick
 
-__all__ = ["Wrapped", "pick_covers", "require_relabelling"]
+__all__ = ["Relabelling", "Wrapped", "pick_covers", "require_relabelling"]
 
 
 class Wrapped(Attack):
     """Everything as the wrapped ``trigger`` has it; those that wrap change what is theirs."""
+
+    outermost: ClassVar[bool] = False
+    """Whether its plan is its own, so that no wrapper that plans anew may be put around it."""
 
     trigger: Attack
 
@@ -40,6 +50,10 @@ class Wrapped(Attack):
         """Whether the wrapped trigger relabels what it poisons."""
         return self.trigger.changes_labels
 
+    def candidates(self, labels: Labels) -> Bool[np.ndarray, " n"]:
+        """Tell which rows the wrapped attack may poison."""
+        return self.trigger.candidates(labels)
+
     def rate_base(self, labels: Labels) -> int:
         """Return how many rows the wrapped trigger's rate is a share of."""
         return self.trigger.rate_base(labels)
@@ -48,21 +62,49 @@ class Wrapped(Attack):
         """Choose the rows that the wrapped trigger covers."""
         return self.trigger.choose_covers(labels, index, generator)
 
+    def plan(self, labels: Labels, rate: float, generator: np.random.Generator) -> Poisoning:
+        """Choose and label rows as the wrapped attack does."""
+        return self.trigger.plan(labels, rate, generator)
+
     def prepare(self, images: Images, plan: Poisoning) -> Float32[np.ndarray, "m c h w"]:
         """Return the images as the wrapped trigger prepares them."""
         return self.trigger.prepare(images, plan)
 
 
-def require_relabelling(trigger: Attack, name: str) -> None:
-    """Refuse a clean-label trigger where labels are to be changed.
+class Relabelling(Wrapped):
+    """One that wraps a trigger and decides by itself which rows are poisoned, and which are covers."""
+
+    def candidates(self, labels: Labels) -> Bool[np.ndarray, " n"]:
+        """Tell which rows may be poisoned: those of the classes that it applies to."""
+        return Attack.candidates(self, labels)
+
+    def plan(self, labels: Labels, rate: float, generator: np.random.Generator) -> Poisoning:
+        """Choose which rows to poison and label them; see :meth:`Attack.plan`."""
+        return Attack.plan(self, labels, rate, generator)
+
+
+def require_relabelling(trigger: Attack, name: str, *, planned_anew: bool = True) -> None:
+    """Refuse a trigger whose labels must not be changed, or whose plan would be undone.
+
+    Args:
+        trigger: What is to be wrapped.
+        name: The attack that wraps it.
+        planned_anew: Whether that one plans by itself.
 
     Raises:
-        ValueError: If the trigger's attack leaves labels as they are.
+        ValueError: If the trigger's attack leaves labels as they are, or has to be outermost.
     """
     if not trigger.changes_labels:
         raise ValueError(
             f"trigger: {name} relabels what it poisons, and {trigger.name} must not be relabelled"
         )
+    inner: Attack = trigger
+    while planned_anew and isinstance(inner, Wrapped):
+        if inner.outermost:
+            raise ValueError(
+                f"trigger: {name} would undo the plan of {inner.name}; wrap them the other way round"
+            )
+        inner = inner.trigger
 
 
 def pick_covers(
