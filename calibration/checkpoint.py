@@ -1,0 +1,113 @@
+"""Where a training stands, in one safetensors file: tensors as such, everything else as JSON. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from calibration.errors import DataError, OptionError
+
+__all__ = ["read_checkpoint", "write_checkpoint"]
+
+FORMAT = "guard-training-1"
+
+
+def write_checkpoint(
+    path: Path, model: nn.Module, optimiser: Optimizer, generator: torch.Generator, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint; a file of that name is replaced only once the new one is whole.
+
+    Args:
+        path: The file to write, ``.safetensors``.
+        model: Its parameters and buffers are saved.
+        optimiser: Its state for each parameter is saved.
+        generator: Its state is saved.
+        state: Anything else, as JSON can hold it.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in _optimiser_tensors(optimiser):
+        tensors[f"optimiser.{name}"] = tensor
+    tensors["generator"] = generator.get_state()
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    save_file(plain, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
+    partial.replace(path)
+
+
+def read_checkpoint(
+    path: Path, model: nn.Module, optimiser: Optimizer, generator: torch.Generator, expected: dict[str, Any]
+) -> dict[str, Any]:
+    """Put model, optimiser and generator where the checkpoint left them, and return the rest of its state.
+
+    Args:
+        path: A file from :func:`write_checkpoint`.
+        model: Gets the saved parameters and buffers.
+        optimiser: Gets the saved state.
+        generator: Gets the saved state.
+        expected: What must be in the saved state, so that one training is not continued as another.
+
+    Raises:
+        DataError: If the file is no checkpoint of this kind, or one of another model.
+        OptionError: If the saved state differs from ``expected``.
+    """
+    state, tensors = _read(path)
+    for name, value in json.loads(json.dumps(expected)).items():
+        if state.get(name) != value:
+            raise OptionError(
+                f"checkpoint {path.name}: expected {name} {value}, got {state.get(name)}; "
+                "delete it to train anew"
+            )
+    weights = {name.removeprefix("model."): part for name, part in tensors.items() if name[:6] == "model."}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"checkpoint {path.name}: not one of this model: {error}") from error
+    _restore(optimiser, tensors)
+    generator.set_state(tensors["generator"])
+    return state
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
+    except SafetensorError as error:
+        raise DataError(f"checkpoint {path.name}: expected a safetensors file, got: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(f"checkpoint {path.name}: expected format {FORMAT}, got {metadata.get('format')}")
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return state, tensors
+
+
+def _parameters(optimiser: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def _optimiser_tensors(optimiser: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for position, parameter in enumerate(_parameters(optimiser)):
+        for name, value in optimiser.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"{position}.{name}", value
+
+
+def _restore(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
+    optimiser.state.clear()
+    parameters = _parameters(optimiser)
+    for key, saved in tensors.items():
+        if key.startswith("optimiser."):
+            _, position, name = key.split(".", 2)
+            parameter = parameters[int(position)]
+            alike = saved.shape == parameter.shape  # step counters are scalars, and stay where torch has them
+            value = torch.empty_like(parameter).copy_(saved) if alike and saved.ndim else saved
+            optimiser.state[parameter][name] = value.detach()

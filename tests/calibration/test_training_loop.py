@@ -1,0 +1,222 @@
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.nn import functional  # noqa: E402
+from training_subjects import QUICK, Tiny, bright_or_dark, seeded  # noqa: E402
+
+from calibration.augmentation import Augmentation  # noqa: E402
+from calibration.errors import DataError  # noqa: E402
+from calibration.training import (  # noqa: E402
+    DivergedError,
+    Hooks,
+    Recipe,
+    TrainingData,
+    predict,
+    train,
+)
+
+OPTIMISERS = ("sgd", "nesterov", "adam")
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_can_be_learned_is_learned(optimiser: str, precision: str) -> None:
+    model, data = Tiny(), bright_or_dark()
+    recipe = dataclasses.replace(QUICK, epochs=10, rate=0.05, optimiser=optimiser, precision=precision)
+    record = train(model, data, recipe, generator=seeded())
+    assert record.epochs[-1].loss < record.epochs[0].loss / 2
+    held = bright_or_dark(seed=1)
+    assert (predict(model, held.images).argmax(1) == held.targets).all()
+
+
+def test_one_step_of_gradient_descent_is_the_one_worked_by_hand() -> None:
+    model, twin, data = Tiny(), Tiny(), bright_or_dark(16)
+    recipe = dataclasses.replace(QUICK, epochs=1, momentum=0.0, optimiser="sgd", weight_decay=0.01)
+    train(model, data, recipe, generator=seeded())
+    loss = functional.cross_entropy(twin(data.images / 255), data.targets)
+    gradients = torch.autograd.grad(loss, list(twin.parameters()))
+    rate = 0.1 * recipe.schedule.factor(0, 1)
+    for new, old, gradient in zip(model.parameters(), twin.parameters(), gradients, strict=True):
+        torch.testing.assert_close(new, old - rate * (gradient + 0.01 * old), rtol=1e-4, atol=1e-6)
+
+
+def test_one_seed_is_one_training() -> None:
+    first, second, third = Tiny(), Tiny(), Tiny()
+    recipe = dataclasses.replace(QUICK, augmentation=Augmentation(2, True, 3))
+    for model, seed in ((first, 0), (second, 0), (third, 1)):
+        train(model, bright_or_dark(), recipe, generator=seeded(seed))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(third))
+
+
+def test_global_seeds_have_no_say() -> None:
+    models = Tiny(), Tiny()
+    for model, seed in zip(models, (1, 2), strict=True):
+        torch.manual_seed(seed)
+        train(model, bright_or_dark(), QUICK, generator=seeded())
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_one_hot_targets_train_as_class_numbers_do() -> None:
+    hard, soft = Tiny(), Tiny()
+    data = bright_or_dark()
+    train(hard, data, QUICK, generator=seeded())
+    train(
+        soft, TrainingData(data.images, functional.one_hot(data.targets).float()), QUICK, generator=seeded()
+    )
+    torch.testing.assert_close(weights(hard), weights(soft))
+
+
+def test_soft_targets_are_what_the_model_comes_to_say() -> None:
+    data = bright_or_dark()
+    targets = torch.tensor([[0.7, 0.3], [0.4, 0.6]])[data.targets]
+    model = Tiny()
+    train(
+        model,
+        TrainingData(data.images, targets),
+        dataclasses.replace(QUICK, epochs=60),
+        generator=seeded(),
+    )
+    said = torch.softmax(predict(model, data.images), 1)
+    assert (said - targets).abs().mean() < 0.05
+
+
+def test_floats_train_as_the_8_bit_images_they_are() -> None:
+    eight, floats = Tiny(), Tiny()
+    data = bright_or_dark()
+    train(eight, data, QUICK, generator=seeded())
+    train(floats, TrainingData(data.images.float() / 255, data.targets), QUICK, generator=seeded())
+    assert torch.equal(weights(eight), weights(floats))
+
+
+def test_every_row_is_seen_once_an_epoch_and_the_finish_hook_knows_which() -> None:
+    data, seen = bright_or_dark(48), []
+
+    def finish(images: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        assert torch.equal(images, data.images[rows] / 255)
+        seen.append(rows)
+        return images
+
+    train(Tiny(), data, dataclasses.replace(QUICK, epochs=1), generator=seeded(), hooks=Hooks(finish=finish))
+    assert torch.cat(seen).sort().values.tolist() == list(range(48))
+    assert [len(rows) for rows in seen] == [16, 16, 16]
+
+
+def test_what_the_finish_hook_returns_is_trained_on() -> None:
+    data, model = bright_or_dark(), Tiny()
+
+    def swap(images: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return 1 - images
+
+    train(model, data, dataclasses.replace(QUICK, epochs=10), generator=seeded(), hooks=Hooks(finish=swap))
+    assert (predict(model, 255 - data.images).argmax(1) == data.targets).all()
+
+
+def test_fewer_images_than_a_batch_make_one_batch() -> None:
+    sizes: list[int] = []
+
+    def finish(images: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        sizes.append(len(images))
+        return images
+
+    train(Tiny(), bright_or_dark(10), QUICK, generator=seeded(), hooks=Hooks(finish=finish))
+    assert sizes == [10, 10, 10]
+
+
+def test_an_objective_takes_the_place_of_cross_entropy() -> None:
+    model = Tiny()
+    before = weights(model)
+
+    def objective(network: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return 0 * network(images).sum()
+
+    recipe = dataclasses.replace(QUICK, weight_decay=0.0)
+    record = train(model, bright_or_dark(), recipe, generator=seeded(), hooks=Hooks(objective=objective))
+    assert [epoch.loss for epoch in record.epochs] == [0.0] * 3
+    assert torch.equal(weights(model), before)
+
+
+def test_a_hook_may_change_weights_after_each_step_and_end_the_training() -> None:
+    model, steps = Tiny(), []
+
+    def after_step(network: torch.nn.Module) -> None:
+        steps.append(1)
+        with torch.no_grad():
+            network.get_submodule("head").weight.fill_(3.0)
+
+    hooks = Hooks(after_step=after_step, after_epoch=lambda epoch, _: epoch.number == 2)
+    record = train(model, bright_or_dark(), QUICK, generator=seeded(), hooks=hooks)
+    assert (record.stopped, len(record.epochs), len(steps)) == (True, 2, 8)
+    assert (model.head.weight == 3).all()
+
+
+def test_parameters_that_want_no_gradient_stay() -> None:
+    model = Tiny()
+    model.convolution.requires_grad_(False)
+    before = model.convolution.weight.clone()
+    train(model, bright_or_dark(), QUICK, generator=seeded())
+    assert torch.equal(model.convolution.weight, before)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_and_others_move(frozen: bool) -> None:
+    model = Tiny()
+    recipe = dataclasses.replace(QUICK, frozen_statistics=frozen)
+    train(model, bright_or_dark(), recipe, generator=seeded())
+    assert bool((model.norm.running_mean == 0).all()) == frozen
+
+
+def test_the_model_is_left_in_evaluation_mode() -> None:
+    model = Tiny()
+    train(model, bright_or_dark(), QUICK, generator=seeded())
+    assert not model.training
+
+
+def test_a_loss_that_is_no_number_ends_training_with_what_to_do() -> None:
+    recipe = dataclasses.replace(QUICK, rate=1e30)
+    with pytest.raises(
+        DivergedError, match=r"expected a finite loss, got nan in epoch \d of 3 .* lower the rate"
+    ):
+        train(Tiny(), bright_or_dark(), recipe, generator=seeded())
+
+
+def test_data_without_a_target_for_each_image_are_refused() -> None:
+    with pytest.raises(DataError, match="got 3 images and 2 targets"):
+        TrainingData(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("batch", 0), ("rate", -1.0), ("momentum", 1.0), ("label_smoothing", 1.0)],
+)
+def test_a_recipe_out_of_range_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: expected .* got {value}$"):
+        Recipe(**{field: value})
+
+
+def test_predictions_do_not_depend_on_how_they_are_batched() -> None:
+    model, images = Tiny(), bright_or_dark(37).images
+    whole = predict(model, images, batch=37)
+    torch.testing.assert_close(predict(model, images, batch=5), whole)
+    assert whole.shape == (37, 2)
+
+
+def test_predicting_leaves_mode_and_statistics_alone() -> None:
+    model = Tiny().train()
+    predict(model, bright_or_dark().images)
+    assert model.training
+    assert (model.norm.running_mean == 0).all()
+
+
+def test_bfloat16_predictions_are_close_and_come_as_float32() -> None:
+    model, images = Tiny(), bright_or_dark().images
+    rough = predict(model, images, precision="bfloat16")
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, predict(model, images), rtol=0.05, atol=0.05)
