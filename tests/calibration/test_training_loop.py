@@ -220,3 +220,27 @@ def test_bfloat16_predictions_are_close_and_come_as_float32() -> None:
     rough = predict(model, images, precision="bfloat16")
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, predict(model, images), rtol=0.05, atol=0.05)
+
+
+def test_nothing_is_shown_where_no_person_watches(capfd: pytest.CaptureFixture[str]) -> None:
+    train(Tiny(), bright_or_dark(), QUICK, generator=seeded(), progress="tiny")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_compiled_network_learns_what_the_plain_one_does() -> None:
+    plain, compiled = Tiny(), Tiny()
+    train(plain, bright_or_dark(), QUICK, generator=seeded())
+    train(compiled, bright_or_dark(), dataclasses.replace(QUICK, compiled=True), generator=seeded())
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_from_the_batches_that_a_cpu_sees() -> None:
+    on_cpu, on_gpu = Tiny(), Tiny().cuda()
+    recipe = dataclasses.replace(QUICK, augmentation=Augmentation(2, True, 3))
+    for model in (on_cpu, on_gpu):
+        train(model, bright_or_dark(), recipe, generator=seeded())
+    torch.testing.assert_close(weights(on_gpu).cpu(), weights(on_cpu), rtol=1e-2, atol=1e-3)
+    assert predict(on_gpu, bright_or_dark().images).device.type == "cpu"
