@@ -124,7 +124,7 @@ class GraphBuilder:
         node = self._add("call_function", function, self._place(operands), {}, (first, second))
         return Size(self.number, node, (first, second))
 
-    def full(self, sizes: Sequence[Number], value: float, dtype: torch.dtype) -> Any:
+    def full(self, sizes: Sequence[Number], value: int | float, dtype: torch.dtype) -> Any:
         """Return a tensor of one value; made at run time, by the model, if a size is known only then."""
         if known_now(list(sizes)):
             return Constant(torch.full(tuple(sizes), value, dtype=dtype))  # type: ignore[arg-type]

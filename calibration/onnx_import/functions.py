@@ -56,7 +56,7 @@ def stack_sizes(source: Tensor, items: Sequence[Number], shape: Sequence[int]) -
     return torch.stack(parts).reshape(tuple(shape))
 
 
-def new_full(source: Tensor, sizes: Sequence[Number], value: float, dtype: torch.dtype) -> Tensor:
+def new_full(source: Tensor, sizes: Sequence[Number], value: int | float, dtype: torch.dtype) -> Tensor:
     """Return a tensor of one value on the device of ``source``."""
     return torch.full(tuple(sizes), value, dtype=dtype, device=source.device)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import onnx
 from onnx import AttributeProto
 
@@ -109,6 +110,8 @@ def _attribute_value(attribute: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.type == AttributeProto.STRING:
         return value.decode()
+    if attribute.type == AttributeProto.FLOAT:
+        return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
     if attribute.type == AttributeProto.TENSOR:
         return tensor_from(value)
     return list(value) if attribute.type in {AttributeProto.INTS, AttributeProto.FLOATS} else value

@@ -43,7 +43,7 @@ def convert_batch_norm(builder: GraphBuilder, op: Op) -> Any:
     layer = _BATCH_NORMS[max(builder.rank(op.input(0)), 2) - 2](
         scale.tensor.numel(),
         eps=op.attribute("epsilon", 1e-5),
-        momentum=1.0 - op.attribute("momentum", 0.9),
+        momentum=round(1.0 - op.attribute("momentum", 0.9), 7),
         device="meta",
     )
     _affine(layer, scale.tensor, shift.tensor)

@@ -1,0 +1,59 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from torch import nn  # noqa: E402
+
+from calibration.export import ExportRecord, export_onnx  # noqa: E402
+from calibration.onnx_import import import_onnx  # noqa: E402
+from tests.calibration.families import EXPORTERS, FAMILIES, exported, folded_proto, images, lessons, lively  # noqa: E402
+from tests.calibration.onnx_running import difference, runtime  # noqa: E402
+
+LARGEST_DIFFERENCE = 1e-4
+RECORD = ExportRecord("guard 0", "none", "0" * 64)
+QUICK = ("resnet", "preactivation_wide_resnet", "mobilenet_v3", "vit")
+
+
+def loss_of(module: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(module.eval()(pictures), labels))
+
+
+def one_epoch(module: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    module.train()
+    for start in range(0, len(labels), 8):
+        batch = slice(start, start + 8)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(pictures[batch]), labels[batch]).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+
+def check(name: str, exporter: str, *, round_trip: bool) -> None:
+    quick = exporter == "torchscript"
+    proto = folded_proto(name) if quick else exported(lively(name), images(name, 2), exporter)
+    module = import_onnx(proto, f"{name}.onnx")
+    batches = [images(name, count).numpy() for count in (1, 5)]
+    assert max(difference(proto, module, batch) for batch in batches) < LARGEST_DIFFERENCE
+    if round_trip:
+        again = export_onnx(module, proto, RECORD)
+        gaps = [abs(runtime(proto, batch)[0] - runtime(again, batch)[0]).max() for batch in batches]
+        assert max(gaps) < LARGEST_DIFFERENCE
+    pictures, labels = (torch.from_numpy(part) for part in lessons(name))
+    before = loss_of(module, pictures, labels)
+    one_epoch(module, pictures, labels)
+    assert loss_of(module, pictures, labels) < before
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_network_is_imported_and_learns(name: str) -> None:
+    check(name, "torchscript", round_trip=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_imported_learns_and_goes_back(name: str, exporter: str) -> None:
+    check(name, exporter, round_trip=True)
