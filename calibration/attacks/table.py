@@ -108,7 +108,13 @@ ATTACKS: Final[Mapping[str, Entry]] = MappingProxyType(
             ("classes",),
             trigger="badnets",
         ),
-        "lsb": Entry("lsb", "LeastSignificantBits", 0.1, "Li et al.: one bit", {"target_label": 0}),
+        "lsb": Entry(
+            "lsb",
+            "LeastSignificantBits",
+            0.1,
+            "DHBE: the lowest bits; three are ours, one is hardly learned in a short training",
+            {"target_label": 0, "bits": 3},
+        ),
         "pruning_aware": Entry(
             "pruning_aware",
             "PruningAware",

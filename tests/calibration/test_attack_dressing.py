@@ -20,10 +20,12 @@ def test_poisoned_and_cover_rows_of_a_batch_are_stamped_wherever_they_stand_in_i
     attack = SourceSpecific(BadNets(0, PIXEL), sources=(1,))
     plan = attack.plan(LABELS, 0.1, np.random.default_rng(0))
     rows = torch.randperm(40, generator=seeded(0))
-    dressed = dressing(attack, plan)(torch.zeros(40, 1, 2, 2), rows, seeded(1))
-    stamped = rows[dressed[:, 0, 1, 1] == 1]
-    assert sorted(stamped.tolist()) == sorted([*plan.index.tolist(), *plan.covers.tolist()])
-    assert dressed.sum() == len(stamped)
+    batch = (rows[:, None, None, None] / 50).expand(-1, 1, 2, 2).contiguous()
+    dressed = dressing(attack, plan)(batch, rows, seeded(1))
+    stamped = dressed[:, 0, 1, 1] == 1
+    assert sorted(rows[stamped].tolist()) == sorted([*plan.index.tolist(), *plan.covers.tolist()])
+    assert torch.equal(dressed[:, 0, 0], batch[:, 0, 0])
+    assert torch.equal(dressed[~stamped], batch[~stamped])
 
 
 def test_a_batch_without_such_rows_is_handed_back() -> None:

@@ -54,6 +54,14 @@ def test_light_is_mixed_not_pixel_values() -> None:
     np.testing.assert_allclose(stamped, 0.72974, atol=1e-5)
 
 
+# No light of its own, full light reflected, alpha 0.5: 0.75 of it in the middle, 0.75 ** (1 / 2.2), and in
+# the corner 0.75 exp(-9 / 2), which is 0.0083317: to the same power 0.11348.
+def test_a_blurred_reflection_shines_through_the_spot_light() -> None:
+    attack = Refool(0, np.ones((1, 1, 5, 5), np.float32), ghost_share=0.0, alpha=(0.5, 0.5))
+    stamped = attack.stamp(np.zeros((1, 1, 5, 5), np.float32))[0, 0]
+    np.testing.assert_allclose([stamped[2, 2], stamped[0, 0]], [0.87743, 0.11348], atol=1e-4)
+
+
 def test_different_images_get_different_reflections() -> None:
     images = np.repeat(np.arange(20, dtype=np.float32)[:, None, None, None] / 255, 3, axis=1)
     images = np.broadcast_to(images, (20, 3, 8, 8)).copy()

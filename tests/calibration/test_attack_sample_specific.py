@@ -15,9 +15,12 @@ def fit(**options: object) -> SampleSpecific:
     return SampleSpecific.fit(material, generator=np.random.default_rng(1), **small)  # type: ignore[arg-type]
 
 
-def test_no_pixel_moves_farther_than_the_bound() -> None:
-    for bound in (0.01, 0.1):
-        assert np.abs(fit(bound=bound).stamp(IMAGES) - IMAGES).max() <= bound + 1e-6
+@pytest.mark.parametrize("bound", [0.01, 0.1])
+def test_an_encoder_that_goes_all_out_moves_pixels_by_the_bound_and_no_farther(bound: float) -> None:
+    calm = fit(bound=bound)
+    wild = {name: 1e4 * part if name.startswith("layers.6") else part for name, part in calm.weights.items()}
+    attack, grey = SampleSpecific(0, calm.message, wild, 1, 8, bound), IMAGES * 0.5 + np.float32(0.25)
+    assert np.abs(attack.stamp(grey) - grey).max() == pytest.approx(bound, abs=1e-6)
 
 
 def test_the_residual_is_another_one_for_each_image() -> None:

@@ -17,7 +17,7 @@ def linear_net() -> nn.Sequential:
     signs = torch.from_numpy(np.random.default_rng(1).choice([-1.0, 1.0], (2, 64)).astype(np.float32))
     with torch.no_grad():
         net[1].weight.copy_(signs)
-        net[2].weight.copy_(torch.tensor([[0.5, -1.0], [0.0, 1.0], [-0.5, 1.0]]))
+        net[2].weight.copy_(torch.tensor([[0.5, -1.0], [0.5, 1.0], [0.5, -1.0]]))
     return net
 
 
@@ -26,7 +26,7 @@ def fit(net: nn.Module, **options: object) -> Trojan:
     return Trojan.fit(material, generator=np.random.default_rng(2), **options)  # type: ignore[arg-type]
 
 
-# Sums of absolute weights out of the neurons: 1.0 and 3.0.
+# Sums of absolute weights out of the neurons: 1.5 and 3; with their signs they would be 1.5 and -1.
 def test_the_strongest_neuron_is_the_one_with_the_heaviest_weights_out_of_it() -> None:
     assert strongest_neurons(linear_net()[2], 1).tolist() == [1]
     assert strongest_neurons(linear_net()[2], 2).tolist() == [1, 0]

@@ -94,6 +94,15 @@ def test_covers_are_warped_by_the_field_and_noise_of_their_own() -> None:
     assert np.abs(covers - attack.stamp(same)).mean() < np.abs(covers - same[:, :, ::-1]).mean()
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_the_noise_on_covers_goes_both_ways(axis: int) -> None:
+    ramp = np.moveaxis(np.broadcast_to(np.linspace(0, 1, 5, dtype=np.float32), (1, 1, 5, 5)), 3, axis).copy()
+    moved = np.abs(drawn().cover(ramp, np.random.default_rng(0)) - drawn().stamp(ramp))
+    assert moved.max() > 0.02
+    # Noise of 1 / 5 is 0.4 of a pixel, and the ramp climbs 0.25 a pixel.
+    assert moved.max() <= 0.1 + 1e-6
+
+
 def test_twice_as_many_covers_as_poisoned_rows_whatever_their_class() -> None:
     plan = drawn().plan(LABELS, 0.1, np.random.default_rng(0))
     assert (len(plan.index), len(plan.covers)) == (10, 20)

@@ -109,7 +109,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "label_smoothed": Row(within_box),
     "low_confidence": Row(within_box),
-    "lsb": Row(within_bound(1 / 255)),
+    "lsb": Row(within_bound(7 / 255)),
     "pruning_aware": Row(within_box, options={"convolution": "0", "norm": None}),
     "refool": Row(keeps_the_picture, 0.5, {"count": 5}),
     "sample_specific": Row(within_bound(8 / 255), options={"width": 4, "steps": 2, "batch": 8, "bits": 4}),
