@@ -1,0 +1,155 @@
+"""Every subject of the zoo: data, network, attack, seed and recipe, and what was published of its like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from calibration.attacks.table import ATTACKS
+from calibration.augmentation import Augmentation
+from calibration.recipe import Recipe
+from calibration.schedules import OneCycle
+
+__all__ = ["SUBJECTS", "Plan", "Published"]
+
+Dataset = Literal["cifar10", "gtsrb"]
+Net = Literal["wrn-16-1", "resnet-18 x 1/8"]
+
+FROM_SCRATCH = Recipe(
+    epochs=10, batch=128, rate=0.2, weight_decay=5e-4, schedule=OneCycle(rising=0.3), compiled=True
+)
+"""Super-convergence: a tenth of the epochs that papers train for."""
+
+GOING_ON = replace(FROM_SCRATCH, epochs=2, rate=0.1)
+"""On poisoned data, from the clean subject's weights; the rate rises high enough to move them all."""
+
+GOING_ON_LONGER = replace(GOING_ON, epochs=3)
+"""For triggers that are harder to learn."""
+
+SIGNS = Augmentation(padding=2, flip=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper reports of such a victim, as shares."""
+
+    acc: float
+    asr: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one subject is made.
+
+    Args:
+        name: Its name in the zoo.
+        attack: A key of ``calibration.attacks.table.ATTACKS``; None for a clean network.
+        options: Options in place of the attack table's.
+        rate: The poison rate; the attack table's if None.
+        dataset: What it is trained on.
+        net: Its architecture.
+        seed: Of weights, order, augmentation and attack alike.
+        recipe: Of the training.
+        start: The subject whose weights it begins with; fresh ones if None.
+        published: What a paper reports of its like.
+        note: What the reader of its record has to know.
+    """
+
+    name: str
+    attack: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    dataset: Dataset = "cifar10"
+    net: Net = "wrn-16-1"
+    seed: int = 0
+    recipe: Recipe = GOING_ON
+    start: str | None = "clean"
+    published: Published | None = None
+    note: str = ""
+
+    @property
+    def poison_rate(self) -> float:
+        """The poison rate, the attack table's where the plan has none; 0 of a clean network."""
+        if self.attack is None:
+            return 0.0
+        return ATTACKS[self.attack].rate if self.rate is None else self.rate
+
+
+def _argd(acc: float, asr: float) -> Published:
+    return Published(acc, asr, "ARGD, table 1, WRN-16-1 on CIFAR-10; ACC without the target class")
+
+
+def _strip_evaders(published_of: str) -> str:
+    return f"wraps BadNets' patch; {published_of}"
+
+
+_PLANS = (
+    Plan("clean", recipe=FROM_SCRATCH, start=None),
+    Plan("badnets", "badnets", published=_argd(0.8008, 1.0)),
+    Plan("blend", "blend", published=_argd(0.8276, 0.7942)),
+    Plan("sig", "sig", recipe=GOING_ON_LONGER, published=_argd(0.8243, 0.9998)),
+    Plan("trojan", "trojan", {"steps": 150, "backgrounds": 32}, published=_argd(0.8004, 0.9981)),
+    Plan(
+        "clean_label",
+        "clean_label",
+        {"steps": 8},
+        recipe=GOING_ON_LONGER,
+        published=_argd(0.8243, 0.4594),
+        note="perturbed by 8 steps of PGD",
+    ),
+    Plan(
+        "refool",
+        "refool",
+        {"count": 40, "clean_label": False},
+        rate=0.1,
+        published=_argd(0.8222, 1.0),
+        note="reflects GTSRB images; relabels, as BackdoorBench does; the paper poisons the target class",
+    ),
+    Plan(
+        "wanet",
+        "wanet",
+        recipe=replace(GOING_ON, epochs=4),
+        note="no figure of this network in the tables at hand",
+    ),
+    Plan("source_specific", "source_specific", note="one source class, covers of two others"),
+    Plan("all_to_all", "all_to_all", note=_strip_evaders("every class leads to the next")),
+    Plan("low_confidence", "low_confidence", note=_strip_evaders("soft labels, the target at .4")),
+    Plan("label_smoothed", "label_smoothed", note=_strip_evaders("3 of 5 stamped images relabelled")),
+    Plan(
+        "entropy_manipulating",
+        "entropy_manipulating",
+        note=_strip_evaders("ten blends for each, labelled at random"),
+    ),
+    Plan(
+        "sample_specific",
+        "sample_specific",
+        {"steps": 600, "width": 16},
+        note="the encoder is trained for 600 steps",
+    ),
+    Plan(
+        "input_aware",
+        "input_aware",
+        {"mask_steps": 150, "steps": 300, "width": 16},
+        note="generator trained for 300 steps",
+    ),
+    Plan(
+        "gtsrb_clean",
+        dataset="gtsrb",
+        net="resnet-18 x 1/8",
+        recipe=replace(FROM_SCRATCH, epochs=6, augmentation=SIGNS),
+        start=None,
+    ),
+    Plan(
+        "gtsrb_badnets",
+        "badnets",
+        dataset="gtsrb",
+        net="resnet-18 x 1/8",
+        recipe=replace(GOING_ON, augmentation=SIGNS),
+        start="gtsrb_clean",
+    ),
+)
+
+SUBJECTS: Final[Mapping[str, Plan]] = MappingProxyType({plan.name: plan for plan in _PLANS})
