@@ -44,7 +44,7 @@ def read_options() -> argparse.Namespace:
     building.add_argument("--again", action="store_true", help="make also what is there already")
     building.add_argument("--epochs", type=int, help="in place of each recipe's")
     building.add_argument("--threads", type=int, default=torch.get_num_threads())
-    building.add_argument("--work", type=Path, default=Path("build/zoo"), help="checkpoints and weights")
+    building.add_argument("--work", type=Path, default=Path("build/zoo"), help="gets the checkpoints")
     commands.add_parser("list", help="show what there is")
     commands.add_parser("verify", help="compare every file with its record")
     return parser.parse_args()
@@ -53,7 +53,6 @@ def read_options() -> argparse.Namespace:
 def build_all(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     places = Places(options.data, MODELS, RECORDS, options.work)
-    options.work.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         if built(name) and not options.again:
             print(f"{name}: is there, and as recorded")

@@ -29,6 +29,8 @@ __all__ = ["Places", "build"]
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy")
 COMMAND = "python -m benchmarks.zoo build --data FOLDER --only"
 PARITY_IMAGES = 256
+STARTS = {plan.start for plan in SUBJECTS.values()}
+"""Subjects that others begin with: their weights are kept as they were trained, batch norm and all."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def build(plan: Plan, places: Places) -> dict[str, Any]:
     export_onnx(model, folder / "model.onnx")
     if attack is not None:
         save_trigger(attack, folder)
-    save_file(model.state_dict(), _weights(places, plan.name))
+    if plan.name in STARTS:
+        save_file(model.state_dict(), _weights(places, plan.name))
     held = as_floats(dataset.holdout_images)
     record = _record(plan, dataset, training, measure(model, held, dataset.holdout_labels, attack))
     record["largest_logit_difference"] = parity(model, folder / "model.onnx", held[:PARITY_IMAGES])
@@ -124,7 +127,7 @@ def _say(epoch: Epoch, model: nn.Module) -> None:
 
 
 def _weights(places: Places, name: str) -> Path:
-    return places.work / f"{name}.safetensors"
+    return places.models / name / "weights.safetensors"
 
 
 def _checkpoint(places: Places, name: str) -> Path:
