@@ -58,7 +58,7 @@ def uncheckable_rows(
     Returns:
         The mask of rows that can be checked, and reason and explanation by row.
     """
-    if spec.datatype == "UINT8" and min(spec.low) <= 0 and max(spec.high) >= 255:
+    if spec.datatype == "UINT8" and max(spec.low) <= 0 and min(spec.high) >= 255:
         return np.ones(len(images), np.bool_), {}
     low, high = spec.value_range.bounds()
     slack = _SLACK * (high - low)

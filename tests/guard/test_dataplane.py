@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 import guard
 from guard.dataplane import DataPlane, ServedModel
 from guard.dataplane.answer import Finding, worst
+from guard.dataplane.judge import Judge
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Strip, passes_needed
+from guard.detection.strip import Decision, Evidence, Strip, passes_needed
 from guard.detection.threshold import Policy, Verdict
 from guard.errors import (
     CheckFailedError,
@@ -34,6 +35,7 @@ from guard.errors import (
 from guard.messages import InferRequest, InferResponse, ModelDescription, Tensor, TensorSpec
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
+from guard.runtime.rounds import Row
 from guard.runtime.slot import ModelSlot
 from tests import tiny_models
 from tests.artifacts import random_images, write_tiny_artifact
@@ -667,7 +669,7 @@ async def test_a_request_that_does_not_fit_the_model_is_told_what_came_and_what_
     assert (await house.infer(CLEAN, model_version="1")).parameters["guard_verdict"] == "accept"
 
 
-async def test_the_range_of_each_channel_is_kept_and_named(build: Build) -> None:
+async def test_a_uint8_model_takes_every_byte(build: Build) -> None:
     house = build("flag", model=tiny_models.linear_classifier(datatype="UINT8"))
     images = random_images(house.model.profile, 2)
 
@@ -732,3 +734,61 @@ async def test_a_model_that_was_unloaded_is_unknown(build: Build) -> None:
     assert house.plane.ready() is False
     with pytest.raises(UnknownModelError, match="model 'tiny' is not served here"):
         await house.infer(CLEAN[:1])
+
+
+# Order and record
+
+
+async def test_every_uncheckable_row_of_a_refused_request_is_counted_by_its_own_reason(build: Build) -> None:
+    house = build("enforce")
+
+    with pytest.raises(UncheckableInputError, match=r"row 0 of input 'images' holds 192 NaN"):
+        await house.infer(np.concatenate([np.full_like(CLEAN[:1], np.nan), CLEAN[:1] + 7, CLEAN[:1] + 9]))
+
+    assert house.uncheckable() == {("non_finite", "refused"): 1, ("out_of_range", "refused"): 2}
+    assert house.verdicts() == {"unchecked": 3}
+
+
+async def test_what_monitor_finds_later_is_logged_with_its_policy(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = build("monitor")
+
+    await house.infer(np.concatenate([CLEAN[:1], SUSPICIOUS[:1]]))
+    await house.idle()
+
+    [record] = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert (record.getMessage(), record.policy, record.rows) == ("suspicious input", "monitor", [1])
+
+
+def judge_of(house: House, registry: CollectorRegistry) -> Judge:
+    served = ServedModel(house.slot, house.policy, "refuse")
+    return Judge(request(CLEAN[:2]), served, house.model, Metrics(registry, ["tiny"]), {})
+
+
+async def test_a_check_that_failed_is_told_before_a_row_that_is_suspicious(build: Build) -> None:
+    """Neither is answered; the failure is the operator's to mend, and a rejection would hide it."""
+    rows = [
+        Row(True, predicted=True, evidence=Evidence(0.0, 8), decision=Decision.SUSPICIOUS),
+        Row(True, predicted=True, evidence=Evidence(float("nan"), 2), decision=Decision.FAILED),
+    ]
+
+    with pytest.raises(CheckFailedError, match="row 1 of the request gave no finite entropy"):
+        judge_of(build("enforce"), CollectorRegistry()).judge(rows)
+
+
+async def test_a_check_that_was_given_up_with_its_request_counts_nothing(build: Build) -> None:
+    registry = CollectorRegistry()
+    judge = judge_of(build("monitor"), registry)
+    given_up: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+    given_up.cancel()
+
+    judge.record_later(given_up)
+
+    counted = [
+        sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name in {"guard_inputs_total", "guard_uncheckable_inputs_total"}
+    ]
+    assert set(counted) == {0.0}

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -397,3 +398,20 @@ def test_an_event_loop_that_ended_does_not_take_the_device_thread_with_it(start:
 
     asyncio.run(submit_and_stay())
     assert scheduler.rows == 0
+
+
+async def test_nothing_is_kept_of_a_submission_whose_caller_left(start: Start) -> None:
+    device = gated()
+    scheduler = start(device)
+    busy = submit(scheduler, [0])
+    await device.next_call()
+    left = submit(scheduler, [1])
+    kept = weakref.ref(left.task)
+
+    scheduler.discard(left)
+    del left
+    device.let_all_go()
+    await soon(busy.rows)
+    gc.collect()
+
+    assert kept() is None
