@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -481,7 +480,7 @@ async def test_methods_that_are_not_served_say_why_and_are_counted(client: Clien
     for name, why in REFUSED.items():
         request = message_factory.GetMessageClass(SERVICE.methods_by_name[name].input_type)()
         method = getattr(client.stub, name)
-        call = method(iter([request])).read() if name == "ModelStreamInfer" else method(request)
+        call = method().read() if name == "ModelStreamInfer" else method(request)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -499,20 +498,18 @@ async def test_methods_that_are_not_served_say_why_and_are_counted(client: Clien
 async def test_a_method_that_nobody_knows_is_refused_and_counted_as_unknown(
     client: Client, path: str
 ) -> None:
-    for kind in (client.channel.unary_unary, client.channel.stream_stream):
-        call = kind(path)
+    calls = (
+        client.channel.unary_unary(path)(b"", timeout=PATIENCE_S),
+        client.channel.stream_stream(path)(timeout=PATIENCE_S).read(),
+    )
+    for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await (call(b"", timeout=PATIENCE_S) if kind == client.channel.unary_unary else read_one(call))
+            await call
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert refused.value.details().startswith(f"method '{path[:1000]}")
 
     assert client.counted("guard_rpcs_total", "method", "code") == {("unknown", "UNIMPLEMENTED"): 2}
     await expect_a_good_request_to_work(client)
-
-
-async def read_one(multi: Any) -> bytes:
-    answer: bytes = await multi(iter([b"", b""]), timeout=PATIENCE_S).read()
-    return answer
 
 
 # Time and room

@@ -125,7 +125,7 @@ async def test_each_device_call_is_told_and_warming_up_is_none(
     assert told == [6]
 
 
-async def test_closing_ends_the_thread_and_lets_go_of_the_session(tmp_path: Path) -> None:
+async def test_closing_ends_the_thread_and_frees_the_device(tmp_path: Path) -> None:
     model = load_model("tiny", write_tiny_artifact(tmp_path), ON_CPU)
     submission = model.scheduler.submit(random_images(model.profile, 3), np.ones(3, np.bool_))
 
