@@ -55,18 +55,20 @@ async def answering(context: Context, method: str, on_rpc: OnRpc, model: str = "
     and the cancellation goes on its way.
     """
     started = time.perf_counter()
-    code = grpc.StatusCode.UNKNOWN
+    code, refusal = grpc.StatusCode.UNKNOWN, None
     try:
         yield
         code = grpc.StatusCode.OK
     except asyncio.CancelledError:
         code = _why_cancelled(context)
         raise
-    except Exception as error:  # noqa: BLE001  # the last door: whatever it is, the caller gets a status
+    except Exception as error:  # noqa: BLE001  the last door: whatever it is, the caller gets a status
         code, message = status_of(error)
-        await context.abort(code, message, metadata_of(error))
-    finally:
+        refusal = (code, message, metadata_of(error))
+    finally:  # before the caller hears of it, so that whoever asks next finds it counted
         on_rpc(method, model, code.name, time.perf_counter() - started)
+    if refusal is not None:
+        await context.abort(*refusal)
 
 
 def _why_cancelled(context: Context) -> grpc.StatusCode:
