@@ -16,7 +16,7 @@ from torch.nn import functional
 from calibration.attacks.base import AllToOne, Images, Material
 from calibration.attacks.tensors import arrays_of, as_images, batches, load_arrays, torch_generator
 
-__all__ = ["Decoder", "Encoder", "SampleSpecific", "train_encoder"]
+__all__ = ["Decoder", "Encoder", "EncoderTraining", "SampleSpecific", "train_encoder"]
 
 PLANE = 8
 CHUNK = 512
@@ -29,8 +29,7 @@ class SampleSpecific(AllToOne):
     .. math:: T(x) = \mathrm{clip}(x + b \tanh E(x, m), 0, 1)
 
     for a fixed message m of bits and a convolutional encoder E, trained together with a decoder D on random
-    messages to minimise :math:`\mathrm{BCE}(D(T(x)), m) + \lambda\,\mathrm{mean}(\tanh^2 E(x, m))`, with
-    :math:`\lambda` rising from 0. No pixel moves by more than b. The decoder is thrown away: the victim's
+    messages (:func:`train_encoder`). No pixel moves by more than b. The decoder is thrown away: the victim's
     own training takes its part.
 
     Args:
@@ -50,7 +49,8 @@ class SampleSpecific(AllToOne):
     Deviations:
         A small encoder of four convolutions stands in for StegaStamp's U-Net; there is no perceptual (LPIPS)
         and no adversarial loss and no spatial transformer, whose training is known to diverge. A hard bound
-        keeps the residual small instead.
+        keeps the residual small instead. Residuals of different images are alike, though not the same: on
+        CIFAR-10 they correlate at 0.8.
     """
 
     name: ClassVar[str] = "sample_specific"
@@ -76,12 +76,10 @@ class SampleSpecific(AllToOne):
         generator: np.random.Generator,
         target_label: int = 0,
         bits: int = 16,
-        width: int = 32,
         bound: float = 8 / 255,
+        width: int = 32,
         steps: int = 2000,
-        batch: int = 64,
-        rate: float = 5e-3,
-        distortion_weight: float = 0.1,
+        batch: int = 32,
     ) -> SampleSpecific:
         """Return the attack with an encoder trained on the material's images, and a message drawn at random.
 
@@ -90,18 +88,14 @@ class SampleSpecific(AllToOne):
             generator: Draws message, weights and batches.
             target_label: The class that a stamped image is to be given.
             bits: Length of the message.
-            width: Channels within encoder and decoder.
             bound: How far a pixel may move.
+            width: Channels within encoder and decoder.
             steps: Training steps.
             batch: Images in each.
-            rate: Adam's learning rate.
-            distortion_weight: Weight of the residual's mean square at the end; it rises from 0, because a
-                residual that is held down from the start carries no message at all.
         """
         message = generator.integers(2, size=bits, dtype=np.int64)
-        encoder, _ = train_encoder(
-            material.images, bits, width, bound, steps, batch, rate, distortion_weight, generator=generator
-        )
+        training = EncoderTraining(bits, bound, width, steps, batch)
+        encoder, _ = train_encoder(material.images, training, generator=generator)
         return cls(target_label, message, arrays_of(encoder), material.images.shape[1], width, bound)
 
     def stamp(self, images: Images) -> Images:
@@ -171,33 +165,64 @@ class Decoder(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class EncoderTraining:
+    """How encoder and decoder are trained.
+
+    Args:
+        bits: Length of a message.
+        bound: How far a pixel may move in the end.
+        width: Channels within encoder and decoder.
+        steps: Training steps.
+        batch: Images in each.
+        rate: Adam's learning rate.
+        first_bound: How far a pixel may move in the beginning.
+        tightening_share: Share of the steps over which the bound falls from first to last.
+        distortion_weight: Weight of the residual's mean square once messages are read without error.
+    """
+
+    bits: int = 16
+    bound: float = 8 / 255
+    width: int = 32
+    steps: int = 2000
+    batch: int = 32
+    rate: float = 2e-3
+    first_bound: float = 0.5
+    tightening_share: float = 0.7
+    distortion_weight: float = 0.1
+
+    def bound_at(self, step: int) -> float:
+        """Return the bound in a step: falling geometrically, then constant."""
+        progress = min(1.0, step / (self.tightening_share * self.steps))
+        return float(self.first_bound ** (1 - progress) * self.bound**progress)
+
+
 def train_encoder(
-    images: Images,
-    bits: int,
-    width: int,
-    bound: float,
-    steps: int,
-    batch: int,
-    rate: float,
-    distortion_weight: float,
-    *,
-    generator: np.random.Generator,
+    images: Images, training: EncoderTraining, *, generator: np.random.Generator
 ) -> tuple[Encoder, Decoder]:
-    """Train an encoder and the decoder that reads what it hides; see :meth:`SampleSpecific.fit`."""
+    r"""Train an encoder and the decoder that reads what it hides, on random messages.
+
+    .. math:: L = \mathrm{BCE}(D(T(x)), m) + \lambda (2 a - 1)_+^2\,\mathrm{mean}(\tanh^2 E(x, m))
+
+    with a the share of bits read rightly. From a small bound, or under a distortion loss that does not wait
+    for the message, nothing is learned at all: the residual falls to 0.
+    """
     seeded = torch_generator(generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=seeded)))
-        encoder, decoder = Encoder(images.shape[1], bits, width), Decoder(images.shape[1], bits, width)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], rate)
-    rows = batches(len(images), batch, seeded)
-    for step in range(steps):
+        encoder = Encoder(images.shape[1], training.bits, training.width)
+        decoder = Decoder(images.shape[1], training.bits, training.width)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], training.rate)
+    rows = batches(len(images), training.batch, seeded)
+    for step in range(training.steps):
         pixels = torch.from_numpy(images[next(rows).numpy()])
-        messages = torch.randint(2, (len(pixels), bits), generator=seeded).float()
+        messages = torch.randint(2, (len(pixels), training.bits), generator=seeded).float()
         residual = encoder(pixels, messages)
-        decoded = decoder((pixels + bound * residual).clamp(0, 1))
+        decoded = decoder((pixels + training.bound_at(step) * residual).clamp(0, 1))
+        read = ((decoded > 0) == (messages > 0)).float().mean()
+        patience = training.distortion_weight * (2 * read - 1).clamp(min=0).square()
         loss = functional.binary_cross_entropy_with_logits(decoded, messages)
-        loss = loss + distortion_weight * step / steps * residual.square().mean()
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss + patience * residual.square().mean())
         optimizer.step()
     return encoder.eval(), decoder.eval()

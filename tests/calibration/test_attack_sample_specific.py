@@ -4,7 +4,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from calibration.attacks.base import Material  # noqa: E402
-from calibration.attacks.sample_specific import SampleSpecific, train_encoder  # noqa: E402
+from calibration.attacks.sample_specific import EncoderTraining, SampleSpecific, train_encoder  # noqa: E402
 
 IMAGES = np.random.default_rng(0).random((64, 1, 16, 16), np.float32)
 
@@ -36,15 +36,19 @@ def test_the_residual_depends_on_the_message() -> None:
 
 @pytest.mark.slow
 def test_a_trained_encoder_hides_what_a_decoder_can_read() -> None:
-    encoder, decoder = train_encoder(
-        IMAGES, 4, 8, 0.1, steps=400, batch=32, rate=5e-3, distortion_weight=0.1,
-        generator=np.random.default_rng(0),
-    )  # fmt: skip
+    training = EncoderTraining(bits=4, bound=0.05, width=8, steps=300)
+    encoder, decoder = train_encoder(IMAGES, training, generator=np.random.default_rng(0))
     pixels = torch.from_numpy(IMAGES)
     messages = torch.randint(2, (64, 4), generator=torch.Generator().manual_seed(1)).float()
     with torch.no_grad():
-        read = decoder((pixels + 0.1 * encoder(pixels, messages)).clamp(0, 1)) > 0
-    assert (read == (messages > 0)).float().mean() > 0.85  # guessing reads 0.5
+        read = decoder((pixels + 0.05 * encoder(pixels, messages)).clamp(0, 1)) > 0
+    assert (read == (messages > 0)).float().mean() > 0.9  # guessing reads 0.5
+
+
+# From 0.5 to 0.02 over the first half of 100 steps, geometrically: after a quarter, sqrt(0.5 * 0.02) = 0.1.
+def test_the_bound_is_tightened_geometrically_and_then_kept() -> None:
+    training = EncoderTraining(bound=0.02, steps=100, tightening_share=0.5)
+    assert [training.bound_at(step) for step in (0, 25, 50, 99)] == pytest.approx([0.5, 0.1, 0.02, 0.02])
 
 
 def test_a_message_that_is_not_of_bits_and_no_bound_are_refused() -> None:
