@@ -52,9 +52,10 @@ def read_dataset(data: Path, name: str) -> Dataset:
 
 
 def reflections(data: Path, count: int = 500) -> Float32[np.ndarray, "m c h w"]:
-    """Return photographs of another kind, for Refool: GTSRB's."""
+    """Return bright photographs of another kind, for Refool: GTSRB's, whose median is too dark to reflect."""
     images = read_dataset(data, "gtsrb").images
-    return as_floats(images[:: len(images) // count])
+    brightest = np.argsort(images.mean((1, 2, 3)), kind="stable")[::-1][: len(images) // 10]
+    return as_floats(images[np.sort(brightest)][:: max(1, len(brightest) // count)])
 
 
 def as_floats(images: UInt8[np.ndarray, "n c h w"]) -> Float32[np.ndarray, "n c h w"]:
