@@ -5,8 +5,10 @@ the image itself together with its first overlays, later rounds are more overlay
 detector is undecided. A device batch is filled with the next round of each undecided row,
 oldest submission first, until it holds ``max_pairs`` pairs: rows in their last round and rows
 that just arrived share one call (continuous batching). A round is never split, and a batch
-takes at least one, so nothing waits for ever. A row's evidence depends on its own blends only,
-never on which batch they ran in.
+takes at least one, so nobody who waits for an answer waits for ever. Checks of tasks that were
+answered first (policy ``monitor``) come after everybody who still waits, and are given up, and
+reported so, where the line would overflow. A row's evidence depends on its own blends only, never
+on which batch they ran in.
 
 ::
 
@@ -111,7 +113,7 @@ class Batch:
 
     @property
     def tasks(self) -> list[CheckTask]:
-        """The tasks in the batch, oldest first, each once."""
+        """The tasks in the batch, in their turn, each once."""
         return list(dict.fromkeys(unit.task for unit in self.units))
 
 
@@ -176,7 +178,7 @@ class Line:
         """
         units: list[_Unit] = []
         pairs = 0
-        for unit in self._units(self._tasks if only is None else only):
+        for unit in self._units(self._in_turn() if only is None else only):
             if units and pairs + unit.pairs > self.max_pairs:
                 break
             units.append(unit)
@@ -204,6 +206,10 @@ class Line:
         """Mark a task as failed and take it out of the line."""
         task.error = error
         self.discard(task)
+
+    def _in_turn(self) -> Iterator[CheckTask]:
+        yield from (task for task in self._tasks if not task.answered)
+        yield from (task for task in self._tasks if task.answered)
 
     def _units(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
         for task in tasks:

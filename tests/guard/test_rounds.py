@@ -356,3 +356,19 @@ def test_a_batch_can_be_made_of_one_task_alone() -> None:
     complete(line, batch, classifier)
     assert (first.rows[0].predicted, second.rows[0].predicted) == (False, True)
     assert line.next_batch(only=[task_of([3])]) is None
+
+
+def test_who_waits_for_an_answer_goes_before_the_checks_of_those_who_have_theirs() -> None:
+    line = line_of(strip_of(boundary=100.0), max_pairs=1)
+    classifier = TableClassifier(random_table(3, 8, seed=0))
+    answered = task_of([0], answer_first=True)
+    line.add(answered)
+    run(line, classifier)
+    waiting = task_of([1], answer_first=True)
+    line.add(waiting)
+
+    turn = line.next_batch()
+
+    assert answered.answered
+    assert turn is not None
+    assert turn.tasks == [waiting]
