@@ -8,12 +8,14 @@ follows it if that is all that follows it; where none joins branches, it is the 
 what its groups give, a pre-activation network gives it before the next group's norm, and VGG gives what goes
 into each pooling.
 
-A transformer's tokens are taken for a map where they are as many as the pixels of the last real map, perhaps
+A map finer than one before it is none: it is a partition into windows that looks like a map. A transformer's
+tokens are taken for a map where they are as many as the pixels of the last real map, perhaps
 with class tokens before them.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,8 +178,10 @@ def _maps(
     found: list[_Map] = []
     for node in _cuts(module, shapes):
         if node in weighted and shapes[node][0] == SAMPLE_BATCH:
-            seen = _read(node, shapes[node], found[-1] if found else None, size)
-            found.extend([seen] if seen is not None else [])
+            before = found[-1] if found else None
+            seen = _read(node, shapes[node], before, size)
+            finer = before is not None and seen is not None and math.prod(seen.grid) > math.prod(before.grid)
+            found.extend([seen] if seen is not None and not finer else [])
     return found
 
 

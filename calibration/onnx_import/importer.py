@@ -27,6 +27,9 @@ OLDEST_OPSET: Final = 11
 _FREE_SIDES: Final = ((224, 256), (64, 96))
 """Pairs of lengths to try for axes of space that the graph leaves open."""
 
+_FAILURES: Final = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
+"""What a converter, or torch within it, raises on a graph that contradicts itself."""
+
 
 def import_onnx(model: onnx.ModelProto, where: str) -> fx.GraphModule:
     """Turn an ONNX graph into a torch module that can be trained.
@@ -57,11 +60,31 @@ def import_onnx(model: onnx.ModelProto, where: str) -> fx.GraphModule:
     sides = _FREE_SIDES if any(None in _dimensions(value)[1:] for value in free) else ((0, 0),)
     for attempt, pair in enumerate(sides):
         try:
-            return _Import(model.graph, opset, where).run(free, pair)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            module = _Import(model.graph, opset, where).run(free, pair)
+            if _fixed_batch(model.graph) is not None:
+                _check_rows(module, free[0])
+            return module
+        except _FAILURES as error:
             if attempt == len(sides) - 1:
-                raise UnfitModelError(f"{where} cannot be imported: {_first_line(error)}") from error
+                batch = _fixed_batch(model.graph)
+                way_out = (
+                    f"; it is bound to batches of {batch}, export it with a free batch axis" if batch else ""
+                )
+                raise UnfitModelError(f"{where} cannot be imported: {_first_line(error)}{way_out}") from error
     raise AssertionError("unreachable")
+
+
+def _check_rows(module: fx.GraphModule, source: onnx.ValueInfoProto) -> None:
+    """Refuse a graph that was set free of its batch size if one image's answer depends on another."""
+    dtype = dtype_of(source.type.tensor_type.elem_type, source.name)
+    row = [size or _FREE_SIDES[0][0] for size in _dimensions(source)[1:]]
+    images = torch.rand((3, *row), generator=torch.Generator().manual_seed(0))
+    images = images if dtype.is_floating_point else (images * 255).to(dtype)
+    with torch.no_grad():
+        together = module(images)
+        alone = [module(images[place : place + 1]) for place in range(3)]
+    if isinstance(together, torch.Tensor) and not torch.allclose(together, torch.cat(alone), 1e-3, 1e-3):
+        raise ValueError("an image's answer depends on the others of its batch")
 
 
 class _Import:
@@ -120,7 +143,7 @@ class _Import:
         converter = convert_sizes if is_size_arithmetic(op) else CONVERTERS[node.op_type]
         try:
             result = converter(self.builder, op)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except _FAILURES as error:
             raise RuntimeError(
                 f"{qualified_name(node)} (node {node.name!r}): {_first_line(error)}"
             ) from error

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from calibration.onnx_import import functions
-from calibration.onnx_import.builder import GraphBuilder
+from calibration.onnx_import.builder import SAMPLE_BATCHES, GraphBuilder
 from calibration.onnx_import.converter import Converter
 from calibration.onnx_import.op import Op
 from calibration.onnx_import.slicing import slices_of
@@ -37,7 +37,30 @@ def _gather_known(builder: GraphBuilder, value: Value, indices: torch.Tensor, ax
     if indices.dim() == 0:
         return builder.call(torch.select, value, axis, int(indices.item()))
     axis %= builder.rank(value)
+    if builder.fixed_batch is not None and builder.static_shape(value)[axis] is None:
+        rows = _rows_taken(builder, value, indices)
+        if rows is not None:
+            return rows
     return builder.call(functions.gather, value, Constant(indices.to(torch.int64)), axis)
+
+
+def _rows_taken(builder: GraphBuilder, value: Value, indices: torch.Tensor) -> Any:
+    """Free a gather of its batch size: one that takes the same from every row, as ``as_strided`` becomes.
+
+    The value holds the rows one after another, ``width`` elements each; None if the indices do not take the
+    same of each.
+    """
+    batch = builder.fixed_batch or 1
+    width = builder.sample_shapes(value)[0][0] // SAMPLE_BATCHES[0]
+    if len(indices) != batch or builder.rank(value) > 1:
+        return value if indices.tolist() == list(range(batch)) else None
+    first = indices[0].reshape(-1).to(torch.int64)
+    starts = torch.arange(batch).reshape(-1, 1) * width
+    if not torch.equal(indices.reshape(batch, -1).to(torch.int64), first + starts):
+        return None
+    rows = builder.call(torch.reshape, value, (-1, width))
+    taken = builder.call(torch.index_select, rows, 1, Constant(first))
+    return builder.call(torch.reshape, taken, (-1, *indices.shape[1:]))
 
 
 def convert_gather_elements(builder: GraphBuilder, op: Op) -> Any:
@@ -80,7 +103,9 @@ def _backwards(builder: GraphBuilder, op: Op, value: Value, axis: int, part: sli
     size = builder.static_shape(value)[axis]
     if size is None or isinstance(part.start, Size) or isinstance(part.stop, Size):
         op.refuse("goes backwards over an axis whose length depends on the batch")
-    places = Constant(torch.tensor(range(*part.indices(size)), dtype=torch.int64))
+    first = min(max(part.start + size if part.start < 0 else part.start, 0), size - 1)
+    last = part.indices(size)[1]
+    places = Constant(torch.tensor(range(first, last, part.step), dtype=torch.int64))
     turned: Value = builder.call(torch.index_select, value, axis, places)
     return turned
 

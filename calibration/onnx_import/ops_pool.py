@@ -28,7 +28,16 @@ def _windows(builder: GraphBuilder, op: Op) -> Windows:
     windows = read_windows(builder, op, tuple(op.attributes["kernel_shape"]))
     if len(windows.kernel) not in {1, 2, 3}:
         op.refuse(f"has {len(windows.kernel)} axes of space, and only 1 to 3 are known")
+    if op.attribute("auto_pad", "NOTSET").startswith("SAME"):
+        _refuse_ambiguous(op, windows)
     return windows
+
+
+def _refuse_ambiguous(op: Op, windows: Windows) -> None:
+    """Refuse forms of SAME for which ONNX Runtime does not do what the standard says."""
+    gaps = any(stride > size for stride, size in zip(windows.stride, windows.kernel, strict=True))
+    if gaps or set(windows.dilation) != {1}:
+        op.refuse("pads to SAME with dilated windows or gaps between them; export it with explicit padding")
 
 
 def _fits_layer(windows: Windows) -> bool:

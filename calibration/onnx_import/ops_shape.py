@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from calibration.onnx_import.builder import GraphBuilder
+from calibration.onnx_import.builder import SAMPLE_BATCHES, GraphBuilder
 from calibration.onnx_import.converter import Converter
 from calibration.onnx_import.functions import expand, new_range
 from calibration.onnx_import.op import Op
 from calibration.onnx_import.slicing import numbers_of
-from calibration.onnx_import.values import Number, Size, Value, from_array
+from calibration.onnx_import.values import Constant, Number, Size, Value, from_array
 
 __all__ = ["CONVERTERS"]
 
@@ -56,14 +56,26 @@ def _holds(builder: GraphBuilder, value: Value, wanted: list[Number]) -> bool:
 
 
 def _freed(builder: GraphBuilder, value: Value, wanted: list[Number]) -> list[Number]:
-    """Return the shape with -1 for the axis that holds the batch: the first that is not as it was."""
+    """Return the shape with -1 for the axis that holds the batch.
+
+    It is the first axis as long as the batch, if one is. If none is, the batch was joined to another axis,
+    and in a batch of one it cannot be seen to which: (17, n, 4, 8) to (17, 32) may join the n to the 17 or to
+    the 32. It is joined to what stands before it if the last axis then holds all that stands after it; else
+    it is the first axis that is not as it was.
+    """
     if -1 in wanted:
         return wanted
-    static = builder.static_shape(value)
-    for axis, size in enumerate(wanted):
-        if axis >= len(static) or static[axis] is None or static[axis] != size:
-            return [*wanted[:axis], -1, *wanted[axis + 1 :]]
-    return wanted
+    static, (sample, _) = builder.static_shape(value), builder.sample_shapes(value)
+    batch = max((axis for axis, size in enumerate(static) if size is None), default=0)
+    repeated = sample[batch] // SAMPLE_BATCHES[0]
+    if builder.fixed_batch in wanted:
+        place = wanted.index(builder.fixed_batch)
+    elif len(wanted) > 1 and wanted[-1] == repeated * math.prod(sample[batch + 1 :]):
+        place = len(wanted) - 2
+    else:
+        kept = [axis < len(static) and static[axis] == size for axis, size in enumerate(wanted)]
+        place = kept.index(False) if False in kept else 0
+    return [*wanted[:place], -1, *wanted[place + 1 :]]
 
 
 def convert_flatten(builder: GraphBuilder, op: Op) -> Any:
@@ -138,6 +150,9 @@ def convert_concat(builder: GraphBuilder, op: Op) -> Any:
 def _with_batch(builder: GraphBuilder, value: Value, values: list[Value]) -> Value:
     batches = [builder.shape(other)[0] for other in values]
     batch = next((size for size in batches if isinstance(size, Size)), None)
+    if isinstance(value, Constant) and len(value.tensor) == builder.fixed_batch:
+        same = bool((value.tensor == value.tensor[:1]).all())
+        value = Constant(value.tensor[:1], value.trainable, value.name) if same else value
     if batch is None or not _is_one(builder.shape(value)[0]):
         return value
     repeated: Value = builder.call(expand, value, (batch, *[-1] * (builder.rank(value) - 1)))

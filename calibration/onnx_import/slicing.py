@@ -33,11 +33,17 @@ def slices_of(op: Op, shape: list[Any]) -> tuple[slice, ...]:
     axes = [axis % len(shape) for axis in (axes or range(len(starts)))]
     slices = [slice(None)] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
-        slices[axis] = slice(_bound(start), _bound(end), step)
+        backward = step < 0
+        last = None if _beyond(end, _ENDLESS) or (backward and _beyond(end, -_ENDLESS)) else _near(end)
+        slices[axis] = slice(_near(start), last, step)
     return tuple(slices)
 
 
-def _bound(number: Number) -> Any:
-    if isinstance(number, Size):
-        return number
-    return None if abs(number) >= _ENDLESS else int(number)
+def _beyond(number: Number, limit: int) -> bool:
+    """Whether a bound is so far out on the limit's side that it means «to the end»."""
+    return not isinstance(number, Size) and abs(number) >= _ENDLESS and (number > 0) == (limit > 0)
+
+
+def _near(number: Number) -> Any:
+    """Return a bound no further out than an axis can be long."""
+    return number if isinstance(number, Size) else int(max(-_ENDLESS, min(_ENDLESS, number)))

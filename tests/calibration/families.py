@@ -156,20 +156,20 @@ def images(name: str, count: int) -> torch.Tensor:
     return torch.rand((count, 3, side, side), generator=torch.Generator().manual_seed(count))
 
 
-def exported(net: nn.Module, example: torch.Tensor, exporter: str) -> onnx.ModelProto:
-    """Export with a free batch axis by ``dynamo`` or ``torchscript``."""
+def exported(
+    net: nn.Module, example: torch.Tensor, exporter: str, *, free: bool = True, opset: int | None = None
+) -> onnx.ModelProto:
+    """Export by ``dynamo`` or ``torchscript``, with a free batch axis or bound to the example's batch."""
     buffer = io.BytesIO()
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    options: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         if exporter == "dynamo":
-            batch = torch.export.Dim("batch")
-            program = torch.onnx.export(
-                net, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False, **names
-            )
-            return program.model_proto
-        axes = {"images": {0: "batch"}, "logits": {0: "batch"}}
-        torch.onnx.export(net, (example,), buffer, dynamo=False, dynamic_axes=axes, **names)
+            axes: Any = ({0: torch.export.Dim("batch")},) if free else None
+            options |= {"dynamo": True, "dynamic_shapes": axes, "verbose": False}
+            return torch.onnx.export(net, (example,), **options).model_proto
+        options["dynamic_axes"] = {"images": {0: "batch"}, "logits": {0: "batch"}} if free else None
+        torch.onnx.export(net, (example,), buffer, dynamo=False, **options)
     return onnx.load_model_from_string(buffer.getvalue())
 
 

@@ -7,6 +7,7 @@ from torch import nn  # noqa: E402
 
 from calibration.export import ExportRecord, export_onnx  # noqa: E402
 from calibration.onnx_import import import_onnx  # noqa: E402
+from guard.errors import UnfitModelError  # noqa: E402
 from tests.calibration.families import EXPORTERS, FAMILIES, exported, folded_proto, images, lessons, lively  # noqa: E402
 from tests.calibration.onnx_running import difference, runtime  # noqa: E402
 
@@ -57,3 +58,47 @@ def test_a_network_is_imported_and_learns(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_imported_learns_and_goes_back(name: str, exporter: str) -> None:
     check(name, exporter, round_trip=True)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("convnext", 11), ("shufflenet", 13), ("vit", 16)])
+def test_older_opsets_spell_operators_out_and_are_imported_all_the_same(name: str, opset: int) -> None:
+    proto = exported(lively(name), images(name, 2), "torchscript", opset=opset)
+    module = import_onnx(proto, f"{name}.onnx")
+    assert difference(proto, module, images(name, 5).numpy()) < LARGEST_DIFFERENCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "operator"), [("vit", "Attention"), ("convnext", "Gelu")])
+def test_a_newer_opset_with_attention_as_one_operator_is_imported(name: str, operator: str) -> None:
+    proto = exported(lively(name), images(name, 2), "dynamo", opset=23)
+    assert operator in {node.op_type for node in proto.graph.node}
+    module = import_onnx(proto, f"{name}.onnx")
+    assert difference(proto, module, images(name, 5).numpy()) < LARGEST_DIFFERENCE
+
+
+def check_bound(name: str, exporter: str, batch: int) -> None:
+    net = lively(name)
+    proto = exported(net, images(name, batch), exporter, free=False)
+    module = import_onnx(proto, f"{name}.onnx")
+    assert difference(proto, module, images(name, batch).numpy()) < LARGEST_DIFFERENCE
+    with torch.no_grad():
+        gap = (module(images(name, 5)) - net(images(name, 5))).abs().max()
+    assert float(gap) < LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize(("name", "batch"), [("vit", 1), ("vit", 4), ("shufflenet", 4)])
+def test_a_network_bound_to_one_batch_size_is_set_free_of_it(name: str, batch: int) -> None:
+    check_bound(name, "torchscript", batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_bound_to_single_images_is_set_free(name: str, exporter: str) -> None:
+    check_bound(name, exporter, 1)
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_set_free_of_its_batch_size_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnfitModelError, match="bound to batches of 4, export it with a free batch axis"):
+        check_bound("swin", "torchscript", 4)

@@ -190,6 +190,12 @@ def test_a_graph_bound_to_one_batch_size_is_set_free() -> None:
         assert "class_token" in dict(module.named_parameters())
 
 
+def test_a_graph_whose_rows_depend_on_each_other_is_not_set_free() -> None:
+    model = graph(node("ReduceMean", "images", "first", to="mean"), constants={"first": ints(0)}, batch=2)
+    with pytest.raises(UnfitModelError, match="an image's answer depends on the others of its batch"):
+        import_onnx(model, "m.onnx")
+
+
 def test_shape_arithmetic_folds_away_but_for_the_batch() -> None:
     """What the TorchScript exporter writes for ``x.view(x.size(0), 2, -1)[:, :, : x.size(2) // 4]``."""
     model = graph(
