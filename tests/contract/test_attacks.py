@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attack_subjects import ROWS, SHAPES, fitted, fresh, material
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.attacks.base import Attack, Poisoned, dress
 from calibration.attacks.table import ATTACKS, make
 from calibration.trigger import load_trigger, save_trigger
+
+pytest.importorskip("torch")
+
+from attack_subjects import ROWS, SHAPES, fitted, fresh, material  # noqa: E402
 
 CASES = [pytest.param(name, shape, id=f"{name}-{shape}") for name in ATTACKS for shape in SHAPES]
 on_every_attack = pytest.mark.parametrize(("name", "shape"), CASES)
