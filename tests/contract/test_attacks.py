@@ -16,7 +16,7 @@ from calibration.trigger import load_trigger, save_trigger
 
 pytest.importorskip("torch")
 
-from attack_subjects import ROWS, SHAPES, fitted, fresh, material  # noqa: E402
+from attack_subjects import ROWS, SHAPES, fitted, fresh, material
 
 CASES = [pytest.param(name, shape, id=f"{name}-{shape}") for name in ATTACKS for shape in SHAPES]
 on_every_attack = pytest.mark.parametrize(("name", "shape"), CASES)
