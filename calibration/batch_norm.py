@@ -28,8 +28,8 @@ __all__ = ["BatchNormState", "batch_norm_state", "fold_batch_norm", "insert_batc
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _OTHER_NORMS: Final = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_MOVES: Final = frozenset(
-    {torch.permute, torch.reshape, torch.flatten, torch.transpose, "permute", "flatten"}
+_MOVES: Final[frozenset[Any]] = frozenset(
+    {torch.permute, torch.reshape, torch.flatten, torch.transpose, "permute", "flatten", "reshape", "view"}
 )
 """What follows a convolution that cuts an image into tokens, and never had batch norm."""
 

@@ -31,7 +31,9 @@ __all__ = ["Stage", "features", "find_stages"]
 
 Layout = Literal["NCHW", "NHWC", "NTC"]
 
-_JOINS: Final = frozenset({torch.add, torch.cat, torch.concat, operator.add, operator.iadd})
+_JOINS: Final[frozenset[Any]] = frozenset(
+    {torch.add, torch.cat, torch.concat, operator.add, operator.iadd, "add", "add_"}
+)
 _ACTIVATIONS: Final = frozenset(
     {torch.relu, torch.sigmoid, torch.tanh, nn.functional.relu, nn.functional.gelu, nn.functional.silu}
 )

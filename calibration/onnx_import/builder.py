@@ -30,6 +30,9 @@ __all__ = ["SAMPLE_BATCHES", "GraphBuilder"]
 SAMPLE_BATCHES: Final = (11, 29)
 """Two batch sizes that no dimension of a model is likely to equal."""
 
+_UNMOVABLE_RANK: Final = 5
+"""``module.to(memory_format=torch.channels_last)`` fails on tensors of this many axes."""
+
 Samples = tuple[Any, Any]
 
 
@@ -275,13 +278,21 @@ class GraphBuilder:
         return self._placed[id(constant)][1]
 
     def _add_attribute(self, constant: Constant) -> fx.Node:
+        """Keep a constant in the module: as a parameter if it is a weight, else as a buffer."""
         trainable = is_weight(constant)
         path = self._names.take(naming.clean(constant.name) or "constant")
         tensor = constant.tensor.detach().clone()
+        shape = tuple(tensor.shape)
+        if len(shape) == _UNMOVABLE_RANK:
+            tensor = tensor.flatten(0, 1)
         attach(self._root, path, nn.Parameter(tensor) if trainable else tensor)
         with self._graph.inserting_after(self._placeholders[-1]):
-            node = self._graph.get_attr(path)
-        self._samples[node] = (tensor, tensor)
-        if trainable:
-            self._weighted.add(node)
+            node = stored = self._graph.get_attr(path)
+        if shape != tuple(tensor.shape):
+            with self._graph.inserting_after(stored):
+                node = self._graph.call_function(torch.reshape, (stored, shape))
+        for made, value in ((stored, tensor), (node, tensor.reshape(shape))):
+            self._samples[made] = (value, value)
+            if trainable:
+                self._weighted.add(made)
         return node

@@ -11,7 +11,7 @@ import keyword
 import re
 
 import onnx
-from torch import nn
+from torch import fx
 
 __all__ = ["Names", "clean", "module_path", "value_name"]
 
@@ -92,7 +92,8 @@ def _torchscript_path(name: str) -> str:
 
 def _as_attribute(part: str) -> str:
     """Return a name that a module can have for an attribute: ``half`` and ``if`` are taken."""
-    return f"{part}_" if hasattr(nn.Module, part) or keyword.iskeyword(part) else part
+    taken = hasattr(fx.GraphModule, part) or part in {"training", "meta"} or keyword.iskeyword(part)
+    return f"{part}_" if taken else part
 
 
 class Names:

@@ -60,6 +60,16 @@ def test_a_family_is_imported_learns_and_goes_back(name: str, exporter: str) -> 
     check(name, exporter, round_trip=True)
 
 
+@pytest.mark.parametrize("name", ["preactivation_wide_resnet", "swin"])
+def test_an_imported_network_trains_in_channels_last_and_half_precision(name: str) -> None:
+    module = import_onnx(folded_proto(name), f"{name}.onnx").to(memory_format=torch.channels_last).train()
+    pictures, labels = (torch.from_numpy(part) for part in lessons(name, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = module(pictures.to(memory_format=torch.channels_last))
+    nn.functional.cross_entropy(logits.float(), labels).backward()
+    assert all(bool(torch.isfinite(weight.grad).all()) for weight in module.parameters())
+
+
 @pytest.mark.parametrize(("name", "opset"), [("convnext", 11), ("shufflenet", 13), ("vit", 16)])
 def test_older_opsets_spell_operators_out_and_are_imported_all_the_same(name: str, opset: int) -> None:
     proto = exported(lively(name), images(name, 2), "torchscript", opset=opset)

@@ -76,6 +76,19 @@ def test_layers_and_their_weights_keep_the_names_of_the_graph() -> None:
     }  # fmt: skip
 
 
+def test_names_that_mean_something_to_python_or_torch_are_given_out_with_a_change() -> None:
+    taken = ("half", "if", "graph", "training", "meta", "0", "a.b", "a")
+    nodes, data = [], "images"
+    for place, name in enumerate(taken):
+        nodes.append(node("Conv", data, f"{name}.weight", to=f"y{place}"))
+        data = f"y{place}"
+    model = graph(*nodes, constants={f"{name}.weight": weights(3, 3, 1, 1) for name in taken})
+    module = import_onnx(model, "m.onnx")
+    names = {name.removesuffix(".weight") for name in module.state_dict()}
+    assert names == {"half_", "if_", "graph_", "training_", "meta_", "layer_0", "a.b", "y7_node"}
+    assert difference(model, module, IMAGES) < 1e-4
+
+
 def test_scopes_of_the_dynamo_exporter_name_layers_whose_weights_have_no_name() -> None:
     conv = node("Conv", "images", "val_3", name="node_conv2d")
     conv.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'a', 'a.conv', 'conv2d']")
