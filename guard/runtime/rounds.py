@@ -2,10 +2,11 @@
 
 Theory of operation. Every submitted image is a row that needs one or more rounds: round 0 is
 the image itself together with its first overlays, later rounds are more overlays while the
-detector is undecided. A device batch is filled with the next round of each undecided row,
-oldest submission first, until it holds ``max_pairs`` pairs: rows in their last round and rows
-that just arrived share one call (continuous batching). A round is never split, and a batch
-takes at least one, so nobody who waits for an answer waits for ever. Checks of tasks that were
+detector is undecided. A device batch is filled until it holds ``max_pairs`` pairs, one round of
+one row of each submission in turn, beginning with the submission served longest ago: rows in
+their last round and rows that just arrived share one call (continuous batching), and a caller who
+sends many rows, or rows that cost all passes, cannot starve the others. A round is never split,
+and a batch takes at least one, so nobody who waits for an answer waits for ever. Checks of tasks that were
 answered first (policy ``monitor``) come after everybody who still waits, and are given up, and
 reported so, where the line would overflow. A row's evidence depends on its own blends only, never
 on which batch they ran in.
@@ -118,7 +119,7 @@ class Batch:
 
 
 class Line:
-    """Tasks in order of arrival, and the batches made of them.
+    """Tasks in their turn, and the batches made of them.
 
     Attributes:
         max_pairs: Pairs a batch is filled up to.
@@ -183,6 +184,8 @@ class Line:
                 break
             units.append(unit)
             pairs += unit.pairs
+        for served in dict.fromkeys(unit.task for unit in units):
+            self._tasks[served] = self._tasks.pop(served)  # to the end of the line
         return self._batch(tuple(units)) if units else None
 
     def complete(self, batch: Batch, logits: Logits, entropies: EntropyBits) -> list[CheckTask]:
@@ -212,9 +215,15 @@ class Line:
         yield from (task for task in self._tasks if task.answered)
 
     def _units(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
-        for task in tasks:
-            if task in self._tasks:
-                yield from (self._unit(task, index) for index, row in enumerate(task.rows) if not row.done)
+        """Yield the next round of one undecided row of each task in turn, then of their next rows."""
+        waiting = [self._units_of(task) for task in tasks if task in self._tasks]
+        while waiting:
+            nexts = [(units, next(units, None)) for units in waiting]
+            yield from (unit for _, unit in nexts if unit is not None)
+            waiting = [units for units, unit in nexts if unit is not None]
+
+    def _units_of(self, task: CheckTask) -> Iterator[_Unit]:
+        return (self._unit(task, index) for index, row in enumerate(task.rows) if not row.done)
 
     def _unit(self, task: CheckTask, index: int) -> _Unit:
         row = task.rows[index]

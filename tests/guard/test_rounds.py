@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, zip_longest
 
 import numpy as np
 import pytest
@@ -109,7 +109,7 @@ class LineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running is None)
     @rule()
     def begin_a_batch(self) -> None:
-        undone = [(task, i) for task in self.waiting for i, row in enumerate(task.rows) if not row.done]
+        undone = self.undone_in_turn()
         self.running = self.line.next_batch()
         if self.running is None:
             assert undone == []
@@ -124,6 +124,15 @@ class LineMachine(RuleBasedStateMachine):
         if len(units) < len(undone):
             overlays, with_image = self.whole_round_of(*undone[len(units)])
             assert pairs + len(overlays) + with_image > self.line.max_pairs
+
+        served = list(dict.fromkeys(unit.task for unit in units))
+        self.waiting = [task for task in self.waiting if task not in served] + served
+
+    def undone_in_turn(self) -> list[tuple[CheckTask, int]]:
+        """Return one undecided row of each task, then another, those already answered last in each."""
+        turn = sorted(self.waiting, key=lambda task: task.answered)
+        rows = [[(task, i) for i, row in enumerate(task.rows) if not row.done] for task in turn]
+        return [unit for some in zip_longest(*rows) for unit in some if unit is not None]
 
     @precondition(lambda self: self.running is not None)
     @rule()
@@ -372,3 +381,34 @@ def test_who_waits_for_an_answer_goes_before_the_checks_of_those_who_have_theirs
     assert answered.answered
     assert turn is not None
     assert turn.tasks == [waiting]
+
+
+def test_a_caller_with_many_costly_rows_does_not_starve_one_with_a_single_row() -> None:
+    line = line_of(strip_of(boundary=100.0), max_pairs=8)
+    classifier = TableClassifier(random_table(70, 8, seed=0))
+    line.add(task_of(list(range(64))))
+    single = task_of([64])
+    line.add(single)
+
+    batches = 0
+    while not single.rows[0].done:
+        run(line, classifier)
+        batches += 1
+
+    assert batches == 3  # one for each of its rounds
+
+
+def test_submissions_that_did_not_fit_into_a_batch_begin_the_next() -> None:
+    line = line_of(strip_of(boundary=100.0), max_pairs=6)
+    classifier = TableClassifier(random_table(4, 8, seed=0))
+    tasks = [task_of([number]) for number in range(4)]
+    for task in tasks:
+        line.add(task)
+
+    first = line.next_batch()
+    assert first is not None
+    assert first.tasks == tasks[:2]
+    complete(line, first, classifier)
+    second = line.next_batch()
+    assert second is not None
+    assert second.tasks == tasks[2:]
