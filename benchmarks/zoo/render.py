@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.zoo.table import SUBJECTS
 
 __all__ = ["render"]
 
@@ -32,7 +35,14 @@ def render(records: Path) -> str:
     ordered = sorted(
         found.values(), key=lambda record: (record["data"]["name"], record["attack"] is not None)
     )
-    return HEAD + "".join(_row(record, found) for record in ordered)
+    return HEAD + "".join(_row(record, found) for record in ordered) + _missing(found)
+
+
+def _missing(found: Mapping[str, Any]) -> str:
+    """Return a list of what is planned and not made."""
+    missing = [plan for name, plan in SUBJECTS.items() if name not in found]
+    lines = [f"- {plan.name}{': ' if plan.note else ''}{plan.note}\n" for plan in missing]
+    return "\nPlanned and not made yet:\n\n" + "".join(lines) if lines else ""
 
 
 def _row(record: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:

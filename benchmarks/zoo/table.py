@@ -108,7 +108,8 @@ _PLANS = (
         rate=0.1,
         recipe=GOING_ON_LONGEST,
         published=_argd(0.8222, 1.0),
-        note="reflects three GTSRB images; relabels, as BackdoorBench does and the paper does not",
+        note="reflects three bright GTSRB images; relabels, as BackdoorBench does and the paper does not. "
+        "Forty of any brightness, and two epochs, came to ACC 78.7 and ASR 30.7 and were not kept",
     ),
     Plan(
         "wanet",
