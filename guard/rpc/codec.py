@@ -7,8 +7,9 @@ is for the data plane to say. Answers are always raw, in the order the data plan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 
@@ -32,6 +33,12 @@ from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = ["decode_request", "encode_config", "encode_metadata", "encode_response", "encode_server"]
 
+MAX_INPUTS: Final = 16
+MAX_OUTPUTS: Final = 64
+MAX_PARAMETERS: Final = 64
+MAX_ID_CHARACTERS: Final = 128
+"""More of any is no request but a load: two bytes buy an element, and each costs the event loop time."""
+
 
 def decode_request(request: pb.ModelInferRequest, *, timeout_s: float | None = None) -> InferRequest:
     """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
@@ -41,10 +48,12 @@ def decode_request(request: pb.ModelInferRequest, *, timeout_s: float | None = N
         timeout_s: Seconds that the caller still waits, None for no deadline.
 
     Raises:
-        InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice).
+        InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice), or
+            holds more inputs, outputs or parameters, or a longer id, than any request has use for.
         UncheckableInputError: If a tensor lies in shared memory.
         UnsupportedRequestError: If a parameter asks for something the guard does not do.
     """
+    _refuse_excess(request)
     parameters = own_parameters(request.parameters)
     outputs = tuple(_decode_output(output) for output in request.outputs)
     _refuse_repeats("output", outputs)
@@ -157,6 +166,26 @@ def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> s
     refuse_shared_memory(f"output {output.name!r}", output.parameters)
     refuse_tensor_parameters(f"output {output.name!r}", output.parameters)
     return output.name
+
+
+def _refuse_excess(request: pb.ModelInferRequest) -> None:
+    """Refuse by count, before anything is looked at one by one."""
+    _refuse_more_than(MAX_INPUTS, "inputs", request.inputs)
+    _refuse_more_than(MAX_OUTPUTS, "outputs", request.outputs)
+    _refuse_more_than(MAX_PARAMETERS, "parameters", request.parameters)
+    maps = [tensor.parameters for tensor in request.inputs]
+    for parameters in (*maps, *(output.parameters for output in request.outputs)):
+        _refuse_more_than(MAX_PARAMETERS, "parameters of one tensor", parameters)
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidRequestError(
+            f"id: expected at most {MAX_ID_CHARACTERS} characters, got {len(request.id)}"
+        )
+
+
+def _refuse_more_than(limit: int, what: str, several: Sized) -> None:
+    """Refuse a request with more of something than the limit."""
+    if len(several) > limit:
+        raise InvalidRequestError(f"{what}: expected at most {limit}, got {len(several)}")
 
 
 def _refuse_repeats(kind: str, names: Iterable[str]) -> None:

@@ -57,6 +57,19 @@ def without_value() -> pb.ModelInferRequest:
     return request
 
 
+def flooded(where: str, count: int) -> pb.ModelInferRequest:
+    """Return a request with many empty elements, each of which is two bytes or little more on the wire."""
+    request = raw("FP32", [1], bytes(4))
+    request.outputs.add(name="y")
+    if where in {"inputs", "outputs"}:
+        getattr(request, where).extend([type(getattr(request, where)[0])()] * (count - 1))
+        return request
+    owner = {"request": request, "input": request.inputs[0], "output": request.outputs[0]}[where]
+    for number in range(count):
+        owner.parameters[str(number)].SetInParent()
+    return request
+
+
 HUGE = 2**62
 INVALID: dict[str, tuple[pb.ModelInferRequest, str]] = {
     "short blob": (
@@ -124,6 +137,32 @@ def test_a_request_that_contradicts_itself_is_refused_with_what_was_expected(cas
     request, words = INVALID[case]
 
     assert words in refusal(request, InvalidRequestError)
+
+
+@pytest.mark.parametrize(
+    ("where", "count", "words"),
+    [
+        ("inputs", 100_000, "inputs: expected at most 16, got 100000"),
+        ("inputs", 17, "inputs: expected at most 16, got 17"),
+        ("outputs", 100_000, "outputs: expected at most 64, got 100000"),
+        ("outputs", 65, "outputs: expected at most 64, got 65"),
+        ("request", 1_000, "parameters: expected at most 64, got 1000"),
+        ("input", 1_000, "parameters of one tensor: expected at most 64, got 1000"),
+        ("output", 65, "parameters of one tensor: expected at most 64, got 65"),
+    ],
+)
+def test_a_flood_of_elements_is_refused_by_its_count(where: str, count: int, words: str) -> None:
+    assert refusal(flooded(where, count), InvalidRequestError) == words
+
+
+def test_a_request_id_that_would_flood_the_log_is_refused() -> None:
+    request = raw("FP32", [1], bytes(4))
+    request.id = "é" * 128
+    assert decode_request(request).id == request.id
+
+    request.id += "x"
+
+    assert refusal(request, InvalidRequestError) == "id: expected at most 128 characters, got 129"
 
 
 @pytest.mark.parametrize("where", ["input", "output"])
