@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -49,6 +50,7 @@ class GuardServer:
         self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
+        self._stop_by: float | None = None
         self.port = 0
         self.metrics_port = 0
 
@@ -80,7 +82,11 @@ class GuardServer:
         )
 
     async def stop(self) -> None:
-        """Report not ready, finish what was accepted, close the models and the ports."""
+        """Report not ready, finish what was accepted, close the models and the ports.
+
+        All of it together takes drain_timeout_s and the device call that runs then.
+        """
+        self._stop_by = time.monotonic() + self._settings.drain_timeout_s
         if self._dataplane is not None:
             self._dataplane.begin_shutdown()
         self._metrics.ready(False)
@@ -107,10 +113,19 @@ class GuardServer:
             on_batch = partial(self._metrics.device_batch, name)
             model = await asyncio.to_thread(partial(load_model, name, directory, options, on_batch=on_batch))
             slot = ModelSlot(model)
-            self._exit.push_async_callback(partial(slot.close, drain_timeout_s=settings.drain_timeout_s))
+            self._exit.push_async_callback(partial(self._close, slot))
             policy = settings.policy_of(name)
             self._models[name] = ServedModel(slot, policy, settings.on_uncheckable_of(name))
             self._announce(model, self._models[name])
+
+    async def _close(self, slot: ModelSlot[LoadedModel]) -> None:
+        if slot.current is not None:
+            await asyncio.to_thread(slot.current.scheduler.close, self._time_left_s())
+        await slot.close(drain_timeout_s=self._time_left_s())
+
+    def _time_left_s(self) -> float:
+        stop_by = self._stop_by
+        return self._settings.drain_timeout_s if stop_by is None else max(0.0, stop_by - time.monotonic())
 
     def _announce(self, model: LoadedModel, served: ServedModel) -> None:
         boundary = model.profile.boundary

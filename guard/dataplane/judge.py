@@ -82,7 +82,7 @@ class Judge:
     def _why_unchecked(self, index: int, row: Row) -> UncheckableReason:
         if row.decision is Decision.FAILED:
             return UncheckableReason.CHECK_FAILED
-        # What was fit and still has no decision was given up to make room (policy `monitor`).
+        # What was fit and still has no decision was given up to make room or to stop (policy `monitor`).
         return self.unfit.get(index, UncheckableReason.QUEUE_FULL)
 
     def _finding(self, row: Row) -> Finding:

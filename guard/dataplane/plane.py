@@ -184,6 +184,9 @@ class DataPlane:
         except CheckFailedError:
             self._count_refused(model.name, UncheckableReason.CHECK_FAILED, len(submission.task.rows))
             raise
+        except ShuttingDownError:
+            self._metrics.shed(model.name, ShedReason.SHUTTING_DOWN)
+            raise
         self._time(model, submission)
         return logits, rows
 

@@ -18,7 +18,9 @@ Because the batch is formed when the device becomes free, and not by a timer, an
 answers at once and a busy one fills its batches by itself.
 
 A batch that raises is run again, one submission at a time, so that one poisonous input cannot
-take its neighbours with it; only the submission that fails alone is failed.
+take its neighbours with it; only the submission that fails alone is failed. Whatever else goes wrong
+on the device thread fails the submissions it was busy with, and the thread lives on: if it ended,
+every later caller would wait in vain.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from functools import partial
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -43,6 +46,8 @@ from guard.runtime.rounds import Batch, CheckTask, Line, Row
 Value = TypeVar("Value")
 
 __all__ = ["CheckedClassifier", "Scheduler", "Submission"]
+
+_LAST_CALL_S: Final = 1.0  # for a device call that runs when all else has been given up
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +89,8 @@ class Scheduler:
         strip: The detector.
         max_batch_pairs: Pairs a device batch is filled up to.
         max_queue_rows: Rows that may wait or run; more are refused.
-        on_batch: Told the pairs and seconds of each device call, from the device thread.
+        on_batch: Told the pairs and seconds of each device call, from the device thread; what it raises
+            is logged.
         name: For the thread and the log.
     """
 
@@ -99,12 +105,14 @@ class Scheduler:
         name: str = "model",
     ) -> None:
         self._classifier = classifier
-        self._line = Line(strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
+        self._new_line = partial(Line, strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
+        self._line = self._new_line()
         self._on_batch = on_batch
         self._name = name
         self._changed = threading.Condition()
         self._submissions: dict[CheckTask, Submission] = {}
         self._closing = False
+        self._given_up = False
         self._thread = threading.Thread(target=self._run, name=f"device-{name}", daemon=True)
         self._thread.start()
 
@@ -153,22 +161,84 @@ class Scheduler:
         submission.prediction.cancel()
         submission.rows.cancel()
 
-    def close(self) -> None:
-        """Refuse new work, finish what was accepted, and end the device thread (blocks)."""
+    def close(self, drain_timeout_s: float | None = None) -> None:
+        """Refuse new work, finish what was accepted, and end the device thread (blocks).
+
+        Args:
+            drain_timeout_s: Longest wait, None for none. What is left then is given up: checks of what
+                was answered first stay undecided, all else fails with ShuttingDownError.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(0.0 if self._given_up else drain_timeout_s)
+        if self._thread.is_alive():
+            with self._changed:
+                self._given_up = True
+                self._give_up(
+                    ShuttingDownError(
+                        f"model {self._name!r} was closed before it came to this; retry on another replica"
+                    )
+                )
+            self._thread.join(_LAST_CALL_S)
 
     def _run(self) -> None:
-        while (batch := self._wait_for_batch()) is not None:
+        try:
+            while self._step():
+                pass
+        finally:
+            with self._changed:
+                self._closing = True  # nobody is left to do what is submitted now
+                self._give_up(self._defect())
+
+    def _step(self) -> bool:
+        """Run a batch; return whether there may be another."""
+        batch: Batch | None = None
+        try:
+            batch = self._wait_for_batch()
+            if batch is None:
+                return False
             error = self._try(batch)
             if error is not None:
                 self._isolate(batch, error)
+        except Exception:  # noqa: BLE001 - whatever it is must not end the thread
+            _log.exception("the device thread of model %r met a defect", self._name)
+            self._recover(batch)
+        return True
+
+    def _recover(self, batch: Batch | None) -> None:
+        """Fail the submissions of a batch or, where no batch could be formed, all there are."""
+        with self._changed:
+            if batch is None:
+                self._give_up(self._defect())
+                self._line = self._new_line()
+                return
+            for task in batch.tasks:
+                if task in self._submissions:
+                    self._line.fail(task, self._defect())
+                    self._publish([task])
+
+    def _defect(self) -> CheckFailedError:
+        return CheckFailedError(
+            f"model {self._name!r} could not be run because of a defect in the guard; the server log has the "
+            f"details: retry, or ask the operator to look at it"
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        """Take everything out of the line: leave checks undecided, fail the others; the lock is held."""
+        left = list(self._submissions.values())
+        self._submissions.clear()
+        for submission in left:
+            task = submission.task
+            self._line.discard(task)
+            if not task.answered:
+                task.error = error
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
+                submission.rows.get_loop().call_soon_threadsafe(_deliver_unfinished, submission)
 
     def _wait_for_batch(self) -> Batch | None:
         with self._changed:
-            while (batch := self._line.next_batch()) is None:
+            while not self._submissions or (batch := self._line.next_batch()) is None:
                 if self._closing:
                     return None
                 self._changed.wait()
@@ -185,10 +255,16 @@ class Scheduler:
             _check_sizes(len(batch.image_index), logits, entropies)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error
-        self._on_batch(len(batch.image_index), time.perf_counter() - start)
+        self._tell(len(batch.image_index), time.perf_counter() - start)
         with self._changed:
             self._publish(self._line.complete(batch, logits, entropies))
         return None
+
+    def _tell(self, pairs: int, seconds: float) -> None:
+        try:
+            self._on_batch(pairs, seconds)
+        except Exception:  # noqa: BLE001 - it only watches
+            _log.exception("a device call of model %r could not be reported", self._name)
 
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Run the submissions of a failed batch one by one; fail those that fail alone."""
@@ -242,6 +318,11 @@ def _deliver(submissions: list[Submission]) -> None:
             _refuse(submission.rows, task.error)
         elif all(row.done for row in task.rows):
             _resolve(submission.rows, task.rows)
+
+
+def _deliver_unfinished(submission: Submission) -> None:
+    _deliver([submission])
+    _resolve(submission.rows, submission.task.rows)
 
 
 def _resolve(future: asyncio.Future[Value], value: Value) -> None:

@@ -24,9 +24,9 @@ from fake_classifier import (
 )
 
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Decision, Strip
+from guard.detection.strip import Decision, Evidence, Strip
 from guard.errors import CheckFailedError, QueueFullError, ShuttingDownError
-from guard.runtime.rounds import Row
+from guard.runtime.rounds import Line, Row
 from guard.runtime.scheduler import Scheduler, Submission
 
 ROUNDS = (2, 2)
@@ -318,6 +318,109 @@ async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(start: St
     with pytest.raises(ShuttingDownError) as refused:
         submit(scheduler, [6])
     assert str(refused.value) == "model 'fake' is being closed; retry on another replica"
+
+
+async def test_at_the_end_of_its_time_closing_gives_up_what_is_left(start: Start) -> None:
+    device = gated()
+    scheduler = start(device, NEVER_SURE, max_batch_pairs=1)
+    monitored = submit(scheduler, [1], answer_first=True)
+    await device.next_call()
+    device.let_one_go()
+    np.testing.assert_array_equal(await soon(monitored.prediction), answers_to([1]))
+    await device.next_call()
+    waiting = submit(scheduler, [2])
+    early = submit(scheduler, [3], answer_first=True)
+
+    closing = asyncio.create_task(asyncio.to_thread(scheduler.close, 0.05))
+
+    [row] = await soon(monitored.rows)
+    assert row.decision is None
+    for future in (waiting.prediction, waiting.rows, early.prediction, early.rows):
+        with pytest.raises(ShuttingDownError, match="'fake' was closed before it came to this; retry on"):
+            await soon(future)
+    assert scheduler.rows == 0
+    await soon(closing)  # though the device is still inside its call
+    await soon(asyncio.to_thread(scheduler.close))
+
+
+class BrokenStrip(Strip):
+    """A detector with a defect: raises where the test says so, as often as it is asked."""
+
+    broken = True
+
+    def decide(self, evidence: Evidence) -> Decision | None:
+        if self.broken:
+            raise ZeroDivisionError("a defect")
+        return super().decide(evidence)
+
+
+async def test_a_defect_after_the_call_fails_its_batch_and_the_thread_lives_on(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    strip = BrokenStrip(CheckPlan(ROUNDS), 1.0)
+    scheduler = start(TableClassifier(TABLE), strip)
+
+    with pytest.raises(CheckFailedError, match="could not be run because of a defect in the guard"):
+        await soon(submit(scheduler, [1]).rows)
+
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+    object.__setattr__(strip, "broken", False)
+    await expect_own_answer(submit(scheduler, [2]), [2])
+    assert scheduler.rows == 0
+
+
+async def test_a_defect_before_the_call_fails_all_that_wait_and_the_thread_lives_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(TableClassifier(TABLE))
+    with monkeypatch.context() as defect:
+        defect.setattr(Line, "next_batch", raise_a_defect)
+        held = [submit(scheduler, [number]) for number in range(3)]
+        for submission in held:
+            for future in (submission.prediction, submission.rows):
+                with pytest.raises(CheckFailedError, match="defect in the guard"):
+                    await soon(future)
+
+    await expect_own_answer(submit(scheduler, [2]), [2])
+    assert scheduler.rows == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_that_ended_all_the_same_leaves_nobody_waiting(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(TableClassifier(TABLE))
+    monkeypatch.setattr(Line, "next_batch", leave)
+
+    with pytest.raises(CheckFailedError):
+        await soon(submit(scheduler, [1]).rows)
+
+    with pytest.raises(ShuttingDownError):
+        submit(scheduler, [2])
+
+
+def raise_a_defect(line: Line, only: object = None) -> None:
+    raise ZeroDivisionError("a defect")
+
+
+def leave(line: Line, only: object = None) -> None:
+    raise SystemExit
+
+
+async def test_a_report_that_fails_does_not_matter(caplog: pytest.LogCaptureFixture) -> None:
+    def on_batch(pairs: int, seconds: float) -> None:
+        raise ZeroDivisionError("a defect")
+
+    scheduler = Scheduler(
+        TableClassifier(TABLE), STRIP, max_batch_pairs=64, max_queue_rows=10, on_batch=on_batch
+    )
+
+    await expect_own_answer(submit(scheduler, [1]), [1])
+    await asyncio.to_thread(scheduler.close)
+
+    assert "could not be reported" in caplog.text
 
 
 async def refusal(scheduler: Scheduler) -> None:

@@ -271,6 +271,29 @@ async def test_stopping_does_not_wait_longer_than_it_was_told(
     assert client.counted("guard_shed_requests_total", "reason") == {("cancelled",): 1}
 
 
+async def test_checks_of_what_was_answered_do_not_hold_up_the_stop(
+    repository: Path, held: list[GatedClassifier]
+) -> None:
+    server = GuardServer(settings_for(repository, policy="monitor", drain_timeout_s=0.05))
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        client = Client(server, channel, None)
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call = infer(infer_request(CLEAN[:2]).SerializeToString(), timeout=PATIENCE_S)
+        await held[0].next_call()
+        held[0].let_one_go()
+        await call
+        await held[0].next_call()
+
+        await asyncio.wait_for(server.stop(), PATIENCE_S / 2)  # the device is inside its call all the time
+
+    held[0].let_all_go()
+    for thread in threading.enumerate():
+        if thread.name.startswith("device-"):
+            await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert client.counted("guard_inputs_total", "verdict") == {("unchecked",): 2}
+
+
 def free_port_that_is_taken() -> socket.socket:
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
