@@ -168,6 +168,7 @@ class GuardServer:
         limit = settings.max_message_bytes
         server = grpc.aio.server(
             interceptors=[Doorkeeper(max_message_bytes=limit, on_rpc=self._metrics.rpc)],
+            maximum_concurrent_rpcs=settings.max_concurrent_requests,
             options=[
                 # Twice the limit: up to there the guard refuses by itself, and counts it.
                 ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),

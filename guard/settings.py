@@ -61,6 +61,8 @@ class Settings(BaseSettings):
         max_queue_rows: Rows that may wait for one model before requests are shed.
         max_request_rows: Most rows in one request.
         max_message_bytes: Largest gRPC message, either way.
+        max_concurrent_requests: Calls taken in at a time, of all models together; with max_message_bytes
+            it bounds the memory that requests hold.
         request_timeout_s: Longest a request may take when its caller sets no shorter deadline.
         drain_timeout_s: Longest wait for accepted requests at shutdown.
         log_level: Least severe level that is logged.
@@ -84,6 +86,7 @@ class Settings(BaseSettings):
     max_queue_rows: Count = 1024
     max_request_rows: Count = 64
     max_message_bytes: MessageBytes = 64 * 1024 * 1024
+    max_concurrent_requests: Count = 256
     request_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

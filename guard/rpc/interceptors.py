@@ -6,8 +6,10 @@ and uncounted. Here they get a status, words that say what was expected, and a c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,6 +19,8 @@ from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.status import MessageTooLargeError, UnservedRpcError
 
 __all__ = ["Doorkeeper"]
+
+_FIRST_MESSAGE_S: Final = 1.0
 
 _Handler = Any  # grpc.RpcMethodHandler, which grpc does not type
 
@@ -50,6 +54,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unserved(self, path: str) -> _Handler:
         async def refuse(requests: Any, context: Context) -> None:
             async with answering(context, path, self._on_rpc):
+                await _first_message(requests)
                 raise UnservedRpcError(f"method {path!r} is not served; ask for the server's metadata")
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is
@@ -82,3 +87,11 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(answer, read, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+
+async def _first_message(requests: Any) -> None:
+    """Take a message, if one comes soon: a client refused while it still sends sees INTERNAL instead."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_MESSAGE_S):
+            async for _ in requests:
+                return

@@ -271,6 +271,34 @@ async def test_stopping_does_not_wait_longer_than_it_was_told(
     assert client.counted("guard_shed_requests_total", "reason") == {("cancelled",): 1}
 
 
+async def test_more_calls_at_a_time_than_it_takes_in_are_refused(
+    repository: Path, held: list[GatedClassifier]
+) -> None:
+    async with serving(repository, max_concurrent_requests=1) as client:
+        running = asyncio.ensure_future(client.infer(infer_request(CLEAN[:1])))
+        await held[0].next_call()
+
+        status, _ = await client.refusal(infer_request(CLEAN[:1]))
+
+        held[0].let_all_go()
+        assert (await running).parameters["guard_verdict"].string_param == "accept"
+        assert await health_of(client) == SERVING
+
+    assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_method_that_is_not_served_is_refused_with_words_however_it_is_called(
+    repository: Path,
+) -> None:
+    async with serving(repository) as client:
+        unary = client.channel.unary_unary("/made.Up/Name")(bytes(100_000), timeout=PATIENCE_S)
+        silent = client.channel.stream_stream("/made.Up/Name")(timeout=PATIENCE_S)
+        refused = [(await call.code(), await call.details()) for call in (unary, silent)]
+
+    words = "method '/made.Up/Name' is not served; ask for the server's metadata"
+    assert refused == [(grpc.StatusCode.UNIMPLEMENTED, words)] * 2
+
+
 async def test_checks_of_what_was_answered_do_not_hold_up_the_stop(
     repository: Path, held: list[GatedClassifier]
 ) -> None:

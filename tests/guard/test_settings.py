@@ -52,6 +52,7 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "max_queue_rows": 1024,
         "max_request_rows": 64,
         "max_message_bytes": 64 * 1024 * 1024,
+        "max_concurrent_requests": 256,
         "request_timeout_s": 30.0,
         "drain_timeout_s": 30.0,
         "log_level": "info",
