@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,30 +10,42 @@ from guard.errors import MissingFileError
 
 __all__ = ["find_models", "latest_version"]
 
+_log = logging.getLogger(__name__)
+
 _VERSION = re.compile(r"[1-9][0-9]*")
 
 
 def find_models(root: Path) -> dict[str, Path]:
     """Return the directory of the latest version of every model in a repository.
 
-    Directories whose names begin with a dot are passed over.
+    Directories whose names begin with a dot are passed over, and so, with a warning, are those that hold
+    no version or cannot be read: what a file system keeps for itself (``lost+found``) is no model.
 
     Raises:
-        MissingFileError: If the repository is not there, or holds no model.
+        MissingFileError: If the repository is not there, cannot be read, or holds no model.
     """
     if not root.is_dir():
         raise MissingFileError(
             f"model repository {root} is not a directory; make one with `guard calibrate --out`"
         )
-    directories = sorted(
-        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not directories:
+    try:
+        entries = sorted(root.iterdir())
+    except OSError as error:
+        raise MissingFileError(f"model repository {root} cannot be read ({error}); allow it") from error
+    models = {}
+    for directory in (entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")):
+        try:
+            models[directory.name] = latest_version(directory)
+        except (MissingFileError, OSError) as error:
+            _log.warning(
+                "passed over in the model repository", extra={"path": str(directory), "why": str(error)}
+            )
+    if not models:
         raise MissingFileError(
             f"model repository {root} holds no model; expected {root}/<model>/<version>/: "
             f"make one with `guard calibrate --out {root}/<model>`"
         )
-    return {directory.name: latest_version(directory) for directory in directories}
+    return models
 
 
 def latest_version(model_directory: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,11 +77,53 @@ def test_an_empty_repository_says_what_was_expected_in_it(tmp_path: Path) -> Non
     )
 
 
+def unreadable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a directory unreadable, for root too."""
+    iterdir = Path.iterdir
+
+    def refuse(self: Path) -> Iterator[Path]:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+
+def test_a_directory_that_is_no_model_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "cats/1", "dogs/newest", "lost+found")
+    unreadable(tmp_path / "lost+found", monkeypatch)
+
+    assert find_models(tmp_path) == {"cats": tmp_path / "cats" / "1"}
+
+    assert [(record.levelno, record.path) for record in caplog.records] == [
+        (logging.WARNING, f"{tmp_path}/dogs"),
+        (logging.WARNING, f"{tmp_path}/lost+found"),
+    ]
+    assert "holds no version" in caplog.records[0].why
+    assert "Permission denied" in caplog.records[1].why
+
+
+def test_a_repository_in_which_nothing_is_a_model_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, "lost+found", "dogs/newest")
+
+    with pytest.raises(MissingFileError, match="holds no model; expected"):
+        find_models(tmp_path)
+
+
+def test_a_repository_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable(tmp_path, monkeypatch)
+
+    with pytest.raises(MissingFileError, match=r"cannot be read \(.*Permission denied"):
+        find_models(tmp_path)
+
+
 def test_a_model_without_a_version_is_named(tmp_path: Path) -> None:
-    make(tmp_path, "cats/1", "dogs/newest")
+    make(tmp_path, "dogs/newest")
 
     with pytest.raises(MissingFileError) as missing:
-        find_models(tmp_path)
+        latest_version(tmp_path / "dogs")
 
     assert str(missing.value) == (
         f"{tmp_path}/dogs holds no version; expected a directory named 1, 2, …: "
