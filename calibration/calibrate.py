@@ -26,7 +26,7 @@ from calibration.progress import Progress, StageClock
 from calibration.report import CalibrationReport, Findings, machine, package_versions
 from calibration.scoring import most_uncertain_first, predict, score_images
 from calibration.split import Split, split_images
-from calibration.subject import Subject, read_subject, require_enough
+from calibration.subject import Subject, read_subject
 from calibration.threshold import conformal_boundary, normal_boundary
 from guard.arrays import Logits, Overlays
 from guard.artifact import BoundaryRecord, CalibrationRecord, CheckSettings, Profile, write_artifact
@@ -67,7 +67,7 @@ def calibrate(options: CalibrateOptions) -> CalibrationReport:
         outputs = _predict(subject, options)
         subject = subject.with_kind(kind_of(outputs, str(options.model)))
     with clock.stage("split"):
-        split = _split(subject, outputs, options, np.random.default_rng(seed))
+        split = split_images(subject.images.images, options.overlays, np.random.default_rng(seed))
     with clock.stage("score"):
         scored = _score(subject, split, options)
     with clock.stage("boundary"):
@@ -110,16 +110,6 @@ def _predict(subject: Subject, options: CalibrateOptions) -> Logits:
             return predict(classifier, images, subject.prepare, subject.batch, progress)
     except ORT_ERRORS as error:
         raise _failed(options, error) from error
-
-
-def _split(
-    subject: Subject, outputs: Logits, options: CalibrateOptions, generator: np.random.Generator
-) -> Split:
-    labels = subject.images.labels
-    classes = outputs.argmax(axis=1) if labels is None else labels
-    split = split_images(subject.images.images, classes, options.overlays, generator)
-    require_enough(len(outputs), options, held_back=options.overlays + split.n_copies_dropped)
-    return split
 
 
 def _score(subject: Subject, split: Split, options: CalibrateOptions) -> _Scored:

@@ -22,7 +22,7 @@ from guard.artifact.signature import Signature, read_signature
 from guard.detection.superimpose import BlendRule
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
 
-__all__ = ["Subject", "read_subject", "require_enough"]
+__all__ = ["Subject", "read_subject"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_subject(options: CalibrateOptions) -> Subject:
     signature = read_signature(source.model, str(options.model), layout=options.layout, size=wish.resize)
     geometry = _geometry(signature, resize=wish.resize is not None)
     images = read_images(options.data, options.labels, geometry)
-    require_enough(len(images), options, held_back=options.overlays)
+    _require_enough(len(images), options)
     prepare = plan_input(signature, images.images, wish)
     row = prepare(images.images[:1])
     classes = count_classes(source, signature, row)
@@ -82,23 +82,13 @@ def read_subject(options: CalibrateOptions) -> Subject:
     return Subject(source, signature, images, prepare, sink, batch_size(row.astype(np.float32).nbytes))
 
 
-def require_enough(n_images: int, options: CalibrateOptions, held_back: int) -> None:
-    """Refuse too few images before anything is scored.
-
-    Args:
-        n_images: Images there are.
-        options: What is to be certified.
-        held_back: How many of them do not calibrate: overlays, and copies of overlays.
-
-    Raises:
-        TooFewImagesError: With the number needed, overlays included.
-    """
+def _require_enough(n_images: int, options: CalibrateOptions) -> None:
+    """Refuse too few images before anything is scored."""
     conformal = options.threshold == "conformal"
     least = minimum_images(options.frr, options.delta) if conformal else 2
-    if n_images >= least + held_back:
+    needed = least + options.overlays
+    if n_images >= needed:
         return
-    copies = held_back - options.overlays
-    parts = f"{options.overlays} overlays, {f'{copies} copies of overlays, ' if copies else ''}"
     purpose = (
         f"{least} to certify a false-rejection rate of {options.frr:.3%} with "
         f"{options.confidence:.1%} confidence"
@@ -106,9 +96,10 @@ def require_enough(n_images: int, options: CalibrateOptions, held_back: int) -> 
         else f"{least} to fit a Normal"
     )
     raise TooFewImagesError(
-        f"{options.data} holds {n_images} images, expected at least {least + held_back}: {parts}{purpose}; "
+        f"{options.data} holds {n_images} images, expected at least {needed}: {options.overlays} overlays, "
+        f"{purpose}; "
         f"add images, raise --frr, or lower --confidence or --overlays",
-        needed=least + held_back,
+        needed=needed,
         got=n_images,
     )
 

@@ -87,8 +87,8 @@ def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: flo
     strictly below it are suspicious. The module's text proves the guarantee, ties included.
 
     Args:
-        scores: Mean entropy, bits, of each calibration image; independent draws of clean inputs, none of
-            them an overlay.
+        scores: Mean entropy, bits, of each calibration image; independent draws of clean inputs, given
+            the overlays.
         alpha: Highest false-rejection rate, in (0, 1).
         delta: Risk that the true rate is higher all the same, in (0, 1).
 
