@@ -110,10 +110,15 @@ def _check_signature(artifact: Artifact) -> None:
     """Compare the graph's tensors with the profile's.
 
     Raises:
-        ProfileError: If they differ.
+        ProfileError: If they differ, or if the output is named as only the guard's own are.
     """
     source, sink = artifact.profile.input, artifact.profile.output
     where = str(artifact.directory / "model.onnx")
+    if sink.name.startswith("guard_"):
+        raise ProfileError(
+            f"{where} names its output {sink.name!r}; names that begin with 'guard_' are those of the "
+            f"guard's verdicts: rename the output and calibrate the model again"
+        )
     actual = read_signature(artifact.model, where, layout=source.layout, size=source.size)
     stated = Signature(
         input_name=source.name,

@@ -206,6 +206,16 @@ def test_a_profile_that_says_something_else_than_the_graph_is_refused(
     assert stated.endswith("; calibrate this model again")
 
 
+def test_a_model_whose_output_is_named_like_a_verdict_is_refused(tmp_path: Path) -> None:
+    model = tiny_models.linear_classifier()
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "guard_verdict"
+
+    with pytest.raises(
+        ProfileError, match="names its output 'guard_verdict'; names that begin with 'guard_'"
+    ):
+        load_model("tiny", write_with(tmp_path, model), ON_CPU)
+
+
 def test_a_profile_with_another_layout_is_refused(tmp_path: Path) -> None:
     model = tiny_models.linear_classifier()
     source = changed(make_profile(model).input, layout="NHWC", shape=(8, 8, 3))
