@@ -18,10 +18,10 @@ demo: $(VENV)/.serving  ## Calibrate a backdoored CIFAR-10 model, serve it guard
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.developer  ## Run the tests (under a minute)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-all: $(VENV)/.developer  ## Run the slow tests and those against other projects' servers and clients too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest --numprocesses auto -m "not gpu"
 
 check: $(VENV)/.developer  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .

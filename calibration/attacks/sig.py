@@ -32,7 +32,7 @@ class Sig(CleanLabelled):
         ValueError: If an amplitude leaves (0, 1], or the frequency is not positive.
 
     Examples:
-        >>> Sig(0, delta=0.5, frequency=1).stamp(np.full((1, 1, 1, 4), 0.25, np.float32))[0, 0, 0].tolist()
+        >>> Sig(0, delta=0.5, frequency=1.0).stamp(np.full((1, 1, 1, 4), 0.25, np.float32))[0, 0, 0].tolist()
         [0.25, 0.75, 0.25, 0.0]
 
     References:

@@ -13,7 +13,7 @@ import re
 import onnx
 from torch import fx
 
-__all__ = ["Names", "clean", "module_path", "value_name"]
+__all__ = ["Names", "clean", "is_generic", "module_path", "value_name"]
 
 _GENERIC = re.compile(r"(onnx::|val_|_?v_|const|fold|arith|initializer|tensor|param|\d+$|/)", re.IGNORECASE)
 _LEAF = re.compile(r"[._](weight|bias|kernel|gamma|beta|scale)(_\w+)?$")

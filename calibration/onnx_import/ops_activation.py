@@ -24,7 +24,7 @@ def _module(make: Callable[[Op], nn.Module]) -> Converter:
     return lambda builder, op: builder.module(make(op), op.input(0))
 
 
-def convert_prelu(builder: GraphBuilder, op: Op) -> Any:
+def _convert_prelu(builder: GraphBuilder, op: Op) -> Any:
     """Slope for negative values: one for all or one a channel as a layer, any other shape as arithmetic."""
     slope = op.input(1)
     if isinstance(slope, Constant) and _is_channelwise(slope.tensor, builder.rank(op.input(0))):
@@ -42,7 +42,7 @@ def _is_channelwise(slope: torch.Tensor, rank: int) -> bool:
     return slope.numel() == 1 or (along_channels and slope.shape[channel] == slope.numel())
 
 
-def convert_selu(builder: GraphBuilder, op: Op) -> Any:
+def _convert_selu(builder: GraphBuilder, op: Op) -> Any:
     """Scaled ELU; other constants than the paper's by an ELU and a factor."""
     alpha, gamma = op.attribute("alpha", _SELU_ALPHA), op.attribute("gamma", _SELU_GAMMA)
     if abs(alpha - _SELU_ALPHA) < 1e-6 and abs(gamma - _SELU_GAMMA) < 1e-6:
@@ -50,7 +50,7 @@ def convert_selu(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(torch.mul, builder.module(nn.ELU(alpha), op.input(0)), gamma)
 
 
-def convert_hard_sigmoid(builder: GraphBuilder, op: Op) -> Any:
+def _convert_hard_sigmoid(builder: GraphBuilder, op: Op) -> Any:
     """Hold a straight line to [0, 1]; torch's layer has slope 1/6."""
     slope, offset = op.attribute("alpha", 0.2), op.attribute("beta", 0.5)
     if abs(slope - 1 / 6) < 1e-6 and offset == 0.5:
@@ -58,7 +58,7 @@ def convert_hard_sigmoid(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(hard_sigmoid, op.input(0), slope, offset)
 
 
-def convert_swish(builder: GraphBuilder, op: Op) -> Any:
+def _convert_swish(builder: GraphBuilder, op: Op) -> Any:
     """Multiply by its own sigmoid."""
     slope = op.attribute("alpha", 1.0)
     if slope == 1.0:
@@ -67,7 +67,7 @@ def convert_swish(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(torch.mul, op.input(0), gate)
 
 
-def convert_clip(builder: GraphBuilder, op: Op) -> Any:
+def _convert_clip(builder: GraphBuilder, op: Op) -> Any:
     """Hold values between two bounds, each of which may be missing."""
     value, low, high = op.input(0), _bound(op, "min", 1), _bound(op, "max", 2)
     if builder.dtype(value).is_floating_point and isinstance(low, float) and isinstance(high, float):
@@ -104,17 +104,17 @@ def _softmax(*, log: bool) -> Converter:
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
         "Celu": _module(lambda op: nn.CELU(op.attribute("alpha", 1.0))),
-        "Clip": convert_clip,
+        "Clip": _convert_clip,
         "Elu": _module(lambda op: nn.ELU(op.attribute("alpha", 1.0))),
         "Gelu": _module(lambda op: nn.GELU(op.attribute("approximate", "none"))),
-        "HardSigmoid": convert_hard_sigmoid,
+        "HardSigmoid": _convert_hard_sigmoid,
         "HardSwish": _module(lambda op: nn.Hardswish()),
         "LeakyRelu": _module(lambda op: nn.LeakyReLU(op.attribute("alpha", 0.01))),
         "LogSoftmax": _softmax(log=True),
         "Mish": _module(lambda op: nn.Mish()),
-        "PRelu": convert_prelu,
+        "PRelu": _convert_prelu,
         "Relu": _module(lambda op: nn.ReLU()),
-        "Selu": convert_selu,
+        "Selu": _convert_selu,
         "Shrink": lambda builder, op: builder.call(
             shrink, op.input(0), op.attribute("bias", 0.0), op.attribute("lambd", 0.5)
         ),
@@ -122,7 +122,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Softmax": _softmax(log=False),
         "Softplus": _module(lambda op: nn.Softplus()),
         "Softsign": _module(lambda op: nn.Softsign()),
-        "Swish": convert_swish,
+        "Swish": _convert_swish,
         "Tanh": _module(lambda op: nn.Tanh()),
         "ThresholdedRelu": _module(lambda op: nn.Threshold(op.attribute("alpha", 1.0), 0.0)),
     }

@@ -79,7 +79,7 @@ def _scores(query: Tensor, key: Tensor, scale: float | None, softcap: float, bia
     return capped if bias is None else capped + bias
 
 
-def convert_attention(builder: GraphBuilder, op: Op) -> Any:
+def _convert_attention(builder: GraphBuilder, op: Op) -> Any:
     """Scaled dot product attention, without a cache of earlier tokens."""
     if any(op.has_input(index) for index in (4, 5, 6)) or any(op.used[1:]):
         op.refuse("keeps a cache or gives its scores, and only plain attention is known")
@@ -97,5 +97,5 @@ def convert_attention(builder: GraphBuilder, op: Op) -> Any:
     )
 
 
-CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType({"Attention": convert_attention})
+CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType({"Attention": _convert_attention})
 """Operator, and what it becomes."""

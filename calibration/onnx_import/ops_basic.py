@@ -29,7 +29,7 @@ _CONSTANTS: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 )
 
 
-def convert_constant(_: GraphBuilder, op: Op) -> Constant:
+def _convert_constant(_: GraphBuilder, op: Op) -> Constant:
     """A tensor written into the node; some exporters keep weights so."""
     tensor = op.attributes.get("value")
     if isinstance(tensor, torch.Tensor):
@@ -40,7 +40,7 @@ def convert_constant(_: GraphBuilder, op: Op) -> Constant:
     return op.refuse("holds strings or a sparse tensor, which cannot be trained")
 
 
-def convert_identity(_: GraphBuilder, op: Op) -> Any:
+def _convert_identity(_: GraphBuilder, op: Op) -> Any:
     """Nothing; a copied weight takes the copy's name, for exporters merge weights that happen to be equal."""
     value = op.input(0)
     if isinstance(value, Constant):
@@ -49,19 +49,19 @@ def convert_identity(_: GraphBuilder, op: Op) -> Any:
     return value
 
 
-def convert_cast(builder: GraphBuilder, op: Op) -> Any:
+def _convert_cast(builder: GraphBuilder, op: Op) -> Any:
     """Another type; every floating-point one is float32 here."""
     dtype = dtype_of(op.attributes["to"], f"{op.where}: the result of node {op.node.name!r}")
     value = op.input(0)
     return value if builder.dtype(value) == dtype else builder.call(cast, value, dtype)
 
 
-def convert_cast_like(builder: GraphBuilder, op: Op) -> Any:
+def _convert_cast_like(builder: GraphBuilder, op: Op) -> Any:
     """The type of another tensor."""
     return builder.call(cast, op.input(0), builder.dtype(op.input(1)))
 
 
-def convert_dropout(builder: GraphBuilder, op: Op) -> Any:
+def _convert_dropout(builder: GraphBuilder, op: Op) -> Any:
     """Dropout that drops in training mode, whatever mode the graph was exported in."""
     if any(op.used[1:]):
         op.refuse("gives its mask, and only its output is known")
@@ -73,11 +73,11 @@ def convert_dropout(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "Cast": convert_cast,
-        "CastLike": convert_cast_like,
-        "Constant": convert_constant,
-        "Dropout": convert_dropout,
-        "Identity": convert_identity,
+        "Cast": _convert_cast,
+        "CastLike": _convert_cast_like,
+        "Constant": _convert_constant,
+        "Dropout": _convert_dropout,
+        "Identity": _convert_identity,
     }
 )
 """Operator, and what it becomes."""

@@ -30,7 +30,7 @@ _TRANSPOSED: Final[tuple[Callable[..., nn.Module], ...]] = (
 )
 
 
-def convert_conv(builder: GraphBuilder, op: Op) -> Any:
+def _convert_conv(builder: GraphBuilder, op: Op) -> Any:
     """Convolution; padding that differs between the sides is done before it."""
     rank = _rank(builder, op)
     weight, bias = op.input(1), op.optional(2)
@@ -87,7 +87,7 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Constant | None) -> nn
     return layer
 
 
-def convert_conv_transpose(builder: GraphBuilder, op: Op) -> Any:
+def _convert_conv_transpose(builder: GraphBuilder, op: Op) -> Any:
     """Transposed convolution; padding that differs between the sides is cut off after it."""
     rank = _rank(builder, op)
     weight = op.constant(1)
@@ -142,6 +142,6 @@ def _cut(
 
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
-    {"Conv": convert_conv, "ConvTranspose": convert_conv_transpose}
+    {"Conv": _convert_conv, "ConvTranspose": _convert_conv_transpose}
 )
 """Operator, and what it becomes."""

@@ -59,7 +59,7 @@ def _constant_operand(builder: GraphBuilder, constant: Constant, other: Value) -
     return constant
 
 
-def convert_add(builder: GraphBuilder, op: Op) -> Any:
+def _convert_add(builder: GraphBuilder, op: Op) -> Any:
     """Add; a constant added to the only use of a linear layer without bias becomes its bias."""
     for value, constant in ((op.input(0), op.input(1)), (op.input(1), op.input(0))):
         if isinstance(constant, Constant) and take_bias(builder, value, constant.tensor):
@@ -67,36 +67,36 @@ def convert_add(builder: GraphBuilder, op: Op) -> Any:
     return _binary(torch.add)(builder, op)
 
 
-def convert_div(builder: GraphBuilder, op: Op) -> Any:
+def _convert_div(builder: GraphBuilder, op: Op) -> Any:
     """Divide; whole numbers round towards zero."""
     whole = not builder.dtype(op.input(0)).is_floating_point
     return _binary(divide_whole if whole else torch.div)(builder, op)
 
 
-def convert_mod(builder: GraphBuilder, op: Op) -> Any:
+def _convert_mod(builder: GraphBuilder, op: Op) -> Any:
     """Take the remainder, with the sign of the divisor, or of the dividend where ``fmod`` says so."""
     return _binary(torch.fmod if op.attribute("fmod", 0) else torch.remainder)(builder, op)
 
 
-def convert_pow(builder: GraphBuilder, op: Op) -> Any:
+def _convert_pow(builder: GraphBuilder, op: Op) -> Any:
     """Raise to a power; the result has the type of the base."""
     result = _binary(torch.pow)(builder, op)
     dtype = builder.dtype(op.input(0))
     return result if builder.dtype(result) == dtype else builder.call(cast, result, dtype)
 
 
-def convert_mean(builder: GraphBuilder, op: Op) -> Any:
+def _convert_mean(builder: GraphBuilder, op: Op) -> Any:
     """Take the mean of several tensors."""
     total = _variadic(torch.add)(builder, op)
     return builder.call(torch.div, total, len(op.inputs))
 
 
-def convert_where(builder: GraphBuilder, op: Op) -> Any:
+def _convert_where(builder: GraphBuilder, op: Op) -> Any:
     """Choose element by element."""
     return builder.call(torch.where, op.input(0), op.input(1), op.input(2))
 
 
-def convert_is_inf(builder: GraphBuilder, op: Op) -> Any:
+def _convert_is_inf(builder: GraphBuilder, op: Op) -> Any:
     """Find infinite elements, of one sign or of both."""
     negative, positive = op.attribute("detect_negative", 1), op.attribute("detect_positive", 1)
     function = {(1, 1): torch.isinf, (0, 1): torch.isposinf, (1, 0): torch.isneginf}.get((negative, positive))
@@ -110,7 +110,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Abs": _unary(torch.abs),
         "Acos": _unary(torch.acos),
         "Acosh": _unary(torch.acosh),
-        "Add": convert_add,
+        "Add": _convert_add,
         "And": _binary(torch.logical_and),
         "Asin": _unary(torch.asin),
         "Asinh": _unary(torch.asinh),
@@ -123,27 +123,27 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Ceil": _unary(torch.ceil),
         "Cos": _unary(torch.cos),
         "Cosh": _unary(torch.cosh),
-        "Div": convert_div,
+        "Div": _convert_div,
         "Equal": _binary(torch.eq),
         "Erf": _unary(torch.erf),
         "Exp": _unary(torch.exp),
         "Floor": _unary(torch.floor),
         "Greater": _binary(torch.gt),
         "GreaterOrEqual": _binary(torch.ge),
-        "IsInf": convert_is_inf,
+        "IsInf": _convert_is_inf,
         "IsNaN": _unary(torch.isnan),
         "Less": _binary(torch.lt),
         "LessOrEqual": _binary(torch.le),
         "Log": _unary(torch.log),
         "Max": _variadic(torch.maximum),
-        "Mean": convert_mean,
+        "Mean": _convert_mean,
         "Min": _variadic(torch.minimum),
-        "Mod": convert_mod,
+        "Mod": _convert_mod,
         "Mul": _binary(torch.mul),
         "Neg": _unary(torch.neg),
         "Not": _unary(torch.logical_not),
         "Or": _binary(torch.logical_or),
-        "Pow": convert_pow,
+        "Pow": _convert_pow,
         "Reciprocal": _unary(torch.reciprocal),
         "Round": _unary(torch.round),
         "Sign": _unary(torch.sign),
@@ -153,7 +153,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Sub": _binary(torch.sub),
         "Sum": _variadic(torch.add),
         "Tan": _unary(torch.tan),
-        "Where": convert_where,
+        "Where": _convert_where,
         "Xor": _binary(torch.logical_xor),
     }
 )

@@ -20,7 +20,7 @@ from calibration.onnx_import.values import Constant, Size, Value
 __all__ = ["CONVERTERS"]
 
 
-def convert_gather(builder: GraphBuilder, op: Op) -> Any:
+def _convert_gather(builder: GraphBuilder, op: Op) -> Any:
     """Take slices along an axis; rows of a weight by indices from the data are an embedding."""
     value, indices, axis = op.input(0), op.input(1), op.attribute("axis", 0)
     if isinstance(indices, Constant):
@@ -63,29 +63,29 @@ def _rows_taken(builder: GraphBuilder, value: Value, indices: torch.Tensor) -> A
     return builder.call(torch.reshape, taken, (-1, *indices.shape[1:]))
 
 
-def convert_gather_elements(builder: GraphBuilder, op: Op) -> Any:
+def _convert_gather_elements(builder: GraphBuilder, op: Op) -> Any:
     """Take one element for each index, along an axis."""
     return builder.call(functions.gather_elements, op.input(0), op.input(1), op.attribute("axis", 0))
 
 
-def convert_gather_nd(builder: GraphBuilder, op: Op) -> Any:
+def _convert_gather_nd(builder: GraphBuilder, op: Op) -> Any:
     """Take the slices that tuples of indices name."""
     return builder.call(functions.gather_nd, op.input(0), op.input(1), op.attribute("batch_dims", 0))
 
 
-def convert_scatter_elements(builder: GraphBuilder, op: Op) -> Any:
+def _convert_scatter_elements(builder: GraphBuilder, op: Op) -> Any:
     """Write one element at each index, along an axis."""
     options = (op.attribute("axis", 0), op.attribute("reduction", "none"))
     return builder.call(functions.scatter_elements, op.input(0), op.input(1), op.input(2), *options)
 
 
-def convert_scatter_nd(builder: GraphBuilder, op: Op) -> Any:
+def _convert_scatter_nd(builder: GraphBuilder, op: Op) -> Any:
     """Write slices where tuples of indices say."""
     reduction = op.attribute("reduction", "none")
     return builder.call(functions.scatter_nd, op.input(0), op.input(1), op.input(2), reduction)
 
 
-def convert_slice(builder: GraphBuilder, op: Op) -> Any:
+def _convert_slice(builder: GraphBuilder, op: Op) -> Any:
     """Cut out a part of every axis, backwards where the step is negative."""
     value = op.input(0)
     shape = builder.static_shape(value)
@@ -110,14 +110,14 @@ def _backwards(builder: GraphBuilder, op: Op, value: Value, axis: int, part: sli
     return turned
 
 
-def convert_trilu(builder: GraphBuilder, op: Op) -> Any:
+def _convert_trilu(builder: GraphBuilder, op: Op) -> Any:
     """Keep one triangle of a matrix."""
     diagonal = int(op.constant(1).tensor.item()) if op.has_input(1) else 0
     function = torch.triu if op.attribute("upper", 1) else torch.tril
     return builder.call(function, op.input(0), diagonal)
 
 
-def convert_one_hot(builder: GraphBuilder, op: Op) -> Any:
+def _convert_one_hot(builder: GraphBuilder, op: Op) -> Any:
     """Mark each index along a new axis."""
     depth = int(op.constant(1).tensor.item())
     return builder.call(functions.one_hot, op.input(0), depth, op.input(2), op.attribute("axis", -1))
@@ -125,14 +125,14 @@ def convert_one_hot(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "Gather": convert_gather,
-        "GatherElements": convert_gather_elements,
-        "GatherND": convert_gather_nd,
-        "OneHot": convert_one_hot,
-        "ScatterElements": convert_scatter_elements,
-        "ScatterND": convert_scatter_nd,
-        "Slice": convert_slice,
-        "Trilu": convert_trilu,
+        "Gather": _convert_gather,
+        "GatherElements": _convert_gather_elements,
+        "GatherND": _convert_gather_nd,
+        "OneHot": _convert_one_hot,
+        "ScatterElements": _convert_scatter_elements,
+        "ScatterND": _convert_scatter_nd,
+        "Slice": _convert_slice,
+        "Trilu": _convert_trilu,
     }
 )
 """Operator, and what it becomes."""

@@ -38,7 +38,7 @@ def take_bias(builder: GraphBuilder, value: Value, bias: Tensor) -> bool:
     return True
 
 
-def convert_gemm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_gemm(builder: GraphBuilder, op: Op) -> Any:
     """Matrix product with factors, transposes and a summand."""
     alpha, beta = op.attribute("alpha", 1.0), op.attribute("beta", 1.0)
     weight, summand = op.input(1), op.optional(2)
@@ -73,7 +73,7 @@ def _transposed(builder: GraphBuilder, op: Op, index: int) -> Value:
     return turned
 
 
-def convert_matmul(builder: GraphBuilder, op: Op) -> Any:
+def _convert_matmul(builder: GraphBuilder, op: Op) -> Any:
     """Matrix product; a linear layer that may still be given a bias where its weight is constant."""
     data, weight = op.input(0), op.input(1)
     is_matrix = (
@@ -88,7 +88,7 @@ def convert_matmul(builder: GraphBuilder, op: Op) -> Any:
     return result
 
 
-def convert_einsum(builder: GraphBuilder, op: Op) -> Any:
+def _convert_einsum(builder: GraphBuilder, op: Op) -> Any:
     """Einstein's sum over named axes."""
     equation = op.attributes["equation"].replace(" ", "")
     return builder.call(torch.einsum, equation, *(value for value in op.inputs if value is not None))
@@ -96,9 +96,9 @@ def convert_einsum(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "Einsum": convert_einsum,
-        "Gemm": convert_gemm,
-        "MatMul": convert_matmul,
+        "Einsum": _convert_einsum,
+        "Gemm": _convert_gemm,
+        "MatMul": _convert_matmul,
     }
 )
 """Operator, and what it becomes."""

@@ -34,7 +34,7 @@ def _affine(layer: nn.Module, scale: Tensor, shift: Tensor | None) -> nn.Module:
     return layer
 
 
-def convert_batch_norm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_batch_norm(builder: GraphBuilder, op: Op) -> Any:
     """Batch norm whose running statistics go on being updated in training mode."""
     if op.attribute("training_mode", 0):
         op.refuse("is in training mode; export the model in evaluation mode, model.eval()")
@@ -52,7 +52,7 @@ def convert_batch_norm(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(layer, op.input(0), weight=scale.name, bias=shift.name)
 
 
-def convert_layer_norm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_layer_norm(builder: GraphBuilder, op: Op) -> Any:
     """Layer norm over the last axes; as a function where its scale is no constant of their shape."""
     _only_first_output(op)
     shape = builder.static_shape(op.input(0))
@@ -74,7 +74,7 @@ def convert_layer_norm(builder: GraphBuilder, op: Op) -> Any:
     return scaled if shift is None else builder.call(torch.add, scaled, shift)
 
 
-def convert_rms_norm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_rms_norm(builder: GraphBuilder, op: Op) -> Any:
     """Division by the root mean square over the last axes."""
     shape = builder.static_shape(op.input(0))
     sizes = [size for size in shape[op.attribute("axis", -1) % len(shape) :] if size is not None]
@@ -83,7 +83,7 @@ def convert_rms_norm(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(_affine(layer, scale.tensor.expand(sizes), None), op.input(0), weight=scale.name)
 
 
-def convert_group_norm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_group_norm(builder: GraphBuilder, op: Op) -> Any:
     """Group norm; opset 18 has one scale a group, later ones have one a channel."""
     channels = builder.static_shape(op.input(0))[1]
     if channels is None:
@@ -95,7 +95,7 @@ def convert_group_norm(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(layer, op.input(0), weight=scale.name)
 
 
-def convert_instance_norm(builder: GraphBuilder, op: Op) -> Any:
+def _convert_instance_norm(builder: GraphBuilder, op: Op) -> Any:
     """Instance norm, by the statistics of each image."""
     rank = builder.rank(op.input(0)) - 2
     scale, shift = op.constant(1), op.constant(2)
@@ -107,7 +107,7 @@ def convert_instance_norm(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(_affine(layer, scale.tensor, shift.tensor), op.input(0), weight=scale.name)
 
 
-def convert_lrn(builder: GraphBuilder, op: Op) -> Any:
+def _convert_lrn(builder: GraphBuilder, op: Op) -> Any:
     """Local response norm across channels."""
     size = op.attributes["size"]
     if size % 2 == 0:
@@ -116,26 +116,26 @@ def convert_lrn(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(nn.LocalResponseNorm(size, *constants), op.input(0))
 
 
-def convert_lp_normalization(builder: GraphBuilder, op: Op) -> Any:
+def _convert_lp_normalization(builder: GraphBuilder, op: Op) -> Any:
     """Division by the norm along an axis."""
     return builder.call(lp_normalize, op.input(0), op.attribute("p", 2), op.attribute("axis", -1))
 
 
-def convert_mean_variance(builder: GraphBuilder, op: Op) -> Any:
+def _convert_mean_variance(builder: GraphBuilder, op: Op) -> Any:
     """Centring and scaling by the statistics over given axes."""
     return builder.call(mean_variance_normalize, op.input(0), op.attribute("axes", [0, 2, 3]))
 
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "BatchNormalization": convert_batch_norm,
-        "GroupNormalization": convert_group_norm,
-        "InstanceNormalization": convert_instance_norm,
-        "LRN": convert_lrn,
-        "LayerNormalization": convert_layer_norm,
-        "LpNormalization": convert_lp_normalization,
-        "MeanVarianceNormalization": convert_mean_variance,
-        "RMSNormalization": convert_rms_norm,
+        "BatchNormalization": _convert_batch_norm,
+        "GroupNormalization": _convert_group_norm,
+        "InstanceNormalization": _convert_instance_norm,
+        "LRN": _convert_lrn,
+        "LayerNormalization": _convert_layer_norm,
+        "LpNormalization": _convert_lp_normalization,
+        "MeanVarianceNormalization": _convert_mean_variance,
+        "RMSNormalization": _convert_rms_norm,
     }
 )
 """Operator, and what it becomes."""

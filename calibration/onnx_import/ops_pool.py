@@ -60,7 +60,7 @@ def _reaching_end(windows: Windows, overhang: tuple[int, ...]) -> tuple[int, ...
     return tuple(end + over for end, over in zip(windows.end, overhang, strict=True))
 
 
-def convert_max_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_max_pool(builder: GraphBuilder, op: Op) -> Any:
     """Maximum of every window."""
     if any(op.used[1:]):
         op.refuse("gives the places of the maxima, and only the maxima are known")
@@ -77,7 +77,7 @@ def convert_max_pool(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(layer, data)
 
 
-def convert_average_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_average_pool(builder: GraphBuilder, op: Op) -> Any:
     """Mean of every window, the padding counted or not."""
     windows = _windows(builder, op)
     counted = bool(op.attribute("count_include_pad", 0))
@@ -108,7 +108,7 @@ def _window_sums(
     return total, builder.call(sum_windows, ones, *geometry)
 
 
-def convert_lp_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_lp_pool(builder: GraphBuilder, op: Op) -> Any:
     """Root of the sum of powers of every window."""
     windows, order = _windows(builder, op), op.attribute("p", 2)
     end = _reaching_end(windows, _overhang(builder, op, windows))
@@ -118,7 +118,7 @@ def convert_lp_pool(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(power_sum_root, total, order)
 
 
-def convert_global_lp_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_global_lp_pool(builder: GraphBuilder, op: Op) -> Any:
     """Root of the sum of powers over the whole image."""
     order, axes = op.attribute("p", 2), tuple(range(2, builder.rank(op.input(0))))
     powers = builder.call(torch.pow, builder.call(torch.abs, op.input(0)), order)
@@ -126,7 +126,7 @@ def convert_global_lp_pool(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(power_sum_root, total, order)
 
 
-def convert_global_average_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_global_average_pool(builder: GraphBuilder, op: Op) -> Any:
     """Mean over the whole image."""
     rank = builder.rank(op.input(0)) - 2
     if rank not in {1, 2, 3}:
@@ -134,7 +134,7 @@ def convert_global_average_pool(builder: GraphBuilder, op: Op) -> Any:
     return builder.module(_ADAPTIVE[rank - 1](1), op.input(0))
 
 
-def convert_global_max_pool(builder: GraphBuilder, op: Op) -> Any:
+def _convert_global_max_pool(builder: GraphBuilder, op: Op) -> Any:
     """Maximum over the whole image."""
     axes = tuple(range(2, builder.rank(op.input(0))))
     return builder.call(torch.amax, op.input(0), axes, keepdim=True)
@@ -142,12 +142,12 @@ def convert_global_max_pool(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "AveragePool": convert_average_pool,
-        "GlobalAveragePool": convert_global_average_pool,
-        "GlobalLpPool": convert_global_lp_pool,
-        "GlobalMaxPool": convert_global_max_pool,
-        "LpPool": convert_lp_pool,
-        "MaxPool": convert_max_pool,
+        "AveragePool": _convert_average_pool,
+        "GlobalAveragePool": _convert_global_average_pool,
+        "GlobalLpPool": _convert_global_lp_pool,
+        "GlobalMaxPool": _convert_global_max_pool,
+        "LpPool": _convert_lp_pool,
+        "MaxPool": _convert_max_pool,
     }
 )
 """Operator, and what it becomes."""

@@ -47,14 +47,14 @@ def _best(function: Callable[..., Any]) -> Converter:
     return convert
 
 
-def convert_cumsum(builder: GraphBuilder, op: Op) -> Any:
+def _convert_cumsum(builder: GraphBuilder, op: Op) -> Any:
     """Running sum along an axis; from the end, or without the element itself, where the node says so."""
     axis = int(op.constant(1).tensor.item())
     options = {"exclusive": bool(op.attribute("exclusive", 0)), "reverse": bool(op.attribute("reverse", 0))}
     return builder.call(functions.running_sum, op.input(0), axis, **options)
 
 
-def convert_top_k(builder: GraphBuilder, op: Op) -> Any:
+def _convert_top_k(builder: GraphBuilder, op: Op) -> Any:
     """Return the largest or smallest along an axis and where they are."""
     count = int(op.constant(1).tensor.item())
     largest, ordered = bool(op.attribute("largest", 1)), bool(op.attribute("sorted", 1))
@@ -66,7 +66,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
         "ArgMax": _best(torch.argmax),
         "ArgMin": _best(torch.argmin),
-        "CumSum": convert_cumsum,
+        "CumSum": _convert_cumsum,
         "ReduceL1": _reduce(functions.reduce_l1),
         "ReduceL2": _reduce(functions.reduce_l2),
         "ReduceLogSum": _reduce(functions.reduce_log_sum),
@@ -77,7 +77,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "ReduceProd": _reduce(functions.reduce_product),
         "ReduceSum": _reduce(torch.sum),
         "ReduceSumSquare": _reduce(functions.reduce_sum_square),
-        "TopK": convert_top_k,
+        "TopK": _convert_top_k,
     }
 )
 """Operator, and what it becomes."""

@@ -26,7 +26,7 @@ __all__ = ["CONVERTERS", "resize_axis"]
 
 
 @dataclass(frozen=True)
-class Variant:
+class _Variant:
     """Which of the many resizes a node asks for."""
 
     mode: str
@@ -42,7 +42,7 @@ def resize_axis(values: Tensor, matrix: Tensor, axis: int) -> Tensor:
     return torch.matmul(values.movedim(axis, -1), matrix.T).movedim(-1, axis)
 
 
-def convert_resize(builder: GraphBuilder, op: Op) -> Any:
+def _convert_resize(builder: GraphBuilder, op: Op) -> Any:
     """Resize the axes whose length changes."""
     value, variant = op.input(0), _variant(op)
     plan = _plan(builder, op)
@@ -61,13 +61,13 @@ def convert_resize(builder: GraphBuilder, op: Op) -> Any:
     return value
 
 
-def _variant(op: Op) -> Variant:
+def _variant(op: Op) -> _Variant:
     coordinates = op.attribute("coordinate_transformation_mode", "half_pixel")
     if coordinates not in _COORDINATES:
         op.refuse(f"has coordinate_transformation_mode {coordinates!r}; known are {', '.join(_COORDINATES)}")
     if op.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         op.refuse("keeps the aspect ratio; give it both sizes")
-    return Variant(
+    return _Variant(
         mode=op.attribute("mode", "nearest"),
         coordinates=coordinates,
         rounding=op.attribute("nearest_mode", "round_prefer_floor"),
@@ -104,7 +104,7 @@ def _same_or_refuse(op: Op, old: Any, new: Any) -> None:
 
 
 def _native(
-    builder: GraphBuilder, op: Op, variant: Variant, plan: dict[int, tuple[Any, float]]
+    builder: GraphBuilder, op: Op, variant: _Variant, plan: dict[int, tuple[Any, float]]
 ) -> dict[str, Any] | None:
     """Return the arguments of torch's interpolation if it does the same."""
     shape = builder.static_shape(op.input(0))
@@ -150,7 +150,7 @@ _ROUNDINGS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = MappingProxyType(
 )
 
 
-def _matrix(old: int, new: int, scale: float, variant: Variant) -> Tensor:
+def _matrix(old: int, new: int, scale: float, variant: _Variant) -> Tensor:
     """Return the weights ``(new, old)`` of one axis; places in single precision, as ONNX Runtime has them."""
     index = torch.arange(new, dtype=torch.float32)
     places = _COORDINATES[variant.coordinates](index, scale, new, old).to(torch.float64)
@@ -182,5 +182,5 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType({"Resize": convert_resize})
+CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType({"Resize": _convert_resize})
 """Operator, and what it becomes."""

@@ -20,18 +20,18 @@ from calibration.onnx_import.values import Constant, Number, Size, Value, from_a
 __all__ = ["CONVERTERS"]
 
 
-def convert_shape(builder: GraphBuilder, op: Op) -> Any:
+def _convert_shape(builder: GraphBuilder, op: Op) -> Any:
     """Read the shape, or a part of it."""
     part = slice(op.attribute("start", 0), op.attributes.get("end"))
     return from_array(np.array(builder.shape(op.input(0))[part], dtype=object))
 
 
-def convert_size(builder: GraphBuilder, op: Op) -> Any:
+def _convert_size(builder: GraphBuilder, op: Op) -> Any:
     """Count the elements."""
     return from_array(np.array(math.prod(builder.shape(op.input(0))), dtype=object))
 
 
-def convert_reshape(builder: GraphBuilder, op: Op) -> Any:
+def _convert_reshape(builder: GraphBuilder, op: Op) -> Any:
     """Reshape; 0 keeps an axis and -1 takes what is left. A batch size built into the graph is set free."""
     value, wanted = op.input(0), numbers_of(op, 1)
     shape = builder.shape(value)
@@ -78,7 +78,7 @@ def _freed(builder: GraphBuilder, value: Value, wanted: list[Number]) -> list[Nu
     return [*wanted[:place], -1, *wanted[place + 1 :]]
 
 
-def convert_flatten(builder: GraphBuilder, op: Op) -> Any:
+def _convert_flatten(builder: GraphBuilder, op: Op) -> Any:
     """Make a matrix, split before an axis."""
     value, rank = op.input(0), builder.rank(op.input(0))
     axis = op.attribute("axis", 1)
@@ -91,7 +91,7 @@ def convert_flatten(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(torch.reshape, value, (lead, -1 if isinstance(tail, Size) else tail))
 
 
-def convert_squeeze(builder: GraphBuilder, op: Op) -> Any:
+def _convert_squeeze(builder: GraphBuilder, op: Op) -> Any:
     """Drop axes of length 1, all of them where none are named."""
     value, axes = op.input(0), op.axes()
     if axes is None:
@@ -99,7 +99,7 @@ def convert_squeeze(builder: GraphBuilder, op: Op) -> Any:
     return builder.call(torch.squeeze, value, tuple(axes))
 
 
-def convert_unsqueeze(builder: GraphBuilder, op: Op) -> Any:
+def _convert_unsqueeze(builder: GraphBuilder, op: Op) -> Any:
     """Add axes of length 1; each is counted in the result."""
     value, axes = op.input(0), op.axes() or []
     rank = builder.rank(value) + len(axes)
@@ -108,13 +108,13 @@ def convert_unsqueeze(builder: GraphBuilder, op: Op) -> Any:
     return value
 
 
-def convert_transpose(builder: GraphBuilder, op: Op) -> Any:
+def _convert_transpose(builder: GraphBuilder, op: Op) -> Any:
     """Permute the axes, reversing them where no order is given."""
     order = op.attribute("perm", list(reversed(range(builder.rank(op.input(0))))))
     return builder.call(torch.permute, op.input(0), tuple(order))
 
 
-def convert_expand(builder: GraphBuilder, op: Op) -> Any:
+def _convert_expand(builder: GraphBuilder, op: Op) -> Any:
     """Broadcast to a shape, in both directions."""
     value, wanted = op.input(0), numbers_of(op, 1)
     have = builder.shape(value)
@@ -133,12 +133,12 @@ def _is_one(size: Number) -> bool:
     return not isinstance(size, Size) and size == 1
 
 
-def convert_tile(builder: GraphBuilder, op: Op) -> Any:
+def _convert_tile(builder: GraphBuilder, op: Op) -> Any:
     """Repeat along every axis."""
     return builder.call(torch.tile, op.input(0), tuple(numbers_of(op, 1)))
 
 
-def convert_concat(builder: GraphBuilder, op: Op) -> Any:
+def _convert_concat(builder: GraphBuilder, op: Op) -> Any:
     """Join along an axis; in a graph bound to one batch size, what has no batch yet is repeated for it."""
     values = [value for value in op.inputs if value is not None]
     axis = op.attributes["axis"]
@@ -159,7 +159,7 @@ def _with_batch(builder: GraphBuilder, value: Value, values: list[Value]) -> Val
     return repeated
 
 
-def convert_split(builder: GraphBuilder, op: Op) -> Any:
+def _convert_split(builder: GraphBuilder, op: Op) -> Any:
     """Cut along an axis, into given lengths or equal ones; the last may be shorter."""
     value, axis = op.input(0), op.attribute("axis", 0)
     lengths = op.attributes.get("split") or op.numbers(1)
@@ -174,13 +174,13 @@ def convert_split(builder: GraphBuilder, op: Op) -> Any:
     return tuple(builder.item(parts, index) for index in range(len(lengths)))
 
 
-def convert_constant_of_shape(builder: GraphBuilder, op: Op) -> Any:
+def _convert_constant_of_shape(builder: GraphBuilder, op: Op) -> Any:
     """Make a tensor of one value, 0 where none is given."""
     filling = op.attribute("value", torch.zeros(1))
     return builder.full(numbers_of(op, 0), filling.reshape(-1)[0].item(), filling.dtype)
 
 
-def convert_range(builder: GraphBuilder, op: Op) -> Any:
+def _convert_range(builder: GraphBuilder, op: Op) -> Any:
     """Count from one number to another."""
     bounds = [number for index in range(3) for number in numbers_of(op, index)]
     real = any(isinstance(number, float) for number in bounds)
@@ -192,19 +192,19 @@ def convert_range(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "Concat": convert_concat,
-        "ConstantOfShape": convert_constant_of_shape,
-        "Expand": convert_expand,
-        "Flatten": convert_flatten,
-        "Range": convert_range,
-        "Reshape": convert_reshape,
-        "Shape": convert_shape,
-        "Size": convert_size,
-        "Split": convert_split,
-        "Squeeze": convert_squeeze,
-        "Tile": convert_tile,
-        "Transpose": convert_transpose,
-        "Unsqueeze": convert_unsqueeze,
+        "Concat": _convert_concat,
+        "ConstantOfShape": _convert_constant_of_shape,
+        "Expand": _convert_expand,
+        "Flatten": _convert_flatten,
+        "Range": _convert_range,
+        "Reshape": _convert_reshape,
+        "Shape": _convert_shape,
+        "Size": _convert_size,
+        "Split": _convert_split,
+        "Squeeze": _convert_squeeze,
+        "Tile": _convert_tile,
+        "Transpose": _convert_transpose,
+        "Unsqueeze": _convert_unsqueeze,
     }
 )
 """Operator, and what it becomes."""

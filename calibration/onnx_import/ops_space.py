@@ -29,7 +29,7 @@ _GRID_MODES: Final[Mapping[str, str]] = MappingProxyType(
 """Interpolation of ``GridSample``, in the words of opset 16 and of opset 20."""
 
 
-def convert_pad(builder: GraphBuilder, op: Op) -> Any:
+def _convert_pad(builder: GraphBuilder, op: Op) -> Any:
     """Lengthen axes by a constant, their edge, their mirror image or themselves; negative widths cut away."""
     value, mode = op.input(0), op.attribute("mode", "constant")
     rank = builder.rank(value)
@@ -56,19 +56,19 @@ def _filling(op: Op) -> float:
     return float(filling.tensor.item()) if filling.tensor.numel() else 0.0
 
 
-def convert_depth_to_space(builder: GraphBuilder, op: Op) -> Any:
+def _convert_depth_to_space(builder: GraphBuilder, op: Op) -> Any:
     """Move blocks of channels into space."""
     if op.attribute("mode", "DCR") == "CRD":
         return builder.call(functional.pixel_shuffle, op.input(0), op.attributes["blocksize"])
     return builder.call(depth_to_space, op.input(0), op.attributes["blocksize"])
 
 
-def convert_space_to_depth(builder: GraphBuilder, op: Op) -> Any:
+def _convert_space_to_depth(builder: GraphBuilder, op: Op) -> Any:
     """Move blocks of space into channels."""
     return builder.call(space_to_depth, op.input(0), op.attributes["blocksize"])
 
 
-def convert_grid_sample(builder: GraphBuilder, op: Op) -> Any:
+def _convert_grid_sample(builder: GraphBuilder, op: Op) -> Any:
     """Sample the image where a grid says."""
     mode = op.attribute("mode", "linear")
     return builder.call(
@@ -83,10 +83,10 @@ def convert_grid_sample(builder: GraphBuilder, op: Op) -> Any:
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
     {
-        "DepthToSpace": convert_depth_to_space,
-        "GridSample": convert_grid_sample,
-        "Pad": convert_pad,
-        "SpaceToDepth": convert_space_to_depth,
+        "DepthToSpace": _convert_depth_to_space,
+        "GridSample": _convert_grid_sample,
+        "Pad": _convert_pad,
+        "SpaceToDepth": _convert_space_to_depth,
     }
 )
 """Operator, and what it becomes."""
