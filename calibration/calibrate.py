@@ -73,7 +73,7 @@ def calibrate(options: CalibrateOptions) -> CalibrationReport:
     with clock.stage("boundary"):
         means = mean_entropies(scored.entropies)
         boundary = _boundary(means, options)
-    profile = _profile(subject, outputs, split, scored, boundary, options, seed)
+    profile = _profile(subject, outputs, split, scored, boundary, options)
     findings = Findings(
         profile=profile,
         options=options,
@@ -142,7 +142,6 @@ def _profile(
     scored: _Scored,
     boundary: BoundaryRecord,
     options: CalibrateOptions,
-    seed: int,
 ) -> Profile:
     rounds = default_rounds(options.overlays)
     passes = passes_needed(scored.entropies, Strip(CheckPlan(rounds), boundary.boundary_bits))
@@ -161,7 +160,7 @@ def _profile(
             clean_entropies_bits=tuple(np.sort(mean_entropies(scored.entropies)).tolist()),
             mean_passes_clean=float(passes.mean()),
             accuracy=None if labels is None else accuracy_of(outputs[rows], labels[rows]),
-            seed=seed,
+            seed=options.seed,
             n_images=len(subject.images),
             data_sha256=subject.images.digest,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -112,7 +112,7 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--confidence", type=float, default=0.95, help="of the guarantee (default %(default)s)"
     )
-    group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh one, recorded)")
+    group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh, secret one)")
 
 
 def _add_preprocessing(group: argparse._ArgumentGroup) -> None:

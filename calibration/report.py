@@ -65,6 +65,8 @@ class Findings:
             )
         if profile.boundary.certified_frr is None:
             yield "--threshold normal guarantees no false-rejection rate; prefer conformal"
+        if profile.calibration.seed is not None:
+            yield "overlays can be rebuilt from the seed and the data; leave --seed out in production"
         if split.n_repeats:
             yield (
                 f"{split.n_repeats} of {len(split.calibration)} calibration images are exact copies of "
@@ -165,10 +167,11 @@ class CalibrationReport:
     def _facts(self) -> Iterator[tuple[str, str]]:
         profile = self.findings.profile
         record, source, boundary, check = profile.calibration, profile.input, profile.boundary, profile.check
+        seed = "" if record.seed is None else f", seed {record.seed}"
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.2%}"
         yield "input", f"{source.datatype} {source.layout} {source.shape}, {_input_text(self.findings)}"
         yield "output", f"{profile.output.classes} classes, {profile.output.kind}{accuracy}"
-        yield "overlays", f"N = {check.n_overlays}, blend {check.blend}, seed {record.seed}"
+        yield "overlays", f"N = {check.n_overlays}, blend {check.blend}{seed}"
         yield "threshold", f"{boundary.boundary_bits:.4g} bits, {_method_text(boundary)}"
         yield "false rejections", _promise_text(boundary)
         yield "mean passes", f"{record.mean_passes_clean:.2f} of {check.n_overlays} per clean input"

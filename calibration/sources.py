@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,12 @@ import numpy as np
 from calibration.data import Geometry, ImageSet, fit_images, fit_labels
 from calibration.errors import DataError, OptionError
 from calibration.image_folder import read_image_folder
+from guard.artifact.reader import NPY_ERRORS
 from guard.errors import UnsafeArrayError
 
 __all__ = ["read_images"]
 
 _IMAGES, _LABELS = "images", "labels"
-_READ_ERRORS = (ValueError, EOFError, OSError, zipfile.BadZipFile)
 
 
 def read_images(data: Path, labels: Path | None, geometry: Geometry) -> ImageSet:
@@ -66,7 +65,7 @@ def _load(path: Path) -> np.ndarray:
         raise DataError(f"{path} is no .npy file; save the array with numpy.save")
     try:
         array = np.load(path, allow_pickle=False)
-    except _READ_ERRORS as error:
+    except NPY_ERRORS as error:
         raise _unreadable(str(path), error) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} is an .npz archive with the suffix .npy; rename it")
@@ -82,7 +81,7 @@ def _load_archive(path: Path) -> dict[str, np.ndarray]:
                 held = ", ".join(map(repr, archive.files)) or "nothing"
                 raise DataError(f"{path} holds {held}, expected the array 'images' (and 'labels')")
             return {name: archive[name] for name in (_IMAGES, _LABELS) if name in archive.files}
-    except _READ_ERRORS as error:
+    except NPY_ERRORS as error:
         raise _unreadable(str(path), error) from error
 
 

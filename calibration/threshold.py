@@ -19,6 +19,12 @@ k with BinomCDF(k − 1; n, α) ≤ δ keeps R ≤ α with confidence 1 − δ, 
 most trojans. Ties (F with jumps) only lower R: strictness leaves the jump at τ unrejected, and the
 proof above never uses continuity.
 
+*The margin.* "Ties only lower R" needs an input that scored τ to score τ again. Served scores differ from
+calibrated ones by 1e-8 to 1e-6 bits (softmax graphs, another device or batch, a client that divides by 255
+instead of multiplying by 1/255), which could reject a whole jump at τ. So the boundary is lowered to
+:math:`(1 - \varepsilon)\,s_{(k)}`, ε = ``SCORE_MARGIN``: that only lowers R, costs next to no trojans,
+and covers noise up to 1e-6 bits for every boundary from 0.01 bits up.
+
 References:
     Clopper, Pearson, The use of confidence or fiducial limits, Biometrika 26, 1934 (the bound).
     Wilks, Determination of sample sizes for setting tolerance limits, Annals of Mathematical
@@ -39,7 +45,10 @@ from scipy import stats
 from calibration.errors import NoBoundaryError, TooFewImagesError
 from guard.artifact import BoundaryRecord
 
-__all__ = ["conformal_boundary", "conformal_rank", "minimum_images", "normal_boundary"]
+__all__ = ["SCORE_MARGIN", "conformal_boundary", "conformal_rank", "minimum_images", "normal_boundary"]
+
+SCORE_MARGIN = 1e-4
+"""Share by which the boundary is lowered, so that rounding cannot push a tie below it."""
 
 _TINY_RATE = 1e-12
 
@@ -83,8 +92,8 @@ def conformal_rank(n: int, alpha: float, delta: float) -> int:
 def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: float) -> BoundaryRecord:
     r"""Return the highest boundary whose true rate is at most ``alpha``, with confidence 1 − ``delta``.
 
-    The boundary is the k-th smallest score, k the largest with BinomCDF(k − 1; n, α) ≤ δ; mean entropies
-    strictly below it are suspicious. The module's text proves the guarantee, ties included.
+    The boundary is a margin below the k-th smallest score, k the largest with BinomCDF(k − 1; n, α) ≤ δ;
+    mean entropies strictly below it are suspicious. The module's text proves the guarantee, ties included.
 
     Args:
         scores: Mean entropy, bits, of each calibration image; independent draws of clean inputs, given
@@ -111,7 +120,7 @@ def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: flo
     k = conformal_rank(n, alpha, delta)
     if k < 1:
         raise _too_few(n, alpha, delta)
-    boundary = float(ordered[k - 1])
+    boundary = float(ordered[k - 1]) * (1.0 - SCORE_MARGIN)
     if boundary <= 0.0:
         raise NoBoundaryError(
             f"the boundary would be 0 bits, which rejects nothing: {int((ordered <= 0).sum())} of {n} mean "
@@ -176,7 +185,7 @@ def normal_boundary(scores: Float[np.ndarray, " n"], alpha: float) -> BoundaryRe
     expected = float(stats.t.cdf(quantile * math.sqrt((n - 1) / (n + 1)), n - 1))
     return BoundaryRecord(
         method="normal",
-        boundary_bits=boundary,
+        boundary_bits=boundary * (1.0 - SCORE_MARGIN),
         frr=alpha,
         confidence=None,
         certified_frr=None,

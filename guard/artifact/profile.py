@@ -160,7 +160,8 @@ class CalibrationRecord(_Record):
             reference.
         mean_passes_clean: Mean blends the curtailed check spends on a calibration image.
         accuracy: Share of calibration images classified as labelled; None without labels.
-        seed: Seed of the split and the overlay draw.
+        seed: Seed of the overlay draw where the user gave one; None for one that was drawn, since overlays
+            are secret and could be rebuilt from it.
         n_images: Images read, overlays and calibration together.
         data_sha256: Digest of the images used, in reading order.
         created: UTC, ISO 8601.
@@ -170,7 +171,7 @@ class CalibrationRecord(_Record):
     clean_entropies_bits: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     mean_passes_clean: FiniteFloat
     accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None
-    seed: int
+    seed: int | None
     n_images: Size
     data_sha256: Sha256
     created: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,11 @@ from guard.errors import (
     UnsafePathError,
 )
 
-__all__ = ["Artifact", "load_npy", "read_artifact"]
+__all__ = ["NPY_ERRORS", "Artifact", "load_npy", "read_artifact"]
 
 _PICKLE_MARK = "allow_pickle"
 
-_LOAD_ERRORS = (
+NPY_ERRORS = (
     ValueError,
     EOFError,
     OSError,
@@ -52,9 +53,11 @@ _LOAD_ERRORS = (
     TypeError,
     OverflowError,
     MemoryError,
+    NotImplementedError,
     zipfile.BadZipFile,
+    zlib.error,
 )
-"""What numpy raises on damaged array files."""
+"""What numpy raises on damaged ``.npy`` and ``.npz`` files."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def load_npy(data: bytes, where: str) -> np.ndarray:
     """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except _LOAD_ERRORS as error:
+    except NPY_ERRORS as error:
         if _PICKLE_MARK in str(error):
             raise UnsafeArrayError(
                 f"{where} is no plain .npy array and would be read as pickled Python objects, which can "

@@ -28,6 +28,7 @@ from guard.errors import ArtifactError
 __all__ = ["next_version", "write_artifact"]
 
 _VERSION = re.compile(r"[1-9][0-9]*")
+_DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
 
 
 def next_version(model_directory: Path) -> int:
@@ -50,6 +51,10 @@ def write_artifact(
 
     The files are written beside their final place, flushed to disk, and renamed into place
     together, so a reader never sees half an artifact.
+
+    Overlays are secret: who knows them can train a trojan around them. Directories are written with mode
+    0750 and files, ``overlays.npy`` included, with 0640, whatever the umask; a server under another user
+    id reads them through their group.
 
     Args:
         model_directory: ``<repository>/<model>``; made if it is not there.
@@ -92,13 +97,19 @@ def _place(model_directory: Path, files: Mapping[str, bytes]) -> Path:
     model_directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=model_directory))
     try:
-        staging.chmod(0o755)
         for name, data in files.items():
             _write_durably(staging / name, data)
+        _restrict(staging)
         return _rename_to_next_version(staging, model_directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _restrict(staging: Path) -> None:
+    for path in staging.rglob("*"):
+        path.chmod(_DIRECTORY_MODE if path.is_dir() else _FILE_MODE)
+    staging.chmod(_DIRECTORY_MODE)
 
 
 def _rename_to_next_version(staging: Path, model_directory: Path) -> Path:

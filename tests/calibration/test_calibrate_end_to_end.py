@@ -16,6 +16,7 @@ from calibration.calibrate import calibrate
 from calibration.errors import DataError, NoBoundaryError, TooFewImagesError
 from calibration.options import CalibrateOptions
 from calibration.preprocessing import Transform
+from calibration.threshold import SCORE_MARGIN
 from guard.artifact import Artifact, read_artifact
 from guard.detection.plan import default_rounds
 from guard.detection.superimpose import BLEND_RULES
@@ -96,8 +97,8 @@ def test_the_boundary_keeps_its_promise_on_the_calibration_scores(tmp_path: Path
     boundary, scores = profile.boundary, np.array(profile.calibration.clean_entropies_bits)
     # Provenance: the largest k with BinomCDF(k − 1; 352, .02) ≤ .1 is 4.
     assert (boundary.method, boundary.rank, boundary.n_scores) == ("conformal", 4, 352)
-    assert boundary.boundary_bits == scores[3]
-    assert int((scores < boundary.boundary_bits).sum()) == 3
+    assert boundary.boundary_bits == scores[3] * (1 - SCORE_MARGIN)
+    assert int((scores < boundary.boundary_bits).sum()) <= 3
     assert boundary.certified_frr is not None
     assert boundary.expected_frr < boundary.certified_frr <= 0.02
     assert boundary.confidence == pytest.approx(0.9)
@@ -162,12 +163,27 @@ def test_the_same_seed_makes_the_same_artifact(tmp_path: Path) -> None:
     assert one.profile.model_dump(exclude=masked) == two.profile.model_dump(exclude=masked)
 
 
-def test_without_a_seed_each_calibration_draws_its_own_and_records_it(tmp_path: Path) -> None:
+def test_a_seed_that_was_drawn_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = 1234567890123456
+    monkeypatch.setattr("calibration.calibrate.secrets.randbits", lambda _: drawn)
+    report = calibrate(options_for(tmp_path, seed=None))
+    assert report.findings.profile.calibration.seed is None
+    assert all(str(drawn).encode() not in path.read_bytes() for path in report.artifact.iterdir())
+    text = "\n".join(report.lines())
+    assert str(drawn) not in text
+    assert ", seed" not in text
+
+
+def test_without_a_seed_each_calibration_draws_other_overlays(tmp_path: Path) -> None:
     options = options_for(tmp_path, seed=None)
-    one, two = made(options).profile.calibration.seed, made(options).profile.calibration.seed
-    assert one != two
-    again = made(options_for(tmp_path, seed=one))
-    assert again.profile.calibration.seed == one
+    assert made(options).overlays.tobytes() != made(options).overlays.tobytes()
+
+
+def test_a_seed_that_was_given_is_recorded_with_a_warning(tmp_path: Path) -> None:
+    report = calibrate(options_for(tmp_path, seed=7))
+    assert report.findings.profile.calibration.seed == 7
+    expected = "overlays can be rebuilt from the seed and the data; leave --seed out in production"
+    assert expected in list(report.findings.warnings())
 
 
 def test_accuracy_is_that_of_the_calibration_images(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from calibration.data import Geometry, digest_of
 from calibration.errors import DataError, OptionError
 from calibration.sources import read_images
-from guard.errors import UnsafeArrayError
+from guard.errors import GuardError, UnsafeArrayError
 
 RGB = Geometry(channels=3, size=(6, 5), channels_first=True, resize=False)
 GRAY = Geometry(channels=1, size=(6, 5), channels_first=True, resize=False)
@@ -270,6 +270,23 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, images: np.ndarray, 
     np.savez(tmp_path / "d.npz", images=images)
     with pytest.raises(DataError, match=re.escape(message)):
         read_images(tmp_path / "d.npz", None, RGB)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_data_damaged_anywhere_is_read_or_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"d.{suffix}"
+    if suffix == "npz":
+        np.savez_compressed(path, images=pixels())
+    else:
+        np.save(path, pixels())
+    whole, generator, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for position in generator.integers(0, min(len(whole), 400), 200):
+        path.write_bytes(whole[:position] + generator.bytes(1) + whole[position + 1 :])
+        try:
+            read_images(path, None, RGB)
+        except GuardError:
+            refused += 1
+    assert refused > 20
 
 
 def test_axes_that_read_both_ways_are_told_apart_by_the_models_size(tmp_path: Path) -> None:

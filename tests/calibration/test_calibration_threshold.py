@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from calibration.errors import CalibrationError, NoBoundaryError, TooFewImagesError
-from calibration.threshold import conformal_boundary, conformal_rank, minimum_images, normal_boundary
+from calibration.threshold import (
+    SCORE_MARGIN,
+    conformal_boundary,
+    conformal_rank,
+    minimum_images,
+    normal_boundary,
+)
 from guard.errors import GuardError
 
 RATES = st.floats(0.002, 0.4)
@@ -101,8 +107,9 @@ def test_the_boundary_is_the_ranked_score_in_whatever_order_scores_come(
     record = conformal_boundary(scores, alpha, delta)
     assert record == conformal_boundary(scores[::-1].copy(), alpha, delta)
     assert record.rank is not None
-    assert record.boundary_bits == np.sort(scores)[record.rank - 1]
-    assert int((scores < record.boundary_bits).sum()) == record.rank - 1
+    tie = np.sort(scores)[record.rank - 1]
+    assert record.boundary_bits == tie * (1 - SCORE_MARGIN)
+    assert int((scores < record.boundary_bits).sum()) <= record.rank - 1
     assert record.certified_frr is not None
     assert record.expected_frr < record.certified_frr <= alpha
     assert record.confidence == pytest.approx(1 - delta)
@@ -164,6 +171,12 @@ def test_ties_only_lower_the_true_rate() -> None:
     chosen = np.partition(scores, rank - 1, axis=1)[:, rank - 1]
     assert (below[chosen] > alpha).mean() <= delta
     assert below[chosen].mean() < rank / (n + 1)
+
+
+def test_a_tie_at_the_boundary_that_is_served_a_little_lower_is_not_rejected() -> None:
+    scores = np.concatenate([np.full(500, 0.02), np.linspace(0.5, 2.5, 500)])
+    boundary = conformal_boundary(scores, 0.01, 0.05).boundary_bits
+    assert int((scores - 1e-6 < boundary).sum()) == 0
 
 
 def test_too_few_scores_are_refused_with_the_number_needed() -> None:

@@ -74,9 +74,17 @@ def test_nothing_but_the_artifact_is_left_beside_it(tmp_path: Path) -> None:
     assert files == ["manifest.json", "model.onnx", "overlays.npy", "profile.json", "report/report.json"]
 
 
-def test_an_artifact_may_be_read_by_other_users(tmp_path: Path) -> None:
-    """The staging directory is private; a server under another user id must be able to enter."""
-    assert write_tiny_artifact(tmp_path).stat().st_mode & 0o777 == 0o755
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_an_artifact_may_be_read_by_its_group_and_nobody_else(tmp_path: Path, umask: int) -> None:
+    """Overlays are secret; a server under another user id reads them through the group."""
+    before = os.umask(umask)
+    try:
+        directory = write_with(tmp_path / "tiny", {"report/report.json": b"{}"})
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
+    assert modes == {0o640}
+    assert {path.stat().st_mode & 0o777 for path in (directory, directory / "report")} == {0o750}
 
 
 @pytest.mark.parametrize("written_files", [0, 2, 3])
