@@ -203,3 +203,10 @@ class Profile(_Record):
         if any(a > b for a, b in pairwise(scores)):
             raise ValueError("calibration.clean_entropies_bits must be ascending")
         return self
+
+    @model_validator(mode="after")
+    def _boundary_fits_the_scores(self) -> Profile:
+        n, rank = self.boundary.n_scores, self.boundary.rank
+        if n != len(self.calibration.clean_entropies_bits) or (rank or 1) > n:
+            raise ValueError("boundary.rank and n_scores must fit calibration.clean_entropies_bits")
+        return self

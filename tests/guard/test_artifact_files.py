@@ -185,6 +185,8 @@ def put(value: object, *path: str) -> Callable[[Json], None]:
         (put([], "calibration", "clean_entropies_bits"), r"clean_entropies_bits: .*at least 1 item"),
         (put([float("nan")], "calibration", "clean_entropies_bits"), r"bits\.0: .*finite number"),
         (put([2.0, 1.0], "calibration", "clean_entropies_bits"), r"clean_entropies_bits must be ascending"),
+        (put([1.0, 2.0], "calibration", "clean_entropies_bits"), r"rank and n_scores must fit"),
+        (put(5, "boundary", "rank"), r"rank and n_scores must fit"),
         (put("xyz", "model_sha256"), r"model_sha256: String should match pattern"),
         (put("often", "boundary", "frr"), r"boundary\.frr: Input should be a valid number.*got 'often'"),
     ],
