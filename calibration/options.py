@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,11 +108,29 @@ def _check_out(out: Path, name: str) -> None:
         )
     if out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is a file; expected a directory, REPOSITORY/MODEL")
+    _check_no_repository(out)
+    _check_writable(out)
     _require(
         _NAME.fullmatch(name) is not None,
         f"model name {name!r}",
         "letters, digits, '_', '-' and '.' (see --name)",
     )
+
+
+def _check_no_repository(out: Path) -> None:
+    models = [version.parent.name for version in out.glob("*/*/") if _VERSION.fullmatch(version.name)]
+    if models:
+        raise OptionError(
+            f"--out {out} is a model repository (it holds {sorted(models)[0]!r}); expected REPOSITORY/MODEL, "
+            f"such as {out / 'my_model'}"
+        )
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OptionError(f"--out {out} cannot be written: no permission in {there}; choose another")
 
 
 def _check_transform(wish: Transform) -> None:

@@ -16,6 +16,8 @@ import onnx
 import pytest
 
 from calibration.cli import CALIBRATE
+from calibration.errors import OptionError
+from calibration.options import CalibrateOptions
 from guard.artifact import read_artifact
 from guard.cli import main
 from tests.calibration.calibration_subjects import pixels, write_subject
@@ -206,3 +208,21 @@ def test_the_examples_in_the_docs_are_true(name: str) -> None:
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_a_repository_given_in_place_of_a_model_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "repository" / "mnist" / "1").mkdir(parents=True)
+    with pytest.raises(
+        OptionError, match=r"is a model repository \(it holds 'mnist'\); expected REPOSITORY/MODEL"
+    ):
+        CalibrateOptions(model=tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "repository")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OptionError, match=rf"cannot be written: no permission in {tmp_path}; choose another"):
+        CalibrateOptions(
+            model=tmp_path / "m.onnx", data=tmp_path / "d.npz", out=tmp_path / "repository" / "m"
+        )

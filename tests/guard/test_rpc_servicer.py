@@ -34,9 +34,9 @@ SERVED = {
 REFUSED = {
     "ModelStreamInfer": "streams are not guarded yet, so they are refused",
     "ModelStatistics": "Prometheus metrics",
-    "RepositoryIndex": "admin service",
-    "RepositoryModelLoad": "admin service",
-    "RepositoryModelUnload": "admin service",
+    "RepositoryIndex": "by the operator when the guard starts",
+    "RepositoryModelLoad": "by the operator when the guard starts",
+    "RepositoryModelUnload": "by the operator when the guard starts",
     "SystemSharedMemoryStatus": "go around the guard",
     "SystemSharedMemoryRegister": "go around the guard",
     "SystemSharedMemoryUnregister": "go around the guard",
