@@ -39,6 +39,7 @@ def test_the_demo_model_is_partly_folded_and_an_identity_mends_it() -> None:
     assert gap(module, fold_batch_norm(grown), batch) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg_batch_norm", "mobilenet_v3", "shufflenet"])
 def test_a_folded_network_answers_the_same_with_batch_norm_and_folded_again(name: str) -> None:
     module, batch = folded(name), images(name, 40)

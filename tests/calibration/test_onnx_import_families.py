@@ -60,6 +60,7 @@ def test_a_family_is_imported_learns_and_goes_back(name: str, exporter: str) -> 
     check(name, exporter, round_trip=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["preactivation_wide_resnet", "swin"])
 def test_an_imported_network_trains_in_channels_last_and_half_precision(name: str) -> None:
     module = import_onnx(folded_proto(name), f"{name}.onnx").to(memory_format=torch.channels_last).train()

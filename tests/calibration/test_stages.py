@@ -38,6 +38,7 @@ def test_the_stages_of_a_wide_resnet_are_what_its_groups_give() -> None:
     assert all(torch.allclose(got, want, atol=1e-4) for got, want in zip(maps, given, strict=True))
 
 
+@pytest.mark.slow
 # The last map of each resolution, by the architectures' papers: with the stem where it has a resolution
 # of its own, and for the vision transformer the grid of patches.
 @pytest.mark.parametrize(
