@@ -30,7 +30,7 @@ _QUIETLY.log_severity_level = 4
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _PARITY_TOLERANCE = 1e-3
 _ROUGH_PARITY_TOLERANCE = 1e-2
-"""For float16 models, and for CUDA, which multiplies float32 in TF32: both keep 11 bits."""
+"""For float16 models, which keep 11 bits, and for CUDA, whose kernels differ with the batch."""
 
 ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     ort_state.EPFail,
@@ -49,8 +49,8 @@ _LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
 class OnnxClassifier:
     """Runs a model and its check; safe to call from one thread at a time.
 
-    Build one with :meth:`open`. Rows of one call never affect each other; :meth:`warm_up`
-    proves it before the model is served.
+    Build one with :meth:`open`. Rows of one call must not affect each other: :meth:`warm_up`
+    tries it on random images, which finds what exporters do by mistake, not a model built to cheat.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class OnnxClassifier:
         return self._run_all(images, image_index, overlay_index)
 
     def warm_up(self, largest: int) -> None:
-        """Run batches of 1, 5 and ``largest`` pairs, and prove that rows do not affect each other.
+        """Run batches of 1, 5 and ``largest`` pairs, and see that rows do not affect each other.
 
         Args:
             largest: Most pairs a call will have.
