@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from calibration.command import run_or_explain
 from guard.detection.superimpose import BLEND_RULES
-from guard.errors import GuardError
 
 __all__ = ["CALIBRATE", "Calibrate"]
 
-EXIT_ERROR: Final = 2
 
 _NEEDED: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -54,20 +52,7 @@ class Calibrate:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Calibrate and print what was found; return the exit code."""
-        try:
-            return _run(arguments)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in _NEEDED:
-                raise
-            extra = _NEEDED[package]
-            print(
-                f"guard calibrate needs the extra '{extra}': pip install 'inference-guard[{extra}]'",
-                file=sys.stderr,
-            )
-        except GuardError as error:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return run_or_explain(self.name, _NEEDED, lambda: _run(arguments))
 
 
 CALIBRATE: Final = Calibrate()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from guard.errors import GuardError
+from calibration.command import run_or_explain
 
 __all__ = ["INSPECT", "Inspect"]
 
-EXIT_ERROR: Final = 2
 
 _NEEDED: Final[Mapping[str, str]] = MappingProxyType(
     {"torch": "repair", "safetensors": "repair", "onnxscript": "repair", "onnxruntime": "cpu"}
@@ -48,20 +46,7 @@ class Inspect:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Look and print; return the exit code."""
-        try:
-            return _run(arguments)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in _NEEDED:
-                raise
-            extra = _NEEDED[package]
-            print(
-                f"guard inspect needs the extra '{extra}': pip install 'inference-guard[{extra}]'",
-                file=sys.stderr,
-            )
-        except GuardError as error:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return run_or_explain(self.name, _NEEDED, lambda: _run(arguments))
 
 
 INSPECT: Final = Inspect()

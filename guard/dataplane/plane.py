@@ -31,7 +31,7 @@ from guard.messages import InferRequest, InferResponse, ModelDescription, Server
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
 from guard.runtime.loader import LoadedModel
 from guard.runtime.rounds import Row
-from guard.runtime.scheduler import Submission
+from guard.runtime.submission import Submission
 
 __all__ = ["DataPlane"]
 

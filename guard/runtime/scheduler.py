@@ -31,9 +31,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -41,11 +40,10 @@ from jaxtyping import Bool
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import Strip
 from guard.errors import CheckFailedError, ShuttingDownError
-from guard.runtime.rounds import Batch, CheckTask, Line, Row
+from guard.runtime.rounds import Batch, CheckTask, Line
+from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
 
-Value = TypeVar("Value")
-
-__all__ = ["CheckedClassifier", "Scheduler", "Submission"]
+__all__ = ["CheckedClassifier", "Scheduler"]
 
 _LAST_CALL_S: Final = 1.0  # for a device call that runs when all else has been given up
 
@@ -61,24 +59,6 @@ class CheckedClassifier(Protocol):
     ) -> tuple[Logits, EntropyBits]:
         """Return output and entropy of each pair, as ``OnnxClassifier.check`` does."""
         ...
-
-
-@dataclass(eq=False)
-class Submission:
-    """The futures of one submission, to be awaited on the loop that submitted it.
-
-    Attributes:
-        prediction: Resolves to the model's output, float32 (n, k), once every row has it.
-        rows: Resolves to the rows' states once every check is finished or given up.
-        started: When the first batch with a row of it began, seconds of the monotonic clock;
-            None while it waits.
-    """
-
-    task: CheckTask
-    prediction: asyncio.Future[np.ndarray]
-    rows: asyncio.Future[list[Row]]
-    submitted: float = field(default_factory=time.monotonic)
-    started: float | None = None
 
 
 class Scheduler:
@@ -150,7 +130,7 @@ class Scheduler:
             self._submissions[task] = submission
             self._changed.notify()
         for old in evicted:
-            _resolve(old.rows, old.task.rows)
+            resolve(old.rows, old.task.rows)
         return submission
 
     def discard(self, submission: Submission) -> None:
@@ -234,7 +214,7 @@ class Scheduler:
             if not task.answered:
                 task.error = error
             with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
-                submission.rows.get_loop().call_soon_threadsafe(_deliver_unfinished, submission)
+                submission.rows.get_loop().call_soon_threadsafe(deliver_unfinished, submission)
 
     def _wait_for_batch(self) -> Batch | None:
         with self._changed:
@@ -296,7 +276,7 @@ class Scheduler:
         if done:
             loop = done[0][1].rows.get_loop()
             with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
-                loop.call_soon_threadsafe(_deliver, [submission for _, submission in done])
+                loop.call_soon_threadsafe(deliver, [submission for _, submission in done])
 
 
 def _check_sizes(pairs: int, logits: np.ndarray, entropies: np.ndarray) -> None:
@@ -305,32 +285,3 @@ def _check_sizes(pairs: int, logits: np.ndarray, entropies: np.ndarray) -> None:
             f"expected a row of output and an entropy for each of {pairs} pairs, got the shapes "
             f"{logits.shape} and {entropies.shape}"
         )
-
-
-def _deliver(submissions: list[Submission]) -> None:
-    for submission in submissions:
-        task = submission.task
-        # First the prediction: an answer that was there before its check failed is still an answer.
-        if task.logits is not None and all(row.predicted for row in task.rows):
-            _resolve(submission.prediction, task.logits)
-        if task.error is not None:
-            _refuse(submission.prediction, task.error)
-            _refuse(submission.rows, task.error)
-        elif all(row.done for row in task.rows):
-            _resolve(submission.rows, task.rows)
-
-
-def _deliver_unfinished(submission: Submission) -> None:
-    _deliver([submission])
-    _resolve(submission.rows, submission.task.rows)
-
-
-def _resolve(future: asyncio.Future[Value], value: Value) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _refuse(future: asyncio.Future[np.ndarray] | asyncio.Future[list[Row]], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # seen: whoever awaits it still gets it, nobody is warned if none does

@@ -27,7 +27,8 @@ from guard.detection.plan import CheckPlan
 from guard.detection.strip import Decision, Evidence, Strip
 from guard.errors import CheckFailedError, QueueFullError, ShuttingDownError
 from guard.runtime.rounds import Line, Row
-from guard.runtime.scheduler import Scheduler, Submission
+from guard.runtime.scheduler import Scheduler
+from guard.runtime.submission import Submission
 
 ROUNDS = (2, 2)
 TABLE = random_table(2000, sum(ROUNDS), seed=5)
