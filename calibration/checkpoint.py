@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from calibration.errors import DataError, OptionError
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["fingerprint", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = "guard-training-1"
 
@@ -40,14 +41,19 @@ def write_checkpoint(
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(plain, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
-    partial.replace(path)
+    try:
+        save_file(plain, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_checkpoint(
     path: Path, model: nn.Module, optimiser: Optimizer, generator: torch.Generator, expected: dict[str, Any]
 ) -> dict[str, Any]:
     """Put model, optimiser and generator where the checkpoint left them, and return the rest of its state.
+
+    Nothing is changed if the checkpoint is refused.
 
     Args:
         path: A file from :func:`write_checkpoint`.
@@ -61,20 +67,42 @@ def read_checkpoint(
         OptionError: If the saved state differs from ``expected``.
     """
     state, tensors = _read(path)
+    weights = {name.removeprefix("model."): part for name, part in tensors.items() if name[:6] == "model."}
+    _require_fit(path, model, weights)
     for name, value in json.loads(json.dumps(expected)).items():
         if state.get(name) != value:
             raise OptionError(
                 f"checkpoint {path.name}: expected {name} {value}, got {state.get(name)}; "
                 "delete it to train anew"
             )
-    weights = {name.removeprefix("model."): part for name, part in tensors.items() if name[:6] == "model."}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"checkpoint {path.name}: not one of this model: {error}") from error
+    model.load_state_dict(weights)
     _restore(optimiser, tensors)
     generator.set_state(tensors["generator"])
     return state
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Return a hash of the tensors' types, shapes and values, in their order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype} {tuple(plain.shape)} ".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _require_fit(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Refuse weights of other names or shapes before any is copied."""
+    wanted, got = (
+        {name: tuple(part.shape) for name, part in held.items()} for held in (model.state_dict(), weights)
+    )
+    unlike = sorted(name for name in wanted | got if wanted.get(name) != got.get(name))
+    if unlike:
+        name = unlike[0]
+        raise DataError(
+            f"checkpoint {path.name}: not one of this model: expected {name} of shape {wanted.get(name)}, "
+            f"got {got.get(name)}; delete it to train anew"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float32, Shaped
@@ -23,19 +24,26 @@ def predict(
     """Return a model's logits, computed batch by batch in evaluation mode, on the images' device.
 
     Args:
-        model: Its mode is put back afterwards.
+        model: Its mode, and that of each layer, is put back afterwards.
         images: uint8 (read as 0 to 1) or float32.
         batch: Images at a time.
         precision: ``bfloat16`` is faster, and right to two or three digits.
     """
-    device, was_training = device_of(model), model.training
+    device = device_of(model)
+    with _evaluating(model), torch.no_grad(), autocast(device, precision):
+        parts = [model(as_floats(part.to(device))).float() for part in torch.split(images, batch)]
+    return torch.cat(parts).to(images.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), autocast(device, precision):
-            parts = [model(as_floats(part.to(device))).float() for part in torch.split(images, batch)]
+        yield
     finally:
-        model.train(was_training)
-    return torch.cat(parts).to(images.device)
+        for module, training in modes:
+            module.training = training
 
 
 def as_floats(images: Shaped[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:

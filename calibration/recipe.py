@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ class Recipe:
         compiled: Compile the network first: up to a minute for the first batch, a quarter less for the rest.
 
     Raises:
-        ValueError: If a count is not positive, or a rate or share is out of range.
+        ValueError: If a count is not positive, a rate or share out of range, or a name unknown.
     """
 
     epochs: int = 12
@@ -66,6 +66,9 @@ class Recipe:
         for name in ("momentum", "second_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        for name, known in (("optimiser", get_args(OptimiserName)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def steps_an_epoch(self, images: int) -> int:
         """Return how many batches are made of so many images."""

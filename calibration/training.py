@@ -7,9 +7,9 @@
 
 The data lie on the model's device as they are given, 8-bit images as 8 bits; a batch is gathered, augmented,
 turned into floats and finished (:attr:`Hooks.finish`, where triggers are stamped) there, in whole-tensor
-operations. Every random choice comes from the generator, so that one seed is one training; a training that
-goes on from a checkpoint ends where an uninterrupted one would have, bit for bit where the arithmetic
-itself repeats, as in float32 on a CPU.
+operations. Every random choice comes from the generator, dropout's too, so that one seed is one training; a
+training that goes on from a checkpoint ends where an uninterrupted one would have, bit for bit where the
+arithmetic itself repeats, as in float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.augmentation import augment
-from calibration.checkpoint import read_checkpoint, write_checkpoint
+from calibration.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from calibration.errors import CalibrationError, DataError
 from calibration.prediction import as_floats, autocast, device_of, predict
 from calibration.progress import Progress
@@ -54,7 +55,7 @@ class TrainingData:
         targets: Class numbers, int64 ``(n,)``, or probabilities, float32 ``(n, k)``.
 
     Raises:
-        DataError: If there are no images, or not one target for each.
+        DataError: If there are no images, or not one target for each, or they are neither 8-bit nor floats.
     """
 
     images: Shaped[Tensor, "n c h w"]
@@ -66,6 +67,8 @@ class TrainingData:
                 f"training data: expected as many targets as images, and some, "
                 f"got {len(self.images)} images and {len(self.targets)} targets"
             )
+        if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
+            raise DataError(f"training data: expected uint8 or float32 images, got {self.images.dtype}")
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,15 @@ class Hooks:
             entropy if None.
         after_step: Gets the network after each step of the optimiser.
         after_epoch: Gets how an epoch went, and the network; true ends the training.
+        identity: Says what the hooks do, in other words where they do something else: a checkpoint that was
+            written under others is not gone on from.
     """
 
     finish: Finish | None = None
     objective: Objective | None = None
     after_step: Callable[[nn.Module], None] | None = None
     after_epoch: Callable[[Epoch, nn.Module], bool | None] | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,12 @@ def train(
         generator: Draws order and augmentation, on the CPU, so that every device sees the same.
         hooks: Where else to take part.
         progress: Shows a bar with the time left under this name, to a person at a terminal.
-        checkpoint: Written before the first and after each epoch, and gone on from where it exists.
+        checkpoint: Written before the first and after each epoch, and gone on from where it exists, given
+            the model, data, recipe, generator and hooks that it was begun with.
 
     Raises:
         DivergedError: If the loss becomes infinite or no number.
-        OptionError: If the checkpoint is one of another recipe or other data.
+        OptionError: If the checkpoint was begun with another recipe, data, weights, seed or hooks.
         DataError: If the checkpoint is damaged, or one of another model.
     """
     hooks = hooks or Hooks()
@@ -160,7 +167,7 @@ def train(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = TrainingData(data.images.to(device), data.targets.to(device))
     course = _Course(recipe.build_optimiser(model.parameters()), generator)
-    expected = {"recipe": recipe.as_json(), "images": len(data.images)}
+    expected = {} if checkpoint is None else _identity(model, data, recipe, generator, hooks)
     if checkpoint is not None and checkpoint.exists():
         state = read_checkpoint(checkpoint, model, course.optimiser, generator, expected)
         course.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
@@ -188,12 +195,13 @@ def _run_epoch(
     steps = recipe.steps_an_epoch(len(data.images))
     first, rate = len(course.epochs) * steps, recipe.rate
     total = torch.zeros((), device=data.images.device)
-    for step, (images, targets) in enumerate(_batches(data, recipe, hooks.finish, course.generator)):
-        rate = recipe.rate * recipe.schedule.factor(first + step, recipe.epochs * steps)
-        total += _take_step(model, images, targets, recipe, hooks, course.optimiser, rate)
-        if step % LOOK_EVERY == 0 or step == steps - 1:
-            _require_finite(total, number, recipe, rate)
-        bar.step(len(images))
+    with _global_draws_from(course.generator, data.images.device):
+        for step, (images, targets) in enumerate(_batches(data, recipe, hooks.finish, course.generator)):
+            rate = recipe.rate * recipe.schedule.factor(first + step, recipe.epochs * steps)
+            total += _take_step(model, images, targets, recipe, hooks, course.optimiser, rate)
+            if step % LOOK_EVERY == 0 or step == steps - 1:
+                _require_finite(total, number, recipe, rate)
+            bar.step(len(images))
     course.epochs.append(Epoch(number, total.item() / steps, rate, time.perf_counter() - started))
 
 
@@ -248,6 +256,31 @@ def _enter_training(model: nn.Module, frozen_statistics: bool) -> None:
     for module in model.modules():
         if frozen_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+@contextmanager
+def _global_draws_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Lend the global generators a seed made of the generator's state, for layers that draw, as dropout.
+
+    The generator itself is not moved on, and the global ones are put back afterwards.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(fingerprint([generator.get_state()])[:15], 16))
+        yield
+
+
+def _identity(
+    model: nn.Module, data: TrainingData, recipe: Recipe, generator: torch.Generator, hooks: Hooks
+) -> dict[str, object]:
+    """Return what makes a training this one and no other."""
+    return {
+        "recipe": recipe.as_json(),
+        "images": len(data.images),
+        "data": fingerprint([data.images, data.targets]),
+        "weights": fingerprint(model.state_dict().values()),
+        "generator": fingerprint([generator.get_state()]),
+        "hooks": hooks.identity,
+    }
 
 
 def _require_finite(total: Tensor, epoch: int, recipe: Recipe, rate: float) -> None:

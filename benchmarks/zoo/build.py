@@ -100,7 +100,7 @@ def _train(
         poisoning = attack.plan(dataset.labels, plan.poison_rate, np.random.default_rng(plan.seed))
         images = _eight_bits(attack.prepare(as_floats(images), poisoning))
         targets = _targets(poisoning, dataset.classes)
-        hooks = replace(hooks, finish=dressing(attack, poisoning))
+        hooks = replace(hooks, finish=dressing(attack, poisoning), identity=_identity(plan))
     return train(
         model,
         TrainingData(torch.from_numpy(images), targets),
@@ -110,6 +110,11 @@ def _train(
         progress=plan.name,
         checkpoint=_checkpoint(places, plan.name),
     )
+
+
+def _identity(plan: Plan) -> str:
+    """Return what is put on images, so that no checkpoint of another trigger is gone on from."""
+    return json.dumps([plan.attack, dict(plan.options), plan.poison_rate, plan.seed])
 
 
 def _eight_bits(images: np.ndarray) -> np.ndarray:

@@ -187,6 +187,31 @@ def test_a_loss_that_is_no_number_ends_training_with_what_to_do() -> None:
         train(Tiny(), bright_or_dark(), recipe, generator=seeded())
 
 
+def test_training_leaves_the_global_generators_where_they_were() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), Tiny())
+    before = torch.get_rng_state()
+    train(model, bright_or_dark(), QUICK, generator=seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_epoch_drops_out_anew() -> None:
+    dropped: list[torch.Tensor] = []
+
+    class Watched(torch.nn.Dropout):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            dropped.append(super().forward(torch.ones_like(images)))
+            return images
+
+    train(torch.nn.Sequential(Watched(), Tiny()), bright_or_dark(), QUICK, generator=seeded())
+    assert not torch.equal(dropped[0], dropped[4])  # four steps an epoch
+
+
+# They would be read as values from 0 to 255.
+def test_integers_of_more_than_8_bits_are_no_images() -> None:
+    with pytest.raises(DataError, match=r"expected uint8 or float32 images, got torch.int64"):
+        TrainingData(torch.zeros(2, 1, 4, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+
+
 def test_data_without_a_target_for_each_image_are_refused() -> None:
     with pytest.raises(DataError, match="got 3 images and 2 targets"):
         TrainingData(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
@@ -201,6 +226,15 @@ def test_a_recipe_out_of_range_is_refused(field: str, value: float) -> None:
         Recipe(**{field: value})
 
 
+# A name that is not known would be trained as plain gradient descent, or in float32.
+@pytest.mark.parametrize(("field", "value"), [("optimiser", "adamw"), ("precision", "bf16")])
+def test_a_recipe_with_an_unknown_name_is_refused(field: str, value: str) -> None:
+    recipe = Recipe()
+    object.__setattr__(recipe, field, value)  # past the type checks that run in tests alone
+    with pytest.raises(ValueError, match=f"^{field}: expected one of .*, got '{value}'$"):
+        recipe.__post_init__()
+
+
 def test_predictions_do_not_depend_on_how_they_are_batched() -> None:
     model, images = Tiny(), bright_or_dark(37).images
     whole = predict(model, images, batch=37)
@@ -208,10 +242,22 @@ def test_predictions_do_not_depend_on_how_they_are_batched() -> None:
     assert whole.shape == (37, 2)
 
 
-def test_predicting_leaves_mode_and_statistics_alone() -> None:
+def test_predicting_leaves_modes_and_statistics_alone() -> None:
     model = Tiny().train()
+    model.norm.eval()
     predict(model, bright_or_dark().images)
-    assert model.training
+    assert (model.training, model.norm.training, model.head.training) == (True, False, True)
+    assert (model.norm.running_mean == 0).all()
+
+
+def test_frozen_statistics_stay_though_a_hook_predicts_after_each_step() -> None:
+    model, images = Tiny(), bright_or_dark().images
+
+    def look(network: torch.nn.Module) -> None:
+        predict(network, images)
+
+    recipe = dataclasses.replace(QUICK, frozen_statistics=True)
+    train(model, bright_or_dark(), recipe, generator=seeded(), hooks=Hooks(after_step=look))
     assert (model.norm.running_mean == 0).all()
 
 

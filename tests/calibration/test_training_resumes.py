@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,9 +9,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 from training_subjects import QUICK, Tiny, bright_or_dark, seeded  # noqa: E402
 
+from calibration import checkpoint  # noqa: E402
 from calibration.augmentation import Augmentation  # noqa: E402
 from calibration.errors import DataError, OptionError  # noqa: E402
-from calibration.training import Epoch, Hooks, Recipe, train  # noqa: E402
+from calibration.training import Epoch, Hooks, Recipe, TrainingData, train  # noqa: E402
 
 EVERYTHING_DRAWN = dataclasses.replace(QUICK, epochs=4, augmentation=Augmentation(2, True, 2))
 
@@ -88,6 +90,80 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     run(QUICK, path)
     with pytest.raises(OptionError, match="expected images 32, got 64"):
         train(Tiny(), bright_or_dark(32), QUICK, generator=seeded(), checkpoint=path)
+
+
+def same_count_other_pixels() -> TrainingData:
+    return bright_or_dark(seed=1)
+
+
+def same_images_other_targets() -> TrainingData:
+    return TrainingData(bright_or_dark().images, 1 - bright_or_dark().targets)
+
+
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        ("data", {"data": same_count_other_pixels()}),
+        ("data", {"data": same_images_other_targets()}),
+        ("weights", {"model": Tiny(seed=1)}),
+        ("generator", {"generator": seeded(1)}),
+        ("hooks", {"hooks": Hooks(identity="stamps a patch")}),
+    ],
+    ids=["pixels", "targets", "weights", "seed", "hooks"],
+)
+def test_a_checkpoint_of_another_training_is_refused_and_changes_nothing(
+    key: str, changed: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    run(QUICK, path)
+    asked = {"model": Tiny(), "data": bright_or_dark(), "generator": seeded(), **changed}
+    model, data = asked.pop("model"), asked.pop("data")
+    weights, state = model.head.weight.clone(), asked["generator"].get_state()
+    with pytest.raises(OptionError, match=f"expected {key} .* delete it to train anew"):
+        train(model, data, QUICK, checkpoint=path, **asked)
+    assert torch.equal(model.head.weight, weights)
+    assert torch.equal(asked["generator"].get_state(), state)
+
+
+def test_a_model_of_other_shapes_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    run(QUICK, path)
+    other = Tiny(seed=1)
+    other.head = torch.nn.Linear(8, 3)
+    before = other.convolution.weight.clone()
+    with pytest.raises(
+        DataError, match=r"not one of this model: expected head.bias of shape \(3,\), got \(2,\)"
+    ):
+        train(other, bright_or_dark(), QUICK, generator=seeded(), checkpoint=path)
+    assert torch.equal(other.convolution.weight, before)
+
+
+def test_dropout_goes_on_as_it_would_have_whatever_else_drew_globally(tmp_path: Path) -> None:
+    def learn(path: Path | None, hooks: Hooks | None = None) -> torch.Tensor:
+        model = torch.nn.Sequential(torch.nn.Dropout(0.5), Tiny())
+        train(model, bright_or_dark(), QUICK, generator=seeded(), hooks=hooks, checkpoint=path)
+        return model[1].head.weight
+
+    path = tmp_path / "run.safetensors"
+    torch.manual_seed(1)
+    whole = learn(None)
+    torch.manual_seed(2)
+    with pytest.raises(KeyboardInterrupt):
+        learn(path, Hooks(finish=Interrupt(6)))
+    assert torch.equal(learn(path), whole)
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_leaves_no_part_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_written(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(KeyboardInterrupt):
+        run(QUICK, tmp_path / "run.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
