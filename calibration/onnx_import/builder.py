@@ -69,7 +69,9 @@ class GraphBuilder:
 
     def placeholder(self, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> fx.Node:
         """Add an input, of one shape for each sample batch."""
-        node = self._graph.placeholder(naming.clean(name).replace(".", "_") or "images")
+        wish = naming.clean(name).replace(".", "_")
+        node = self._graph.placeholder("images" if wish in {"", "self"} else wish)
+        node.target = node.name  # which torch has made fit for an argument: "0" and "class" are none
         with self._fake:
             first, second = (torch.empty(tuple(shape), dtype=dtype) for shape in shapes)
         self._samples[node] = (first, second)

@@ -103,7 +103,7 @@ class _Import:
         for value in free:
             self._add_input(value, sides)
         self._convert(self.graph)
-        outputs = [self.values[output.name] for output in self.graph.output]
+        outputs = [self._value(output.name) for output in self.graph.output]
         return self.builder.finish(outputs[0] if len(outputs) == 1 else tuple(outputs))
 
     def _add_input(self, value: onnx.ValueInfoProto, sides: tuple[int, int]) -> None:
@@ -131,10 +131,15 @@ class _Import:
                 outputs = self._branch(node) if node.op_type == "If" else self._node(node)
             self.values.update(zip(node.output, outputs, strict=False))
 
+    def _value(self, name: str) -> Any:
+        if name not in self.values:
+            raise ValueError(f"{name!r} is read before any node gives it; export the model again")
+        return self.values[name]
+
     def _node(self, node: onnx.NodeProto) -> tuple[Any, ...]:
         op = Op(
             node=node,
-            inputs=tuple(self.values[name] if name else None for name in node.input),
+            inputs=tuple(self._value(name) if name else None for name in node.input),
             opset=self.opset,
             where=self.where,
             used=tuple(bool(name) and self.uses[name] > 0 for name in node.output),

@@ -89,6 +89,13 @@ def test_names_that_mean_something_to_python_or_torch_are_given_out_with_a_chang
     assert difference(model, module, IMAGES) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["0", "class", "self", "torch", "operator", "Bild²", "вход", "in/put:0"])
+def test_an_input_may_have_any_name(name: str) -> None:
+    model = graph(node("Add", name, "shift", to="logits"), constants={"shift": weights(3, 1, 1)})
+    model.graph.input[0].name = name
+    assert difference(model, import_onnx(model, "m.onnx"), IMAGES) < 1e-4
+
+
 def test_scopes_of_the_dynamo_exporter_name_layers_whose_weights_have_no_name() -> None:
     conv = node("Conv", "images", "val_3", name="node_conv2d")
     conv.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'a', 'a.conv', 'conv2d']")
@@ -359,6 +366,12 @@ def test_an_old_opset_is_refused_with_the_way_out() -> None:
 def test_a_graph_that_contradicts_itself_is_refused_by_node() -> None:
     model = graph(node("Conv", "images", "w", name="thin"), constants={"w": weights(4, 2, 3, 3)})
     with pytest.raises(UnfitModelError, match=re.escape("m.onnx cannot be imported: Conv (node 'thin')")):
+        import_onnx(model, "m.onnx")
+
+
+def test_a_value_that_no_node_gives_is_named() -> None:
+    model = graph(node("Relu", "lost", to="logits"), constants={})
+    with pytest.raises(UnfitModelError, match="'lost' is read before any node gives it"):
         import_onnx(model, "m.onnx")
 
 
