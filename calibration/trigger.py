@@ -18,7 +18,6 @@ as the saved one does, and says so if it is asked for more.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -26,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from calibration.annotated import require_fitting
 from calibration.attacks.base import Attack
 from calibration.attacks.table import ATTACKS
 from calibration.errors import DataError
+from guard.artifact.reader import NPY_ERRORS
 from guard.errors import UnsafeArrayError
 
 __all__ = ["ARRAYS", "PARAMETERS", "load_trigger", "save_trigger"]
@@ -38,8 +39,14 @@ FORMAT = 1
 
 Arrays = dict[str, np.ndarray]
 
-_READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile)
-"""What numpy raises over a file that holds no arrays, or a single one."""
+LARGEST_BYTES = 2**30
+"""What a trigger's arrays may come to, unpacked: a small file of zeros can hold more than any memory."""
+
+_READ_ERRORS = (*NPY_ERRORS, RuntimeError)
+"""What numpy and zipfile raise over a file that holds no arrays, or damaged or encrypted ones."""
+
+_MAKE_ERRORS = (KeyError, TypeError, ValueError, ArithmeticError, RecursionError)
+"""What comes of a record that is none, beside what an attack itself refuses."""
 
 
 def save_trigger(attack: Attack, folder: Path) -> None:
@@ -65,18 +72,19 @@ def load_trigger(folder: Path) -> Attack:
     """Return the attack that was written into a folder.
 
     Raises:
-        DataError: If a file is missing or malformed, or names an attack that is not in the table.
+        DataError: If a file is missing, malformed or too large, names an attack that is not in the table,
+            or holds what that attack does not: another type or shape, or something infinite.
         UnsafeArrayError: If an array holds pickled objects.
     """
     try:
         record = json.loads((folder / PARAMETERS).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / PARAMETERS}: expected a trigger's parameters; {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{folder / PARAMETERS}: expected format {FORMAT}; save the trigger again")
     try:
         return _decode_attack(record, _read_arrays(folder / ARRAYS))
-    except (KeyError, TypeError, ValueError) as error:
+    except _MAKE_ERRORS as error:
         raise DataError(f"{folder / PARAMETERS}: not a trigger that can be loaded; {error}") from error
 
 
@@ -92,6 +100,8 @@ def _encode_attack(attack: Attack, path: str, arrays: Arrays) -> dict[str, Any]:
 
 
 def _encode(value: object, path: str, arrays: Arrays) -> object:
+    if isinstance(value, np.generic):
+        return _encode(value.item(), path, arrays)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         arrays[path] = value
         return {"array": path}
@@ -110,9 +120,12 @@ def _decode_attack(record: Mapping[str, Any], arrays: Arrays) -> Attack:
     name, parameters = record["attack"], record["parameters"]
     if name not in ATTACKS:
         raise ValueError(f"attack {name!r} is not in the table; there are {', '.join(ATTACKS)}")
-    attack: Attack = ATTACKS[name].load()(
-        **{key: _decode(value, arrays) for key, value in parameters.items()}
-    )
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters: expected an object, got {type(parameters).__name__}")
+    values = {key: _decode(value, arrays) for key, value in parameters.items()}
+    kind = ATTACKS[name].load()
+    require_fitting(kind, values)
+    attack: Attack = kind(**values)
     return attack
 
 
@@ -123,8 +136,10 @@ def _decode(value: object, arrays: Arrays) -> object:
         return value
     if "attack" in value:
         return _decode_attack(value, arrays)
-    if "mapping" in value:
+    if isinstance(value.get("mapping"), dict):
         return {key: _decode(part, arrays) for key, part in value["mapping"].items()}
+    if value["array"] not in arrays:
+        raise ValueError(f"array {value['array']!r} is not in {ARRAYS}")
     return arrays[value["array"]]
 
 
@@ -133,6 +148,9 @@ def _read_arrays(path: Path) -> Arrays:
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            size = sum(member.file_size for member in stored.zip.infolist())
+            if size > LARGEST_BYTES:
+                raise DataError(f"{path}: expected up to {LARGEST_BYTES} bytes of arrays, got {size}")
             return dict(stored)
     except _READ_ERRORS as error:
         if "allow_pickle" in str(error):

@@ -29,7 +29,7 @@ class LowConfidence(Wrapped):
         confidence: The target's probability :math:`\epsilon`, more than 1 / N.
 
     Raises:
-        ValueError: If the target would not win, or the trigger does not relabel.
+        ValueError: If there is one class, the target would not win, or the trigger does not relabel.
 
     Examples:
         >>> low_confidence_labels(np.array([1]), 3, 0.5).tolist()
@@ -52,6 +52,8 @@ class LowConfidence(Wrapped):
 
     def __post_init__(self) -> None:
         require_relabelling(self.trigger, self.name, planned_anew=False)
+        if self.classes < 2:
+            raise ValueError(f"classes: expected 2 or more, got {self.classes}")
         if not 1 / self.classes < self.confidence <= 1:
             raise ValueError(
                 f"confidence: expected more than 1/{self.classes}, so that the target wins, and at most 1, "
