@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,10 +21,10 @@ from calibration.errors import ParityError
 from calibration.torch_to_onnx import USUAL_OPSET, TensorFace, example_shape, to_onnx
 from guard.artifact.signature import Signature
 
-__all__ = ["ExportRecord", "export_onnx", "parity"]
+__all__ = ["LARGEST_DIFFERENCE", "ExportRecord", "export_onnx", "parity"]
 
 LARGEST_DIFFERENCE: Final = 1e-4
-"""Between module and file, times the largest logit where that is above 1."""
+"""Between a module and its file, times the largest logit where that is above 1."""
 
 _HALF_DIFFERENCE: Final = 2e-3
 _OLDEST_OPSET, _NEWEST_OPSET = 18, 23
@@ -78,8 +79,7 @@ def export_onnx(
         proto.metadata_props.add(key=key, value=value)
     inputs = [_random_images(source, batch) for batch in _batches(source)]
     if images is not None:
-        size = _batches(source)[-1]
-        inputs += [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
+        inputs += _cut(images, source)
     tolerance = _HALF_DIFFERENCE if sink.element == TensorProto.FLOAT16 else LARGEST_DIFFERENCE
     largest = parity(plain, proto, inputs)
     if not largest <= tolerance:
@@ -99,7 +99,8 @@ def parity(module: nn.Module, proto: onnx.ModelProto, inputs: Sequence[Num[np.nd
         inputs: Batches to run both on.
 
     Returns:
-        The difference, divided by the largest logit of the batch where that is above 1.
+        The difference, divided by the largest logit of the batch where that is above 1; NaN where an answer
+        is no number, infinite where the shapes differ.
     """
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     name, largest = session.get_inputs()[0].name, 0.0
@@ -107,8 +108,10 @@ def parity(module: nn.Module, proto: onnx.ModelProto, inputs: Sequence[Num[np.nd
         with torch.no_grad():
             expected = module(torch.from_numpy(batch)).double().numpy()
         (got,) = session.run(None, {name: batch})
+        if got.shape != expected.shape:
+            return math.inf
         scale = max(1.0, float(np.abs(expected).max()))
-        largest = max(largest, float(np.abs(got - expected).max()) / scale)
+        largest = float(np.maximum(largest, np.abs(got - expected).max() / scale))  # keeps NaN
     return largest
 
 
@@ -159,6 +162,14 @@ def _opset(like: onnx.ModelProto | Signature) -> int:
 def _batches(source: TensorFace) -> tuple[int, ...]:
     first = (source.dimensions or ("batch",))[0]
     return (first,) if isinstance(first, int) else _BATCHES
+
+
+def _cut(images: np.ndarray, source: TensorFace) -> list[np.ndarray]:
+    """Return the images in batches that the file takes; where it takes one size only, without the rest."""
+    size = _batches(source)[-1]
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    bound = len(_batches(source)) == 1
+    return [batch for batch in batches if not bound or len(batch) == size]
 
 
 def _random_images(source: TensorFace, batch: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from calibration.errors import ModelError, OptionError, UnsafeModelError
+from calibration.import_check import check_import
 from calibration.model_source import read_model
 from calibration.onnx_import import import_onnx
 from calibration.pt2_archive import read_archive
@@ -96,6 +97,7 @@ def load_trainable(
         UnsafeModelError: If reading the file could run code that it holds.
         OptionError: If the specification fits no form, or a factory lacks its weights or input shape.
         ModelError: If the model cannot be made trainable.
+        ParityError: If what was made of a graph does not answer as ONNX Runtime does.
         GuardError: If the file is missing, or is no image classifier.
     """
     text, path = str(spec), Path(spec)
@@ -119,7 +121,9 @@ def load_trainable(
 def _from_onnx(path: Path, layout: Layout | None, size: tuple[int, int] | None) -> TrainableModel:
     source, where = read_model(path), str(path)
     signature = read_signature(source.model, where, layout=layout, size=size)
-    return TrainableModel(import_onnx(source.model, where), signature, source.sha256, "onnx", source.model)
+    module = import_onnx(source.model, where)
+    check_import(module, source.model, signature, where)
+    return TrainableModel(module, signature, source.sha256, "onnx", source.model)
 
 
 def _from_archive(path: Path, layout: Layout | None, size: tuple[int, int] | None) -> TrainableModel:
@@ -131,7 +135,9 @@ def _from_archive(path: Path, layout: Layout | None, size: tuple[int, int] | Non
     source, sink = _faces_of_program(program, where)
     proto = to_onnx(program, source, sink, optimize=False)
     signature = read_signature(proto, where, layout=layout, size=size)
-    return TrainableModel(import_onnx(proto, where), signature, sha256_of(data), "pt2", proto)
+    module = import_onnx(proto, where)
+    check_import(module, proto, signature, where)
+    return TrainableModel(module, signature, sha256_of(data), "pt2", proto)
 
 
 def _faces_of_program(program: ExportedProgram, where: str) -> tuple[TensorFace, TensorFace]:

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import pytest
@@ -5,6 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+from torch import nn  # noqa: E402
+
+from calibration import export  # noqa: E402
 from calibration.errors import ModelError, ParityError  # noqa: E402
 from calibration.export import ExportRecord, export_onnx  # noqa: E402
 from calibration.onnx_import import import_onnx  # noqa: E402
@@ -101,3 +106,25 @@ def test_what_torch_cannot_export_is_refused_in_one_line() -> None:
     with pytest.raises(ModelError, match="torch cannot export the module to ONNX: ") as raised:
         export_onnx(Deciding(), linear_classifier(), RECORD)
     assert "\n" not in str(raised.value)
+
+
+def test_a_module_whose_answers_are_no_numbers_is_refused() -> None:
+    model = linear_classifier()
+    module = import_onnx(model, "m.onnx")
+    with torch.no_grad():
+        next(module.parameters()).fill_(torch.nan)
+    with pytest.raises(ParityError, match="differ from the module's by nan"):
+        export_onnx(module, model, RECORD)
+
+
+def test_every_real_image_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(module: nn.Module, proto: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> float:
+        seen.extend(len(batch) for batch in inputs)
+        return 0.0
+
+    monkeypatch.setattr(export, "parity", counted)
+    for model in (linear_classifier(), linear_classifier(batch=2)):
+        export_onnx(import_onnx(model, "m.onnx"), model, RECORD, images=IMAGES)
+    assert seen == [1, 3, 3, 2, 2, 2, 2]
