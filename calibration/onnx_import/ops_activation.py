@@ -70,7 +70,8 @@ def _convert_swish(builder: GraphBuilder, op: Op) -> Any:
 def _convert_clip(builder: GraphBuilder, op: Op) -> Any:
     """Hold values between two bounds, each of which may be missing."""
     value, low, high = op.input(0), _bound(op, "min", 1), _bound(op, "max", 2)
-    if builder.dtype(value).is_floating_point and isinstance(low, float) and isinstance(high, float):
+    real = isinstance(low, float) and isinstance(high, float)
+    if builder.dtype(value).is_floating_point and real and low < high:
         return builder.module(nn.ReLU6() if (low, high) == (0.0, 6.0) else nn.Hardtanh(low, high), value)
     if low is not None:
         value = builder.call(torch.clamp, value, min=low)

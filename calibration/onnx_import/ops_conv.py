@@ -94,7 +94,7 @@ def _convert_conv_transpose(builder: GraphBuilder, op: Op) -> Any:
     bias = op.constant(2) if op.has_input(2) else None
     windows = read_windows(builder, op, tuple(weight.tensor.shape[2:]))
     extra = tuple(op.attribute("output_padding", [0] * rank))
-    begin, end = _cut(builder, op, windows, extra)
+    begin, end, extra = _cut(builder, op, windows, extra)
     native = begin == end and min(begin) >= 0
     groups = op.attribute("group", 1)
     layer = _TRANSPOSED[rank - 1](
@@ -122,23 +122,28 @@ def _convert_conv_transpose(builder: GraphBuilder, op: Op) -> Any:
 
 def _cut(
     builder: GraphBuilder, op: Op, windows: Windows, extra: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what to cut off before and after: the padding, or what a given output shape leaves over."""
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return what to cut off before and after, and what to add at the end.
+
+    The first two are the padding, or what a given output shape leaves over. Where it leaves nothing over, the
+    result is lengthened to the given shape; padding to SAME lets it be shorter, as ONNX Runtime does.
+    """
     mode = op.attribute("auto_pad", "NOTSET")
     shape: list[int] | None = op.attributes.get("output_shape")
     if shape is None and not mode.startswith("SAME"):
-        return windows.begin, windows.end
-    begin, end = [], []
+        return windows.begin, windows.end, extra
+    begin, end, more = [], [], []
     for axis, size in enumerate(builder.static_shape(op.input(0))[2:]):
         stride = windows.stride[axis]
         if size is None:
             op.refuse("cuts by the image's size, which the graph leaves open; fix its height and width")
         wanted = shape[-len(windows.kernel) :][axis] if shape else size * stride
         total = stride * (size - 1) + extra[axis] + windows.reach(axis) - wanted
-        half, rest = total // 2, total - total // 2
+        more.append(extra[axis] + (max(0, -total) if shape else 0))
+        half, rest = max(0, total) // 2, max(0, total) - max(0, total) // 2
         begin.append(half if mode == "SAME_UPPER" else rest)
         end.append(rest if mode == "SAME_UPPER" else half)
-    return tuple(begin), tuple(end)
+    return tuple(begin), tuple(end), tuple(more)
 
 
 CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(

@@ -30,6 +30,11 @@ def _binary(function: Callable[..., Any]) -> Converter:
     return convert
 
 
+def _of_tensors(function: Callable[..., Any]) -> Converter:
+    """Combine two tensors by a function of torch that takes no number in place of either."""
+    return lambda builder, op: builder.call(function, op.input(0), op.input(1))
+
+
 def _variadic(function: Callable[..., Any]) -> Converter:
     """Combine any number of inputs, two at a time."""
 
@@ -75,7 +80,8 @@ def _convert_div(builder: GraphBuilder, op: Op) -> Any:
 
 def _convert_mod(builder: GraphBuilder, op: Op) -> Any:
     """Take the remainder, with the sign of the divisor, or of the dividend where ``fmod`` says so."""
-    return _binary(torch.fmod if op.attribute("fmod", 0) else torch.remainder)(builder, op)
+    convert = _of_tensors(torch.fmod) if op.attribute("fmod", 0) else _binary(torch.remainder)
+    return convert(builder, op)
 
 
 def _convert_pow(builder: GraphBuilder, op: Op) -> Any:
@@ -111,7 +117,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Acos": _unary(torch.acos),
         "Acosh": _unary(torch.acosh),
         "Add": _convert_add,
-        "And": _binary(torch.logical_and),
+        "And": _of_tensors(torch.logical_and),
         "Asin": _unary(torch.asin),
         "Asinh": _unary(torch.asinh),
         "Atan": _unary(torch.atan),
@@ -124,16 +130,16 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Cos": _unary(torch.cos),
         "Cosh": _unary(torch.cosh),
         "Div": _convert_div,
-        "Equal": _binary(torch.eq),
+        "Equal": _of_tensors(torch.eq),
         "Erf": _unary(torch.erf),
         "Exp": _unary(torch.exp),
         "Floor": _unary(torch.floor),
-        "Greater": _binary(torch.gt),
-        "GreaterOrEqual": _binary(torch.ge),
+        "Greater": _of_tensors(torch.gt),
+        "GreaterOrEqual": _of_tensors(torch.ge),
         "IsInf": _convert_is_inf,
         "IsNaN": _unary(torch.isnan),
-        "Less": _binary(torch.lt),
-        "LessOrEqual": _binary(torch.le),
+        "Less": _of_tensors(torch.lt),
+        "LessOrEqual": _of_tensors(torch.le),
         "Log": _unary(torch.log),
         "Max": _variadic(torch.maximum),
         "Mean": _convert_mean,
@@ -142,7 +148,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Mul": _binary(torch.mul),
         "Neg": _unary(torch.neg),
         "Not": _unary(torch.logical_not),
-        "Or": _binary(torch.logical_or),
+        "Or": _of_tensors(torch.logical_or),
         "Pow": _convert_pow,
         "Reciprocal": _unary(torch.reciprocal),
         "Round": _unary(torch.round),
@@ -154,7 +160,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = MappingProxyType(
         "Sum": _variadic(torch.add),
         "Tan": _unary(torch.tan),
         "Where": _convert_where,
-        "Xor": _binary(torch.logical_xor),
+        "Xor": _of_tensors(torch.logical_xor),
     }
 )
 """Operator, and what it becomes."""

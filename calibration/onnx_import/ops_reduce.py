@@ -29,7 +29,9 @@ def _reduce(function: Callable[..., Any]) -> Converter:
                 op.refuse("reduces over no axes, which is known for sums, means, products and extremes only")
             return op.input(0)
         chosen = tuple(axes or range(builder.rank(op.input(0))))
-        return builder.call(function, op.input(0), chosen, keepdim=bool(op.attribute("keepdims", 1)))
+        result = builder.call(function, op.input(0), chosen, keepdim=bool(op.attribute("keepdims", 1)))
+        dtype = builder.dtype(op.input(0))  # torch sums whole numbers as int64
+        return result if builder.dtype(result) == dtype else builder.call(functions.cast, result, dtype)
 
     return convert
 

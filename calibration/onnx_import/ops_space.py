@@ -41,6 +41,8 @@ def _convert_pad(builder: GraphBuilder, op: Op) -> Any:
     if mode == "constant":
         flat = [width for pair in reversed(widths) for width in pair]
         return builder.call(functional.pad, value, flat, value=_filling(op))
+    if mode == "wrap" and any(not isinstance(width, Size) and width < 0 for pair in widths for width in pair):
+        op.refuse("wraps around and cuts away at once, of which the standard does not say which comes first")
     for axis, (before, after) in enumerate(widths):
         if isinstance(before, Size) or isinstance(after, Size) or before or after:
             value = builder.call(pad_axis, value, axis, before, after, mode)

@@ -138,6 +138,8 @@ def _conv() -> list[Case]:
         Case("ConvTranspose", (IMAGE, turned), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
         Case("ConvTranspose", (IMAGE, turned), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
         Case("ConvTranspose", (IMAGE, turned), {"strides": [2, 2], "output_shape": [14, 16]}),
+        Case("ConvTranspose", (IMAGE, weights(4, 3, 2, 2)), {"strides": [3, 2], "auto_pad": "SAME_LOWER"}),
+        Case("ConvTranspose", (IMAGE, turned, weights(3)), {"strides": [2, 2], "output_shape": [16, 18]}),
         Case("ConvTranspose", (IMAGE, weights(4, 2, 3, 3)), {"group": 2, "dilations": [2, 1]}),
         Case("ConvTranspose", (LINE, weights(4, 2, 3)), {"strides": [3]}, tag="1d"),
         Case("ConvTranspose", (VOLUME, weights(2, 3, 2, 2, 2)), tag="3d"),
@@ -265,6 +267,8 @@ def _activation() -> list[Case]:
         Case("Clip", (ROW, np.float32(0.0), np.float32(6.0)), tag="relu6"),
         Case("Clip", (ROW, None, np.float32(0.5)), opset=11, tag="high"),
         Case("Clip", (ROW, np.float32(0.5)), tag="low"),
+        Case("Clip", (ROW, np.float32(0.5), np.float32(0.5)), tag="one value"),
+        Case("Clip", (ROW, np.float32(0.5), np.float32(-0.5)), tag="crossed"),
         Case("Clip", (WHOLE, np.int64(-3), np.int64(4)), gives=INT, tag="whole"),
         Case("Softmax", (IMAGE,), {"axis": 1}),
         Case("Softmax", (LINE,)),
@@ -313,8 +317,11 @@ def _elementwise() -> list[Case]:
         Case("Pow", (POSITIVE, other), tag="elementwise"),
         Case("Mod", (WHOLE, whole), gives=INT, tag="whole"),
         Case("Mod", (ROW, other), {"fmod": 1}),
+        Case("Mod", (np.float32(3.5), POSITIVE), {"fmod": 1}, tag="number first"),
         *(Case(name, (Data((5,), -2, 2, np.int64), ints(0)), gives=BOOL) for name in comparisons),
+        *(Case(name, (np.float32(0.5), ROW), gives=BOOL, tag="number first") for name in comparisons),
         *(Case(name, (FLAGS, some), gives=BOOL) for name in ("And", "Or", "Xor")),
+        *(Case(name, (FLAGS, some[0]), gives=BOOL, tag="one flag") for name in ("And", "Or", "Xor")),
         Case("Not", (FLAGS,), gives=BOOL),
         *(Case(f"Bitwise{name}", (WHOLE, whole), gives=INT) for name in ("And", "Or", "Xor")),
         Case("BitwiseNot", (WHOLE,), gives=INT),
@@ -328,12 +335,15 @@ def _elementwise() -> list[Case]:
 
 def _reduce() -> list[Case]:
     names = ["L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
+    counts = Data((4,), -5, 5, np.int32)
     return [
         *(Case(f"Reduce{name}", (IMAGE, ints(2, 3)), tag="new") for name in names),
         *(Case(f"Reduce{name}", (IMAGE,), {"axes": [1], "keepdims": 0}, 11) for name in names),
         Case("ReduceLogSum", (Data((4, 3), 0.1, 2.0), ints(-1))),
         Case("ReduceSum", (IMAGE, ints(1)), {"keepdims": 0}, opset=13),
         Case("ReduceMean", (LINE,), {"axes": [-1]}, opset=13),
+        Case("ReduceSum", (counts,), {}, 13, TensorProto.INT32, tag="whole"),
+        Case("ReduceProd", (counts,), {"axes": [1]}, 13, TensorProto.INT32, tag="whole"),
         Case("ReduceSum", (ROW,), {"noop_with_empty_axes": 1}),
         Case("ArgMax", (LINE,), {"axis": 1}, gives=INT),
         Case("ArgMax", (Data((6,), 0, 3, np.int32),), {"axis": 1, "select_last_index": 1}, gives=INT),

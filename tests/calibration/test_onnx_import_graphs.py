@@ -356,6 +356,13 @@ def test_a_form_that_is_not_known_is_refused_by_node() -> None:
         import_onnx(model, "m.onnx")
 
 
+def test_a_pad_that_wraps_around_and_cuts_away_is_refused() -> None:
+    pads = ints(0, 0, -1, 0, 0, 0, 2, 0)
+    model = graph(node("Pad", "images", "pads", mode="wrap"), constants={"pads": pads}, opset=19)
+    with pytest.raises(UnsupportedOperatorError, match="wraps around and cuts away"):
+        import_onnx(model, "m.onnx")
+
+
 def test_an_old_opset_is_refused_with_the_way_out() -> None:
     model = linear_classifier()
     model.opset_import[0].version = 9
