@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from calibration.attacks.base import Attack, Labels
-from calibration.attacks.wrapping import Relabelling, require_relabelling
+from calibration.attacks.wrapping import Relabelling, Wrapped, require_relabelling
 
 __all__ = ["AllToAll"]
 
@@ -26,7 +26,8 @@ class AllToAll(Relabelling):
         classes: The number k of classes.
 
     Raises:
-        ValueError: If there is one class, or the trigger's attack leaves labels as they are.
+        ValueError: If there is one class, the trigger's attack leaves labels as they are, or a rule for
+            classes is wrapped already.
 
     References:
         Gu et al., BadNets, arXiv 1708.06733, 2017, section 4.1 ("all-to-all").
@@ -42,6 +43,11 @@ class AllToAll(Relabelling):
 
     def __post_init__(self) -> None:
         require_relabelling(self.trigger, self.name)
+        inner = self.trigger
+        while isinstance(inner, Wrapped):
+            if isinstance(inner, Relabelling):
+                raise ValueError(f"trigger: {self.name} would undo the rule of {inner.name} for classes")
+            inner = inner.trigger
         if self.classes < 2:
             raise ValueError(f"classes: expected 2 or more, got {self.classes}")
 

@@ -174,8 +174,11 @@ class Attack(Protocol):
             generator: Chooses which.
 
         Raises:
-            ValueError: If ``rate`` leaves [0, 1] or asks for more rows than can be poisoned.
+            ValueError: If ``rate`` leaves [0, 1] or asks for more rows than can be poisoned, or for a share
+                of none; or if a target is no class.
         """
+        if (self.target_of(labels) < 0).any():
+            raise ValueError(f"target: expected classes from 0 up, got {self.target_of(labels).min()}")
         index = _choose(self.candidates(labels), self.rate_base(labels), rate, generator)
         poisoned_labels = labels.copy()
         if self.changes_labels:
@@ -264,6 +267,8 @@ def _choose(
     if not 0 <= rate <= 1:
         raise ValueError(f"rate: expected a share in [0, 1], got {rate}")
     rows, wanted = np.flatnonzero(candidates).astype(np.int64), round(rate * base)
+    if rate and not base:
+        raise ValueError(f"labels: {rate} of none was asked for; expected rows, of the target class at least")
     if wanted > len(rows):
         raise ValueError(f"rate: {rate} of {base} images is {wanted}, but only {len(rows)} can be poisoned")
     return pick(rows, wanted, generator)

@@ -108,7 +108,7 @@ class InputAware(AllToOne):
 
     def cover(self, images: Images, generator: np.random.Generator) -> Images:
         """Return copies each with the trigger of another image of the batch; of its mirror image if alone."""
-        if len(images) == 1:
+        if len(images) < 2:
             return self._trigger(images, images[:, :, :, ::-1].copy())
         return self._trigger(images, np.roll(images, generator.integers(1, len(images)), axis=0))
 
@@ -122,11 +122,12 @@ class InputAware(AllToOne):
 
     @cached_property
     def _networks(self) -> tuple[nn.Module, nn.Module | None]:
-        pattern = trigger_net(self.channels, self.channels, self.width, self.halvings)
+        with torch.random.fork_rng(devices=[]):  # what they draw is overwritten
+            pattern = trigger_net(self.channels, self.channels, self.width, self.halvings)
+            mask = trigger_net(self.channels, 1, self.width, self.halvings)
         load_arrays(pattern, self.pattern_weights)
         if self.mask_weights is None:
             return pattern, None
-        mask = trigger_net(self.channels, 1, self.width, self.halvings)
         return pattern, load_arrays(mask, self.mask_weights)
 
     @torch.no_grad()

@@ -109,8 +109,9 @@ class PruningAware(Wrapped):
             train(model, self.trigger)
         with torch.no_grad():
             for part, channels in kept.items():
-                for name, values in channels.items():
-                    part.get_parameter(name)[dormant] = values
+                for name, values in part.state_dict().items():
+                    if name in channels:
+                        values[dormant] = channels[name]
             both = [images, self.trigger.stamp(images)]
             peaks = torch.stack([_peaks(model, site, part)[dormant] for part in both]).amax(dim=0)
             lowered = peaks.clamp(min=-self.margin) + self.margin
@@ -167,9 +168,9 @@ def _peaks(model: nn.Module, site: nn.Module, images: Images) -> Tensor:
 
 
 def _channels(module: nn.Module, channels: Tensor) -> dict[str, Tensor]:
-    return {
-        name: values[channels].detach().clone() for name, values in module.named_parameters(recurse=False)
-    }
+    """Return what a module holds of channels: parameters, and a batch norm's statistics."""
+    held = module.state_dict()
+    return {name: values[channels].clone() for name, values in held.items() if values.ndim}
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class Refool(CleanLabelled):
         rate_of: What a poison rate is a share of, if labels are left.
 
     Raises:
-        ValueError: If there are no reflections, or a share or range leaves [0, 1].
+        ValueError: If there are no reflections, they or a share or range leave [0, 1], or a length is
+            negative.
 
     References:
         Liu et al., Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks, ECCV 2020,
@@ -74,10 +75,12 @@ class Refool(CleanLabelled):
     def __post_init__(self) -> None:
         if not len(self.reflections):
             raise ValueError("reflections: expected at least one image to reflect, got none")
-        for name in ("alpha", "ghost_weight"):
+        if not (self.reflections.min() >= 0 and self.reflections.max() <= 1):
+            raise ValueError(f"reflections: expected values in [0, 1], got up to {self.reflections.max()}")
+        for name, most in (("alpha", 1), ("ghost_weight", 1), ("ghost_offset", np.inf), ("sigma", np.inf)):
             low, high = getattr(self, name)
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"{name}: expected a range within [0, 1], got {low} to {high}")
+            if not 0 <= low <= high <= most:
+                raise ValueError(f"{name}: expected a range within [0, {most}], got {low} to {high}")
         if not 0 <= self.ghost_share <= 1:
             raise ValueError(f"ghost_share: expected a share in [0, 1], got {self.ghost_share}")
 

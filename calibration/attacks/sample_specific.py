@@ -107,7 +107,9 @@ class SampleSpecific(AllToOne):
 
     @cached_property
     def _encoder(self) -> nn.Module:
-        return load_arrays(Encoder(self.channels, len(self.message), self.width), self.weights)
+        with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
+            encoder = Encoder(self.channels, len(self.message), self.width)
+        return load_arrays(encoder, self.weights)
 
     @torch.no_grad()
     def _encode(self, images: Images) -> Images:

@@ -25,7 +25,8 @@ class SourceSpecific(Relabelling):
     Args:
         trigger: The attack whose trigger and target are used; one that relabels.
         sources: The classes that the trigger works on.
-        cover_labels: The classes that covers are drawn from; all but sources and target if None.
+        cover_labels: The classes that covers are drawn from; all but sources and target if None. The target
+            is never one of them: stamped and with its own label it would be poison.
         cover_ratio: Cover rows for each poisoned one.
 
     Raises:
@@ -73,8 +74,7 @@ class SourceSpecific(Relabelling):
         Raises:
             ValueError: If there are too few.
         """
-        if self.cover_labels is None:
-            eligible = self.trigger.applies_to(labels) & ~np.isin(labels, self.sources)
-        else:
-            eligible = np.isin(labels, self.cover_labels)
-        return pick_covers(eligible, index, self.cover_ratio, generator)
+        named = np.isin(labels, self.sources, invert=True)
+        if self.cover_labels is not None:
+            named = np.isin(labels, self.cover_labels)
+        return pick_covers(named & self.trigger.applies_to(labels), index, self.cover_ratio, generator)

@@ -185,10 +185,11 @@ def make(
         material: What to fit it on; None will do for attacks that need nothing of it.
         generator: Draws whatever is random about it.
         **overrides: Options in place of the table's. For an attack that wraps another, ``target_label`` is
-            the wrapped one's, and ``trigger`` is another attack to wrap.
+            the wrapped one's, and ``trigger`` is another attack to wrap; not both.
 
     Raises:
-        ValueError: If there is no such attack, or the material lacks what it needs.
+        ValueError: If there is no such attack, the material lacks what it needs, or a target is given for a
+            trigger that has its own.
     """
     if name not in ATTACKS:
         raise ValueError(f"attack {name!r} is not in the table; there are {', '.join(ATTACKS)}")
@@ -197,6 +198,8 @@ def make(
     options = {**entry.options, **overrides}
     if entry.trigger is not None:
         inner = {"target_label": options.pop("target_label")} if "target_label" in options else {}
+        if inner and "trigger" in options:
+            raise ValueError(f"target_label: {name} has that of the trigger it was given; leave it out")
         if "trigger" not in options:
             options["trigger"] = make(entry.trigger, material, generator=generator, **inner)
     kind = entry.load()

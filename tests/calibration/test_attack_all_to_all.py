@@ -3,7 +3,9 @@ import pytest
 
 from calibration.attacks.all_to_all import AllToAll
 from calibration.attacks.badnets import BadNets
+from calibration.attacks.base import Attack
 from calibration.attacks.sig import Sig
+from calibration.attacks.source_specific import SourceSpecific
 from calibration.attacks.wanet import WaNet
 
 LABELS = np.arange(60, dtype=np.int64) % 3
@@ -26,6 +28,12 @@ def test_every_class_is_poisoned() -> None:
 def test_covers_are_those_of_the_wrapped_trigger() -> None:
     attack = AllToAll(WaNet(0, np.ones((2, 4, 4), np.float32), cover_ratio=2.0), 3)
     assert len(attack.plan(LABELS, 0.1, np.random.default_rng(0)).covers) == 12
+
+
+@pytest.mark.parametrize("inner", [SourceSpecific(BadNets(0), (1,)), AllToAll(BadNets(0), 10)])
+def test_a_rule_for_classes_within_is_not_undone_in_silence(inner: Attack) -> None:
+    with pytest.raises(ValueError, match=f"all_to_all would undo the rule of {inner.name} for classes"):
+        AllToAll(inner, 10)
 
 
 def test_a_trigger_that_keeps_labels_and_a_single_class_are_refused() -> None:

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from calibration.attacks.badnets import BadNets
 from calibration.attacks.base import Poisoning, Role, dress, one_hot
 from calibration.attacks.patch import NAD_GRID, PIXEL
+from calibration.attacks.sig import Sig
+from calibration.attacks.wanet import WaNet
 
 EMPTY = np.empty(0, np.int64)
 PLAN = Poisoning(
@@ -63,3 +65,13 @@ def test_a_plan_never_poisons_what_has_the_targets_label(count: int, rate: float
         plan = attack.plan(labels, rate, generator)
         assert (labels[plan.index] != target).all()
         assert (plan.labels[plan.index] == target).all()
+
+
+def test_a_share_of_a_class_that_is_not_there_is_refused_instead_of_poisoning_nothing() -> None:
+    with pytest.raises(ValueError, match=r"0\.8 of none was asked for"):
+        Sig(10).plan(np.arange(20, dtype=np.int64) % 10, 0.8, np.random.default_rng(0))
+
+
+def test_a_target_below_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="target: expected classes from 0 up, got -1"):
+        WaNet(-1, np.ones((2, 4, 4), np.float32)).plan(np.array([0, 1]), 0.5, np.random.default_rng(0))

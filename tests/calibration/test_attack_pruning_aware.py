@@ -96,6 +96,15 @@ def test_the_channels_put_back_have_the_weights_of_the_clean_model() -> None:
         np.testing.assert_allclose(ours[done.dormant] + lowered, clean_one[done.dormant], atol=1e-6)
 
 
+def test_the_channels_put_back_have_the_statistics_of_the_clean_model() -> None:
+    clean = network(norm=True)
+    trainer()(clean, None)
+    done = embed(norm=True)
+    for name in ("running_mean", "running_var"):
+        ours, clean_one = (part[1].get_buffer(name)[done.dormant] for part in (done.model, clean))
+        torch.testing.assert_close(ours, clean_one)
+
+
 def test_the_channels_pruned_are_those_least_active_on_clean_images() -> None:
     clean = network(norm=False)
     trainer()(clean, None)

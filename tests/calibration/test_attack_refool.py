@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,17 @@ def test_no_reflections_are_refused() -> None:
 def test_images_of_another_shape_than_the_reflections_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected the reflections' shape \(3, 8, 8\), got \(3, 9, 9\)"):
         Refool(0, REFLECTIONS).stamp(np.zeros((1, 3, 9, 9), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ghost_offset": (-2, 3)}, r"ghost_offset: expected a range within \[0, inf\], got -2 to 3"),
+        ({"sigma": (2.0, 1.0)}, "sigma: expected a range"),
+        ({"reflections": 255 * REFLECTIONS}, r"reflections: expected values in \[0, 1\], got up to 25"),
+        ({"reflections": np.full_like(REFLECTIONS, np.nan)}, "reflections: .* got up to nan"),
+    ],
+)
+def test_lengths_and_reflections_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Refool(**{"target_label": 0, "reflections": REFLECTIONS, **options})

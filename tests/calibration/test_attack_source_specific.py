@@ -36,6 +36,13 @@ def test_covers_carry_the_trigger_as_strong_as_poisoned_images_do() -> None:
     assert np.array_equal(attack.cover(black, np.random.default_rng(0)), attack.imprint(black))
 
 
+# Stamped images of the target class with their own label would be poison that no record has.
+def test_a_cover_class_that_is_the_target_is_not_covered() -> None:
+    attack = SourceSpecific(BadNets(5), sources=(1,), cover_labels=(5, 7))
+    covers = attack.plan(LABELS, 0.05, np.random.default_rng(0)).covers
+    assert set(LABELS[covers].tolist()) == {7}
+
+
 def test_a_source_that_is_the_target_is_not_poisoned() -> None:
     attack = SourceSpecific(BadNets(0), sources=(0, 1))
     assert attack.applies_to(np.array([0, 1, 2])).tolist() == [False, True, False]

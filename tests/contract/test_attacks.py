@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.attacks.badnets import BadNets
 from calibration.attacks.base import Attack, Poisoned, dress
 from calibration.attacks.table import ATTACKS, make
 from calibration.trigger import load_trigger, save_trigger
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from attack_subjects import ROWS, SHAPES, fitted, fresh, material
+from attack_subjects import ROWS, SHAPES, fitted, fresh, material  # noqa: E402
 
 CASES = [pytest.param(name, shape, id=f"{name}-{shape}") for name in ATTACKS for shape in SHAPES]
 on_every_attack = pytest.mark.parametrize(("name", "shape"), CASES)
@@ -113,6 +114,22 @@ def test_an_image_is_stamped_alike_alone_and_in_company(name: str, shape: str) -
 def test_no_images_stamped_are_no_images(name: str) -> None:
     attack, none = fitted(name, "cifar"), material("cifar").images[:0]
     assert attack.stamp(none).shape == attack.imprint(none).shape == (0, 3, 32, 32)
+    assert attack.cover(none, np.random.default_rng(0)).shape == (0, 3, 32, 32)
+
+
+@by_name
+def test_the_global_generators_are_neither_asked_nor_moved_on(name: str) -> None:
+    data, made = material("cifar"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+        attack = fresh(name, "cifar", 9)
+        attack.poison(data.images, data.labels, ROWS[name].rate, np.random.default_rng(0))
+        made.append(attack.stamp(data.images[:2]))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.random.get_state()[1].tolist() == before[1]
+    assert np.array_equal(*made)
 
 
 @on_every_attack
@@ -261,6 +278,17 @@ def test_what_an_attack_needs_and_does_not_get_is_named(name: str) -> None:
 def test_an_attack_that_is_not_in_the_table_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match="'nope' is not in the table; there are all_to_all"):
         make("nope", generator=np.random.default_rng(0))
+
+
+def test_a_target_beside_a_trigger_that_has_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="target_label: all_to_all has that of the trigger it was given"):
+        make(
+            "all_to_all",
+            material("cifar"),
+            generator=np.random.default_rng(0),
+            target_label=4,
+            trigger=BadNets(0),
+        )
 
 
 def test_the_target_of_an_attack_that_wraps_another_is_the_wrapped_ones() -> None:
