@@ -51,6 +51,11 @@ _FORBIDDEN: Final = frozenset(
 )
 """Kinds of arguments that a network has no need of."""
 
+_MALFORMED: Final = (
+    zipfile.BadZipFile, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError
+)  # fmt: skip
+"""What reading a damaged archive raises: a wrong checksum, encryption, JSON of another structure."""
+
 
 def read_archive(data: bytes, where: str) -> ExportedProgram:
     """Load a ``.pt2`` archive.
@@ -78,14 +83,23 @@ def safe_archive(data: bytes, where: str) -> bytes:
         UnsafeModelError: If something that cannot be left out would run code.
         UnfitModelError: If it is no archive of one exported program.
     """
-    records = _records(data, where)
+    try:
+        return _zipped(_kept(_records(data, where), where))
+    except _MALFORMED as error:
+        raise UnfitModelError(
+            f"{where} is no sound torch.export archive ({type(error).__name__}: {error}); export the model "
+            f"again"
+        ) from error
+
+
+def _kept(records: dict[str, bytes], where: str) -> dict[str, bytes]:
     graph = _checked_graph(_json(records, _GRAPH, where), where)
     kept = {name: records[name] for name in _PLAIN if name in records}
     kept[_GRAPH] = json.dumps(graph).encode()
     kept[_SAMPLES] = b""
     for folder, config in _CONFIGS.items():
         kept |= _tensors(records, folder, config, where)
-    return _zipped(kept)
+    return kept
 
 
 def _records(data: bytes, where: str) -> dict[str, bytes]:

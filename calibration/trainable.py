@@ -178,8 +178,7 @@ def _from_factory(
     data = weights.read_bytes()
     network = _with_weights(_make(spec), data, f"{weights} for {spec}").eval()
     images = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = network(images)
+    logits = _answers(network, images, spec)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise ModelError(f"{spec} gives no row of class scores for each image; make it return logits alone")
     signature = Signature(
@@ -195,6 +194,22 @@ def _from_factory(
     return TrainableModel(_graph_of(network, images, logits, spec), signature, sha256_of(data), "factory")
 
 
+def _answers(network: nn.Module, images: torch.Tensor, spec: str) -> Any:
+    try:
+        with torch.no_grad():
+            return network(images)
+    except Exception as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise ModelError(
+            f"{spec} does not run on images of {shape}: {_one_line(error)}; give the size that it takes "
+            f"by --input"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _make(spec: str) -> nn.Module:
     """Import the module and call its factory: this runs the user's code."""
     name, _, attribute = spec.partition(":")
@@ -208,7 +223,13 @@ def _make(spec: str) -> nn.Module:
             f"{spec} cannot be imported: {error}; expected package.module:factory, as seen from the current "
             f"directory"
         ) from error
-    made = found()
+    try:
+        made = found()
+    except Exception as error:
+        raise OptionError(
+            f"{spec} cannot be called: {_one_line(error)}; expected a function that takes no arguments and "
+            f"makes the network"
+        ) from error
     if not isinstance(made, nn.Module):
         raise OptionError(f"{spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     return made
@@ -228,8 +249,7 @@ def _with_weights(network: nn.Module, data: bytes, where: str) -> nn.Module:
     try:
         network.load_state_dict(load_safetensors(data))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{where}: {reason}; save the weights from this very network") from error
+        raise ModelError(f"{where}: {_one_line(error)}; save the weights from this very network") from error
     return network
 
 

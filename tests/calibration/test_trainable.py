@@ -35,6 +35,9 @@ def build():
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 5)
     )
 
+def needing(width):
+    return nn.Linear(width, 2)
+
 def not_a_network():
     return 3
 
@@ -229,6 +232,26 @@ def test_what_is_no_archive_is_refused() -> None:
         read_archive(b"not a zip", "m.pt2")
 
 
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{}", b'"x"', b'{"graph_module": 3}', b"[" * 10**5 + b"]" * 10**5]
+)
+@pytest.mark.parametrize("record", ["models/model.json", "data/weights/model_weights_config.json"])
+def test_an_archive_whose_records_are_of_another_structure_is_refused(
+    archive: bytes, record: str, content: bytes
+) -> None:
+    damaged = rewritten(archive, lambda name, old: content if name == record else old)
+    with pytest.raises(UnfitModelError, match="export the model again"):
+        read_archive(damaged, "m.pt2")
+
+
+def test_an_archive_with_a_wrong_checksum_is_refused(archive: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        weight = next(entry for entry in opened.infolist() if entry.filename.endswith("weights/weight_0"))
+        place = archive.index(opened.read(weight))
+    with pytest.raises(UnfitModelError, match="Bad CRC-32"):
+        read_archive(archive[:place] + bytes([archive[place] ^ 255]) + archive[place + 1 :], "m.pt2")
+
+
 @pytest.mark.parametrize("name", ["m.pt", "m.pth", "pytorch_model.bin", "m.ckpt", "M.PKL"])
 def test_pickles_are_refused_unread_with_the_way_out(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
@@ -280,6 +303,10 @@ def test_what_a_factory_lacks_is_said(factory: Path, tmp_path: Path) -> None:
         load_trainable("factory_of_tests:nothing", weights=factory, input_shape=(3, 8, 8))
     with pytest.raises(OptionError, match=r"gives a int, expected a torch\.nn\.Module"):
         load_trainable("factory_of_tests:not_a_network", weights=factory, input_shape=(3, 8, 8))
+    with pytest.raises(OptionError, match=r"needing cannot be called: .*takes no arguments"):
+        load_trainable("factory_of_tests:needing", weights=factory, input_shape=(3, 8, 8))
+    with pytest.raises(ModelError, match=r"build does not run on images of 1 x 8 x 8: .* by --input"):
+        load_trainable("factory_of_tests:build", weights=factory, input_shape=(1, 8, 8))
     with pytest.raises(MissingFileError, match=r"gone\.safetensors is not a file"):
         load_trainable("factory_of_tests:build", weights=Path("gone.safetensors"), input_shape=(3, 8, 8))
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
