@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.zoo.build import Places, build
+from benchmarks.zoo.build import Places, build, is_of_plan
 from benchmarks.zoo.render import render
-from benchmarks.zoo.subjects import MODELS, RECORDS, built, verify
+from benchmarks.zoo.subjects import MODELS, RECORDS, built, found, load_subject, verify
 from benchmarks.zoo.table import SUBJECTS, Plan
 
 REPORT = RECORDS.with_suffix(".md")
@@ -54,11 +54,12 @@ def build_all(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     places = Places(options.data, MODELS, RECORDS, options.work)
     for name in options.only:
-        if built(name) and not options.again:
-            print(f"{name}: is there, and as recorded")
+        plan = _plan(name, options.epochs)
+        if not options.again and built(name) and is_of_plan(load_subject(name).record, plan):
+            print(f"{name}: is there, as recorded and as planned")
             continue
         print(f"{name}: training", flush=True)
-        record = build(_plan(name, options.epochs), places)
+        record = build(plan, places)
         REPORT.write_text(render(RECORDS))
         print(f"{name}: acc {record['acc']:.4f}  asr {record.get('asr', float('nan')):.4f}", flush=True)
 
@@ -69,7 +70,7 @@ def _plan(name: str, epochs: int | None) -> Plan:
 
 
 def verify_all() -> int:
-    wrong = {name: verify(name) for name in SUBJECTS if (RECORDS / f"{name}.json").exists()}
+    wrong = {name: verify(name) for name in found()}
     for name, complaint in wrong.items():
         print(f"{name}: {complaint or 'as recorded'}")
     return int(any(wrong.values()))

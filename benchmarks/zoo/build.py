@@ -24,7 +24,7 @@ from calibration.attacks.table import ATTACKS, make
 from calibration.training import Epoch, Hooks, TrainingData, TrainingRecord, train
 from calibration.trigger import save_trigger
 
-__all__ = ["Places", "build"]
+__all__ = ["Places", "build", "is_of_plan"]
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy")
 COMMAND = "python -m benchmarks.zoo build --data FOLDER --only"
@@ -58,12 +58,20 @@ def build(plan: Plan, places: Places) -> dict[str, Any]:
         save_file(model.state_dict(), _weights(places, plan.name))
     held = as_floats(dataset.holdout_images)
     record = _record(plan, dataset, training, measure(model, held, dataset.holdout_labels, attack))
+    if plan.start is not None:
+        record["start_sha256"] = _fingerprint(_weights(places, plan.start))["sha256"]
     record["largest_logit_difference"] = parity(model, folder / "model.onnx", held[:PARITY_IMAGES])
     record["files"] = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     places.records.mkdir(parents=True, exist_ok=True)
     (places.records / f"{plan.name}.json").write_text(json.dumps(record, indent=2) + "\n")
     _checkpoint(places, plan.name).unlink(missing_ok=True)
     return record
+
+
+def is_of_plan(record: dict[str, Any], plan: Plan) -> bool:
+    """Tell whether a record is of a subject that was made as the plan has it now."""
+    settings = json.loads(json.dumps(_settings(plan)))
+    return all(record.get(name) == value for name, value in settings.items())
 
 
 def fit_attack(plan: Plan, dataset: Dataset, places: Places) -> Attack | None:
@@ -139,6 +147,18 @@ def _checkpoint(places: Places, name: str) -> Path:
     return places.work / f"{name}.checkpoint.safetensors"
 
 
+def _settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "net": plan.net,
+        "attack": plan.attack,
+        "options": dict(plan.options),
+        "poison_rate": plan.poison_rate,
+        "seed": plan.seed,
+        "start": plan.start,
+        "recipe": plan.recipe.as_json(),
+    }
+
+
 def _record(
     plan: Plan, dataset: Dataset, training: TrainingRecord, found: dict[str, float]
 ) -> dict[str, Any]:
@@ -146,17 +166,11 @@ def _record(
     return {
         "name": plan.name,
         "setting": f"{plan.net} on {plan.dataset}, {plan.attack or 'no attack'}",
-        "net": plan.net,
         **found,
         "published": published,
-        "attack": plan.attack,
-        "options": dict(plan.options),
-        "poison_rate": plan.poison_rate,
-        "seed": plan.seed,
-        "start": plan.start,
+        **_settings(plan),
         "schedule_note": _schedule_note(plan),
         "note": plan.note,
-        "recipe": plan.recipe.as_json(),
         "seconds": training.seconds,
         "losses": [epoch.loss for epoch in training.epochs],
         "threads": torch.get_num_threads(),

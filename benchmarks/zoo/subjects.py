@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.attacks.base import Attack
-from calibration.trigger import PARAMETERS, load_trigger
+from calibration.trigger import load_trigger
 
-__all__ = ["MODELS", "RECORDS", "Subject", "built", "load_subject", "names", "verify"]
+__all__ = ["MODELS", "RECORDS", "Subject", "built", "found", "load_subject", "names", "verify"]
 
 MODELS = Path(__file__).with_name("models")
 RECORDS = Path(__file__).parent.parent / "results" / "zoo"
@@ -34,6 +34,12 @@ class Subject:
     record: dict[str, Any]
 
 
+def found() -> list[str]:
+    """Return every subject that has a record or files, whether or not they go together."""
+    recorded = {path.stem for path in RECORDS.glob("*.json")}
+    return sorted(recorded | {path.name for path in MODELS.iterdir() if path.is_dir()})
+
+
 def names() -> list[str]:
     """Return the subjects that have been made, clean ones first, each group by name."""
     found = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
@@ -49,9 +55,9 @@ def load_subject(name: str) -> Subject:
     complaint = verify(name)
     if complaint:
         raise ValueError(f"zoo subject {name!r}: {complaint}; there are {', '.join(names()) or 'none'}")
-    folder = MODELS / name
-    attack = load_trigger(folder) if (folder / PARAMETERS).exists() else None
-    return Subject(name, folder / "model.onnx", attack, _record(name))
+    folder, record = MODELS / name, _record(name)
+    attack = None if record["attack"] is None else load_trigger(folder)
+    return Subject(name, folder / "model.onnx", attack, record)
 
 
 def built(name: str) -> bool:
@@ -60,7 +66,7 @@ def built(name: str) -> bool:
 
 
 def verify(name: str) -> str:
-    """Return what is wrong with a subject's files; nothing if all are as recorded."""
+    """Return what is wrong with a subject's files; nothing if they are those of its record."""
     if not (RECORDS / f"{name}.json").exists():
         return "expected a record, got none"
     for file, expected in _record(name)["files"].items():
@@ -68,7 +74,8 @@ def verify(name: str) -> str:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
         if digest != expected["sha256"]:
             return f"{file}: expected sha256 {expected['sha256']}, got {digest}"
-    return ""
+    others = {path.name for path in (MODELS / name).iterdir()} - set(_record(name)["files"])
+    return f"{min(others)}: expected in the record, got a file that is not" if others else ""
 
 
 def _record(name: str) -> dict[str, Any]:

@@ -161,7 +161,9 @@ def test_a_subject_is_made_measured_and_written_down(tmp_path: Path) -> None:
     )
     places = Places(tmp_path, tmp_path / "models", tmp_path / "records", tmp_path / "work")
     recipe = replace(SUBJECTS["badnets"].recipe, epochs=1, batch=100, compiled=False)
-    record = build(replace(SUBJECTS["badnets"], start=None, recipe=recipe), places)
+    start = build(replace(SUBJECTS["clean"], recipe=recipe), places)
+    record = build(replace(SUBJECTS["badnets"], recipe=recipe), places)
+    assert record["start_sha256"] == start["files"]["weights.safetensors"]["sha256"]
     assert sorted(record["files"]) == ["model.onnx", "trigger.json"]
     assert 0 <= record["asr"] <= 1
     assert json.loads((tmp_path / "records" / "badnets.json").read_text()) == record
