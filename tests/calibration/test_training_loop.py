@@ -9,6 +9,7 @@ from training_subjects import QUICK, Tiny, bright_or_dark, seeded  # noqa: E402
 
 from calibration.augmentation import Augmentation  # noqa: E402
 from calibration.errors import DataError  # noqa: E402
+from calibration.schedules import Constant  # noqa: E402
 from calibration.training import (  # noqa: E402
     DivergedError,
     Hooks,
@@ -36,15 +37,67 @@ def test_what_can_be_learned_is_learned(optimiser: str, precision: str) -> None:
     assert (predict(model, held.images).argmax(1) == held.targets).all()
 
 
-def test_one_step_of_gradient_descent_is_the_one_worked_by_hand() -> None:
+PEERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.8, weight_decay=0.05),
+    "nesterov": lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.8, weight_decay=0.05, nesterov=True),
+    "adam": lambda weights: torch.optim.Adam(weights, 0.1, betas=(0.8, 0.9), weight_decay=0.05),
+}
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_steps_are_those_of_a_loop_written_by_hand(optimiser: str) -> None:
     model, twin, data = Tiny(), Tiny(), bright_or_dark(16)
-    recipe = dataclasses.replace(QUICK, epochs=1, momentum=0.0, optimiser="sgd", weight_decay=0.01)
-    train(model, data, recipe, generator=seeded())
-    loss = functional.cross_entropy(twin(data.images / 255), data.targets)
-    gradients = torch.autograd.grad(loss, list(twin.parameters()))
-    rate = 0.1 * recipe.schedule.factor(0, 1)
-    for new, old, gradient in zip(model.parameters(), twin.parameters(), gradients, strict=True):
-        torch.testing.assert_close(new, old - rate * (gradient + 0.01 * old), rtol=1e-4, atol=1e-6)
+    recipe = dataclasses.replace(
+        QUICK,
+        optimiser=optimiser,
+        momentum=0.8,
+        second_momentum=0.9,
+        weight_decay=0.05,
+        label_smoothing=0.2,
+        schedule=Constant(),
+    )
+    record = train(model, data, recipe, generator=seeded())
+    peer, losses = PEERS[optimiser](twin.parameters()), []
+    for _ in range(3):
+        smooth = torch.full((16, 2), 0.1).scatter(1, data.targets[:, None], 0.9)
+        loss = functional.cross_entropy(twin(data.images / 255), smooth)
+        losses.append(loss.item())
+        peer.zero_grad()
+        loss.backward()
+        peer.step()
+    assert [epoch.loss for epoch in record.epochs] == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(weights(model), weights(twin), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_left_in_channels_last_order() -> None:
+    model = Tiny()
+    train(model, bright_or_dark(), QUICK, generator=seeded())
+    assert model.convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_are_augmented_before_they_are_finished() -> None:
+    white = TrainingData(torch.full((16, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(16) % 2)
+    black: list[int] = []
+
+    def finish(images: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        black.append(int((images == 0).sum()))
+        return torch.ones_like(images)
+
+    recipe = dataclasses.replace(QUICK, augmentation=Augmentation(padding=2, flip=False))
+    train(Tiny(), white, recipe, generator=seeded(), hooks=Hooks(finish=finish))
+    assert min(black) > 0
+
+
+def test_what_does_not_fill_a_batch_is_left_out_of_an_epoch() -> None:
+    sizes: list[int] = []
+
+    def finish(images: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        sizes.append(len(images))
+        return images
+
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    train(Tiny(), bright_or_dark(47), recipe, generator=seeded(), hooks=Hooks(finish=finish))
+    assert sizes == [16, 16]
 
 
 def test_one_seed_is_one_training() -> None:
@@ -135,11 +188,11 @@ def test_an_objective_takes_the_place_of_cross_entropy() -> None:
     before = weights(model)
 
     def objective(network: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return 0 * network(images).sum()
+        return 0 * network(images).sum() + 2
 
     recipe = dataclasses.replace(QUICK, weight_decay=0.0)
     record = train(model, bright_or_dark(), recipe, generator=seeded(), hooks=Hooks(objective=objective))
-    assert [epoch.loss for epoch in record.epochs] == [0.0] * 3
+    assert [epoch.loss for epoch in record.epochs] == [2.0] * 3  # the mean of four steps
     assert torch.equal(weights(model), before)
 
 
