@@ -194,6 +194,8 @@ EVIL = "__import__('os').system('true')"
             lambda graph: first_node(graph).update(target="_operator.attrgetter"),
             "calls '_operator.attrgetter'",
         ),
+        (lambda graph: first_node(graph).update(target="torch.ops.aten.from_file.default"), "calls"),
+        (lambda graph: first_node(graph).update(target="torch.ops.aten.save.default"), "calls"),
         (lambda graph: first_symbol(graph).update(expr_str=EVIL), "more than arithmetic"),
         (lambda graph: first_symbol(graph).update(expr_str="s0.__class__"), "more than arithmetic"),
         (lambda graph: first_symbol(graph).update(expr_str="open(s0)"), "more than arithmetic"),
