@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
 
-import torch
 from pydantic import ValidationError
-from torch import fx, nn
+from torch import fx
 
 from calibration.batch_norm import BatchNormState, batch_norm_state
-from calibration.onnx_import.ops_attention import attend
+from calibration.flops import PRODUCTS, layer_flops
 from calibration.shapes import SAMPLE_BATCH, node_shapes
 from calibration.stages import Stage, find_stages
 from calibration.trainable import TrainableModel
 from guard.artifact import Profile
 
 __all__ = ["Inspection", "Layer", "inspect_model"]
-
-_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -184,7 +176,7 @@ def _layers(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> l
         if node.op == "call_module":
             layer = module.get_submodule(str(node.target))
             parameters = sum(weight.numel() for weight in layer.parameters())
-            cost = _layer_flops(layer, shapes, node)
+            cost = layer_flops(layer, node, shapes)
             layers.append(
                 Layer(
                     str(node.target),
@@ -194,12 +186,12 @@ def _layers(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> l
                     cost // SAMPLE_BATCH,
                 )
             )
-        elif node.target in _PRODUCTS:
-            cost = _PRODUCTS[node.target](node, shapes)
+        elif node.target in PRODUCTS:
+            cost = PRODUCTS[node.target](node, shapes)
             layers.append(
                 Layer(
                     node.name,
-                    getattr(node.target, "__name__", "matmul"),
+                    getattr(node.target, "__name__", str(node.target)),
                     _one_image(shape),
                     0,
                     cost // SAMPLE_BATCH,
@@ -214,36 +206,6 @@ def _one_image(shape: tuple[int, ...]) -> tuple[int, ...]:
         place = shape.index(SAMPLE_BATCH)
         return shape[:place] + shape[place + 1 :]
     return (shape[0] // SAMPLE_BATCH, *shape[1:]) if shape and shape[0] % SAMPLE_BATCH == 0 else shape
-
-
-def _layer_flops(layer: nn.Module, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node) -> int:
-    """Return the cost for the sample batch: two for each weight and each place it is applied at."""
-    given = math.prod(shapes[node])
-    if isinstance(layer, _CONVOLUTIONS):
-        return 2 * given * math.prod(layer.weight.shape[1:])
-    if isinstance(layer, _TRANSPOSED):
-        taken = math.prod(shapes[node.all_input_nodes[0]])
-        return 2 * taken * math.prod(layer.weight.shape[1:])
-    if isinstance(layer, nn.Linear):
-        return 2 * given * layer.in_features
-    return 0
-
-
-def _matmul_flops(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> int:
-    left = next(shapes[part] for part in node.all_input_nodes if part in shapes)
-    return 2 * math.prod(shapes[node]) * left[-1]
-
-
-def _attention_flops(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> int:
-    query, key, value = (shapes[part] for part in node.args[:3] if isinstance(part, fx.Node))
-    pairs = math.prod(query[:-1]) * key[-2]
-    return 2 * pairs * (query[-1] + value[-1])
-
-
-_PRODUCTS: Final[Mapping[Any, Callable[[fx.Node, dict[fx.Node, tuple[int, ...]]], int]]] = MappingProxyType(
-    {torch.matmul: _matmul_flops, "matmul": _matmul_flops, attend: _attention_flops}
-)
-"""Functions that multiply matrices, and what they cost."""
 
 
 def _show(shape: tuple[int | str, ...]) -> str:
