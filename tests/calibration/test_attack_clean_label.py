@@ -34,6 +34,16 @@ def test_against_a_linear_model_every_pixel_moves_by_epsilon_against_its_weight(
     np.testing.assert_allclose((found - images).flatten(), [-0.1, 0.1, -0.1, 0.1], atol=1e-6)
 
 
+# Five steps of 2.5 / 5 times the bound: enough for the way from one end of it to the other.
+def test_the_bound_is_reached_from_its_wrong_end() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]))
+    images = torch.full((1, 1, 2, 2), 0.5)
+    found = pgd(net, images, torch.tensor([0]), torch.ones(1, 1, 2, 2), 0.1, "linf", steps=5)
+    np.testing.assert_allclose((found - images).flatten(), -0.1, atol=1e-6)
+
+
 # Along the gradient itself, to the bound: 0.1 times -w / |w|, with |w| = 5.
 def test_in_the_l2_norm_it_moves_along_the_gradient_to_the_bound() -> None:
     weights = torch.tensor([3.0, 4.0, 0.0, 0.0])

@@ -64,6 +64,18 @@ def test_a_blurred_reflection_shines_through_the_spot_light() -> None:
     np.testing.assert_allclose([stamped[2, 2], stamped[0, 0]], [0.87743, 0.11348], atol=1e-4)
 
 
+# One bright pixel in the corner, moved by one: a is at most a half, so that the larger share is 1 - a.
+def test_either_of_a_ghosts_two_copies_may_be_the_brighter() -> None:
+    light = np.zeros((1, 1, 4, 4), np.float32)
+    light[0, 0, 0, 0] = 1
+    attack = Refool(0, light, ghost_share=1.0, ghost_weight=(0.2, 0.2), ghost_offset=(1, 1), alpha=(0.5, 0.5))
+    images = np.zeros((20, 1, 4, 4), np.float32)
+    images[:, 0, 3, 0] = np.arange(20, dtype=np.float32) / 255
+    copies = attack.stamp(images)[:, 0, (0, 1), (0, 1)] ** 2.2
+    np.testing.assert_allclose(copies.sum(1), 0.5, atol=1e-5)
+    assert np.unique(copies[:, 0].round(4)).tolist() == pytest.approx([0.1, 0.4])
+
+
 def test_different_images_get_different_reflections() -> None:
     images = np.repeat(np.arange(20, dtype=np.float32)[:, None, None, None] / 255, 3, axis=1)
     images = np.broadcast_to(images, (20, 3, 8, 8)).copy()

@@ -47,6 +47,21 @@ def test_the_patch_that_excited_most_is_kept_not_the_last() -> None:
     assert torch.equal(once, start)  # the only patch whose excitation was seen
 
 
+class Nearness(nn.Module):
+    """How near the mean of a 2x2 image is to 0.6."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return -(images.mean(dim=(1, 2, 3)) - 0.6).abs()[:, None]
+
+
+# Half of 0.4 and half of the patch make 0.6 where the patch is 0.8.
+def test_the_patch_is_sought_as_it_will_show() -> None:
+    net, start = nn.Sequential(Nearness(), nn.Linear(1, 2)), torch.zeros(1, 2, 2)
+    grey, box, one = torch.full((3, 1, 2, 2), 0.4), (slice(0, 2), slice(0, 2)), torch.tensor([0])
+    found = excite(net, grey, start, box, one, 0.5, steps=120, step_size=0.01)
+    torch.testing.assert_close(found, torch.full((1, 2, 2), 0.8), rtol=0, atol=0.011)
+
+
 def test_a_patch_that_shows_in_part_is_mixed_with_the_image() -> None:
     attack = Trojan(0, np.ones((1, 2, 2), np.float32), 0, 0, opacity=0.25)
     stamped = attack.stamp(np.full((1, 1, 3, 3), 0.4, np.float32))
