@@ -91,6 +91,7 @@ ATTACKS: Final[Mapping[str, Entry]] = MappingProxyType(
             {"target_label": 0},
             ("torch", "images", "model"),
         ),
+        "inverted": Entry("inverted", "Inverted", 0.1, "what a scan found", {"target_label": 0}, ("images",)),
         "label_smoothed": Entry(
             "label_smoothed",
             "LabelSmoothed",

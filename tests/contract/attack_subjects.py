@@ -107,6 +107,7 @@ ROWS: Mapping[str, Row] = {
     "input_aware": Row(
         differs_between_images, options={"width": 4, "mask_steps": 2, "steps": 2, "batch": 20}
     ),
+    "inverted": Row(within_bound(0.3)),
     "label_smoothed": Row(within_box),
     "low_confidence": Row(within_box),
     "lsb": Row(within_bound(7 / 255)),

@@ -54,6 +54,7 @@ def test_every_attack_has_a_file_of_its_own_and_no_file_is_left_out() -> None:
         "table",
         "tensors",
         "trigger_nets",
+        "warping",
         "wrapping",
     }
     files = {path.stem for path in Path(calibration.attacks.__path__[0]).glob("*.py")}
