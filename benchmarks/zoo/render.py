@@ -46,7 +46,7 @@ def _missing(found: Mapping[str, Any]) -> str:
 
 
 def _row(record: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
-    clean = found.get("clean" if record["data"]["name"] == "cifar10" else "gtsrb_clean")
+    clean = found.get(record["start"] or "")
     cells = [
         record["name"],
         f"{record['data']['name']}, {record['net']}",
@@ -61,7 +61,10 @@ def _row(record: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
 
 
 def remarks(record: dict[str, Any], clean: dict[str, Any] | None) -> list[str]:
-    """Return what falls short of the clean subject or the published figures, then the record's own note."""
+    """Return what falls short of the published figures or of the clean subject, then the record's own note.
+
+    The clean subject is the one that it began with: of the same network and data.
+    """
     found = []
     if clean is not None and record["acc"] < clean["acc"] - FAR_FROM_CLEAN:
         found.append("ACC more than 2 points below the clean subject's")

@@ -1,5 +1,6 @@
 """How subjects of the zoo are made and measured, without making one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn  # noqa: E402
 from benchmarks.zoo import __main__ as command  # noqa: E402
 from benchmarks.zoo import build, subjects  # noqa: E402
 from benchmarks.zoo.measure import measure  # noqa: E402
+from benchmarks.zoo.render import render  # noqa: E402
 from benchmarks.zoo.source import Dataset, read_dataset  # noqa: E402
 from benchmarks.zoo.subjects import names  # noqa: E402
 from benchmarks.zoo.table import SUBJECTS, Plan  # noqa: E402
@@ -115,6 +117,28 @@ def test_whole_signs_of_gtsrb_are_held_out_every_fifth(tmp_path: Path) -> None:
     assert data.holdout_labels.tolist() == [0, 1, 6, 7, 10]
     assert data.labels.tolist() == [2, 3, 4, 5, 8, 9, 11]
     assert (data.images.shape, data.classes) == ((7, 3, 2, 2), 12)
+
+
+def written(folder: Path, name: str, acc: float, start: str | None) -> None:
+    record = {
+        "name": name, "acc": acc, "asr": 0.9, "start": start, "seconds": 1.0, "note": "", "published": None,
+        "attack": start and "badnets", "poison_rate": 0.1, "recipe": {"epochs": 4}, "net": "small",
+        "data": {"name": "cifar10"},
+    }  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+# 0.8 - 0.81 and 0.8 - 0.9: one point below its own clean network, ten below the other.
+def test_an_attacked_network_is_compared_with_the_clean_one_it_began_with(tmp_path: Path) -> None:
+    for name, acc, start in (("clean", 0.9, None), ("other", 0.81, None), ("ours", 0.8, "other")):
+        written(tmp_path, name, acc, start)
+    rows = {line.split(" | ")[0]: line for line in render(tmp_path).splitlines() if line.startswith("| ")}
+    assert " | -1.00 | " in rows["| ours"]
+    assert not any("below" in row for row in rows.values())
+    written(tmp_path, "ours", 0.8, "clean")
+    row = next(line for line in render(tmp_path).splitlines() if line.startswith("| ours"))
+    assert " | -10.00 | " in row
+    assert "ACC more than 2 points below the clean subject's" in row
 
 
 def made(record: Any) -> dict[str, Any]:
