@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -109,14 +110,16 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
         The copy, in evaluation mode; its answers in that mode are the same.
     """
     folded = copy.deepcopy(module).eval()
+    calls = _calls(folded)
     for node in list(folded.graph.nodes):
-        convolution, norm = _layer(folded, _only_parent(node)), _layer(folded, node)
-        if isinstance(norm, _BATCH_NORMS) and isinstance(convolution, _CONVOLUTIONS):
-            parent = node.args[0]
-            if isinstance(parent, fx.Node) and len(parent.users) == 1 and norm.running_mean is not None:
-                _fold(cast(nn.Conv2d, convolution), cast(nn.BatchNorm2d, norm))
-                node.replace_all_uses_with(parent)
-                folded.graph.erase_node(node)
+        parent = _only_parent(node)
+        convolution, norm = _layer(folded, parent), _layer(folded, node)
+        if parent is None or not isinstance(norm, _BATCH_NORMS) or not isinstance(convolution, _CONVOLUTIONS):
+            continue
+        if len(parent.users) == calls[str(parent.target)] == 1 and norm.running_mean is not None:
+            _fold(cast(nn.Conv2d, convolution), cast(nn.BatchNorm2d, norm))
+            node.replace_all_uses_with(parent)
+            folded.graph.erase_node(node)
     folded.delete_all_unused_submodules()
     folded.graph.lint()
     folded.recompile()
@@ -125,16 +128,21 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
 
 def _bare(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> Iterator[fx.Node]:
     """Yield the calls of convolutions that may have lost a batch norm."""
-    last = _last_weighted(module)
+    last, calls = _last_weighted(module), _calls(module)
     for node in module.graph.nodes:
         layer = _layer(module, node)
-        if not isinstance(layer, _CONVOLUTIONS) or node is last:
+        if not isinstance(layer, _CONVOLUTIONS) or node is last or calls[str(node.target)] > 1:
             continue
         if layer.bias is None or not layer.bias.any():  # exporters write zeros for none
             continue
         over_space = any(size > 1 for size in shapes[node][2:])
         if over_space and not any(_leads_elsewhere(module, user) for user in node.users):
             yield node
+
+
+def _calls(module: fx.GraphModule) -> Counter[str]:
+    """Count how often each layer is called; one convolution called twice cannot have two norms folded in."""
+    return Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
 
 
 def _last_weighted(module: fx.GraphModule) -> fx.Node | None:

@@ -125,3 +125,28 @@ def test_folding_leaves_a_norm_before_its_convolution() -> None:
     small = fold_batch_norm(module)
     assert [type(layer).__name__ for layer in small.children()] == ["BatchNorm2d", "Conv2d", "ReLU"]
     assert gap(module, small, batch) < 1e-5
+
+
+class Twice(nn.Module):
+    """Calls one convolution twice, with a norm after each call or with none."""
+
+    def __init__(self, *norms: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 5, 1)
+        self.norms = nn.ModuleList(norms)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.stem(images)
+        for norm in self.norms:
+            maps = norm(self.body(maps)).relu()
+        return self.head(maps).mean((2, 3))
+
+
+def test_a_convolution_called_twice_is_neither_given_a_norm_nor_folded() -> None:
+    batch = torch.rand((8, 3, 10, 10), generator=torch.Generator().manual_seed(0))
+    bare = fx.symbolic_trace(Twice(nn.Identity(), nn.Identity()))
+    assert batch_norm_state(bare, (3, 10, 10)).bare == ("stem",)
+    assert gap(bare, insert_batch_norm(bare, batch), batch) < 1e-5
+    normed = Twice(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    normed.train()(batch)
+    assert gap(normed, fold_batch_norm(fx.symbolic_trace(normed)), batch) < 1e-5
