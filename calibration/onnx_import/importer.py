@@ -24,8 +24,11 @@ from guard.errors import UnfitModelError
 __all__ = ["OLDEST_OPSET", "import_onnx"]
 
 OLDEST_OPSET: Final = 11
-_FREE_SIDES: Final = ((224, 256), (64, 96))
-"""Pairs of lengths to try for axes of space that the graph leaves open."""
+_FREE_SIDES: Final = ((229, 263), (224, 256), (64, 96))
+"""Pairs of lengths to try for axes of space that the graph leaves open.
+
+Primes come first: what divides both of a pair looks like a constant, such as the padding to a multiple of 32.
+"""
 
 _FAILURES: Final = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
 """What a converter, or torch within it, raises on a graph that contradicts itself."""
@@ -62,7 +65,7 @@ def import_onnx(model: onnx.ModelProto, where: str) -> fx.GraphModule:
         try:
             module = _Import(model.graph, opset, where).run(free, pair)
             if _fixed_batch(model.graph) is not None:
-                _check_rows(module, free[0])
+                _check_rows(module, free[0], pair[0])
             return module
         except _FAILURES as error:
             if attempt == len(sides) - 1:
@@ -74,10 +77,10 @@ def import_onnx(model: onnx.ModelProto, where: str) -> fx.GraphModule:
     raise AssertionError("unreachable")
 
 
-def _check_rows(module: fx.GraphModule, source: onnx.ValueInfoProto) -> None:
+def _check_rows(module: fx.GraphModule, source: onnx.ValueInfoProto, side: int) -> None:
     """Refuse a graph that was set free of its batch size if one image's answer depends on another."""
     dtype = dtype_of(source.type.tensor_type.elem_type, source.name)
-    row = [size or _FREE_SIDES[0][0] for size in _dimensions(source)[1:]]
+    row = [size or side for size in _dimensions(source)[1:]]
     images = torch.rand((3, *row), generator=torch.Generator().manual_seed(0))
     images = images if dtype.is_floating_point else (images * 255).to(dtype)
     with torch.no_grad():

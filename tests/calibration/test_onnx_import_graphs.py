@@ -184,6 +184,23 @@ def test_an_open_image_size_stays_open() -> None:
         assert difference(model, module, images) < 1e-4
 
 
+def test_an_open_image_size_is_padded_to_a_multiple_at_run_time() -> None:
+    model = graph(
+        node("Shape", "images", start=2, to="sides"),
+        node("Neg", "sides", to="less"),
+        node("Mod", "less", "thirty_two", to="missing"),
+        node("Concat", "none", "missing", axis=0, to="pads"),
+        node("Pad", "images", "pads", to="padded"),
+        node("Conv", "padded", "w", strides=[32, 32], to="logits"),
+        constants={"thirty_two": ints(32), "none": ints(*[0] * 6), "w": weights(2, 3, 32, 32)},
+        row=(3, "height", "width"),
+    )
+    module = import_onnx(model, "m.onnx")
+    for size in (64, 40):
+        images = np.random.default_rng(0).random((2, 3, size, size + 3)).astype(np.float32)
+        assert difference(model, module, images) < 1e-4
+
+
 def test_a_graph_bound_to_one_batch_size_is_set_free() -> None:
     for batch in (1, 4):
         constants = {
