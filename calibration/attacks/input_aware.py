@@ -22,6 +22,7 @@ from calibration.attacks.tensors import (
     device_of,
     load_arrays,
     require_model,
+    require_weights,
     torch_generator,
 )
 from calibration.attacks.trigger_nets import Pixels, apply_trigger, diversity_loss, sharpen, trigger_net
@@ -30,6 +31,7 @@ from calibration.attacks.wrapping import pick_covers
 __all__ = ["InputAware", "JointTraining", "train_jointly"]
 
 CHUNK = 512
+WIDEST, MOST_HALVINGS = 4096, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,8 @@ class InputAware(AllToOne):
         cover_ratio: Cover rows for each poisoned one.
 
     Raises:
-        ValueError: If the amplitude leaves (0, 1] or the ratio is negative.
+        ValueError: If the amplitude leaves (0, 1], the ratio is negative, or the weights are not those of
+            such networks.
 
     References:
         Nguyen and Tran, Input-Aware Dynamic Backdoor Attack, NeurIPS 2020, arXiv 2010.08138. Defaults of the
@@ -83,6 +86,12 @@ class InputAware(AllToOne):
             raise ValueError(f"amplitude: expected a bound in (0, 1], got {self.amplitude}")
         if self.cover_ratio < 0:
             raise ValueError(f"cover_ratio: expected 0 or more, got {self.cover_ratio}")
+        for name, most in (("channels", WIDEST), ("width", WIDEST), ("halvings", MOST_HALVINGS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
+        require_weights(self.pattern_weights, lambda: self._make(self.channels), "pattern_weights")
+        if self.mask_weights is not None:
+            require_weights(self.mask_weights, lambda: self._make(1), "mask_weights")
 
     @classmethod
     def fit(
@@ -123,12 +132,14 @@ class InputAware(AllToOne):
     @cached_property
     def _networks(self) -> tuple[nn.Module, nn.Module | None]:
         with torch.random.fork_rng(devices=[]):  # what they draw is overwritten
-            pattern = trigger_net(self.channels, self.channels, self.width, self.halvings)
-            mask = trigger_net(self.channels, 1, self.width, self.halvings)
+            pattern, mask = self._make(self.channels), self._make(1)
         load_arrays(pattern, self.pattern_weights)
         if self.mask_weights is None:
             return pattern, None
         return pattern, load_arrays(mask, self.mask_weights)
+
+    def _make(self, out_channels: int) -> nn.Module:
+        return trigger_net(self.channels, out_channels, self.width, self.halvings)
 
     @torch.no_grad()
     def _trigger(self, images: Images, donors: Float32[np.ndarray, "n c h w"]) -> Images:
@@ -187,7 +198,7 @@ def train_jointly(
         The attack, and the classifier that was trained with it: the paper's own victim.
 
     Raises:
-        ValueError: If the model is missing, or the images cannot be halved.
+        ValueError: If the model is missing, or the images are one alone or cannot be halved.
     """
     classifier = deepcopy(require_model(material, InputAware.name)).train()
     channels, halvings = material.images.shape[1], _halvings(material.images)
@@ -228,6 +239,8 @@ class _Batches:
     ) -> None:
         self._images, self._labels = torch.from_numpy(material.images), torch.from_numpy(material.labels)
         size = min(size, len(self._images))
+        if size < 2:
+            raise ValueError(f"images, batch: expected 2 images or more in a batch, got {size}")
         self._streams = [batches(len(self._images) // size * size, size, generator) for _ in range(2)]
         self._device = device
 

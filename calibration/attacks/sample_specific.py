@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.attacks.base import AllToOne, Images, Material
-from calibration.attacks.tensors import arrays_of, as_images, batches, load_arrays, torch_generator
+from calibration.attacks.tensors import (
+    arrays_of,
+    as_images,
+    batches,
+    load_arrays,
+    require_weights,
+    torch_generator,
+)
 
 __all__ = ["Decoder", "Encoder", "EncoderTraining", "SampleSpecific", "train_encoder"]
 
 PLANE = 8
 CHUNK = 512
+WIDEST = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +49,8 @@ class SampleSpecific(AllToOne):
         bound: The bound b, in [0, 1] pixel units.
 
     Raises:
-        ValueError: If the message holds something other than bits, or the bound leaves (0, 1].
+        ValueError: If the message holds something other than bits, the bound leaves (0, 1], or the weights
+            are not those of such an encoder.
 
     References:
         Li et al., Invisible Backdoor Attack with Sample-Specific Triggers, ICCV 2021, arXiv 2012.03816.
@@ -67,6 +76,9 @@ class SampleSpecific(AllToOne):
             raise ValueError(f"message: expected at least one bit, each 0 or 1, got {self.message.tolist()}")
         if not 0 < self.bound <= 1:
             raise ValueError(f"bound: expected a bound in (0, 1], got {self.bound}")
+        if not (1 <= self.channels <= WIDEST and 1 <= self.width <= WIDEST):
+            raise ValueError(f"channels, width: expected 1 to {WIDEST}, got {self.channels}, {self.width}")
+        require_weights(self.weights, self._make, "weights")
 
     @classmethod
     def fit(
@@ -108,8 +120,11 @@ class SampleSpecific(AllToOne):
     @cached_property
     def _encoder(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
-            encoder = Encoder(self.channels, len(self.message), self.width)
+            encoder = self._make()
         return load_arrays(encoder, self.weights)
+
+    def _make(self) -> nn.Module:
+        return Encoder(self.channels, len(self.message), self.width)
 
     @torch.no_grad()
     def _encode(self, images: Images) -> Images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "last_linear",
     "load_arrays",
     "require_model",
+    "require_weights",
     "torch_generator",
 ]
 
@@ -105,6 +106,22 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> nn.Module
     """Fill the model with arrays from :func:`arrays_of`; return it in evaluation mode, without gradients."""
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
     return model.eval().requires_grad_(False)
+
+
+def require_weights(weights: Mapping[str, np.ndarray], make: Callable[[], nn.Module], name: str) -> None:
+    """Refuse weights that are not those of a network, which is made without memory for it.
+
+    Raises:
+        ValueError: If a name is missing or unknown, or a shape is another.
+    """
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in make().state_dict().items()}
+    got = {key: value.shape for key, value in weights.items()}
+    unlike = sorted(key for key in wanted | got if wanted.get(key) != got.get(key))
+    if unlike:
+        raise ValueError(
+            f"{name}: expected {unlike[0]} of shape {wanted.get(unlike[0])}, got {got.get(unlike[0])}"
+        )
 
 
 def as_images(images: Float[Tensor, "n c h w"]) -> Float32[np.ndarray, "n c h w"]:

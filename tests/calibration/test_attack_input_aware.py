@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -158,3 +161,30 @@ def test_images_that_cannot_be_halved_are_refused() -> None:
     odd = Material(np.zeros((4, 1, 7, 7), np.float32), np.zeros(4, np.int64), 2, nn.Flatten())
     with pytest.raises(ValueError, match="expected an even height and width, got 7 x 7"):
         InputAware.fit(odd, generator=np.random.default_rng(0))
+
+
+# One image has no other whose trigger could be put on it: the diversity would be a mean of nothing.
+def test_one_image_alone_is_refused() -> None:
+    one = Material(IMAGES[:1], LABELS[:1], 4, nn.Flatten())
+    with pytest.raises(ValueError, match="expected 2 images or more in a batch, got 1"):
+        InputAware.fit(one, generator=np.random.default_rng(0))
+
+
+def test_covers_are_as_many_for_each_poisoned_image_as_was_asked_for() -> None:
+    attack = replace(fit(masked=False), cover_ratio=2.0)
+    assert len(attack.plan(LABELS, 0.1, np.random.default_rng(0)).covers) == 2 * round(0.1 * len(LABELS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 5}, r"pattern_weights: expected 0.bias of shape \(5,\), got \(.,\)"),
+        ({"width": 10**9}, "width: expected 1 to 4096"),
+        ({"halvings": 10**9}, "halvings: expected 1 to 6"),
+        ({"pattern_weights": {}}, "pattern_weights: expected 0.bias of shape .*, got None"),
+        ({"mask_weights": {"more": np.zeros(1)}}, "mask_weights: expected 0.bias"),
+    ],
+)
+def test_weights_of_other_networks_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(fit(masked=False), **change)

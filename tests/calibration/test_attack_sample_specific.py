@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -56,3 +59,17 @@ def test_a_message_that_is_not_of_bits_and_no_bound_are_refused() -> None:
         SampleSpecific(0, np.array([2]), {})
     with pytest.raises(ValueError, match=r"bound: expected a bound in \(0, 1\], got 8"):
         SampleSpecific(0, np.array([1]), {}, bound=8.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 9}, r"weights: expected layers.0.bias of shape \(9,\), got \(8,\)"),
+        ({"width": 10**9}, "channels, width: expected 1 to 4096"),
+        ({"message": np.array([1])}, "weights: expected plane.weight of shape"),
+        ({"weights": {}}, "weights: expected layers.0.bias of shape .*, got None"),
+    ],
+)
+def test_weights_of_another_encoder_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(fit(), **change)
