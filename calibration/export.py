@@ -61,7 +61,7 @@ def export_onnx(
     Args:
         module: The network; runs in evaluation mode on a copy, so it is left as it is.
         like: The original graph, or its signature.
-        record: Goes into the file's metadata.
+        record: Goes into the file's metadata, beside what the original says there.
         images: Real inputs to compare module and file on, beside random ones.
 
     Returns:
@@ -75,7 +75,7 @@ def export_onnx(
     source, sink = _faces(like)
     plain = _Faced(_plain_copy(module), half=sink.element == TensorProto.FLOAT16)
     proto = to_onnx(plain, source, sink, opset=_opset(like))
-    for key, value in vars(record).items():
+    for key, value in (_metadata(like) | vars(record)).items():
         proto.metadata_props.add(key=key, value=value)
     inputs = [_random_images(source, batch) for batch in _batches(source)]
     if images is not None:
@@ -150,6 +150,11 @@ def _faces(like: onnx.ModelProto | Signature) -> tuple[TensorFace, TensorFace]:
         TensorFace.of(value, free="free") for value in like.graph.input if value.name not in defaulted
     )
     return source, TensorFace.of(like.graph.output[0], free="free")
+
+
+def _metadata(like: onnx.ModelProto | Signature) -> dict[str, str]:
+    """Return what the original says of itself, such as the names of its classes."""
+    return {} if isinstance(like, Signature) else {entry.key: entry.value for entry in like.metadata_props}
 
 
 def _opset(like: onnx.ModelProto | Signature) -> int:

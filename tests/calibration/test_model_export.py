@@ -67,6 +67,14 @@ def test_the_record_is_in_the_metadata_and_nothing_of_this_machine_is() -> None:
     onnx.checker.check_model(again, full_check=True)
 
 
+def test_what_the_original_says_of_itself_is_kept_but_for_an_older_record() -> None:
+    model = conv_classifier()
+    for key, value in (("names", "cat, dog"), ("method", "an earlier repair")):
+        model.metadata_props.add(key=key, value=value)
+    again = round_trip(model)
+    assert {entry.key: entry.value for entry in again.metadata_props} == {"names": "cat, dog", **vars(RECORD)}
+
+
 def test_a_signature_serves_as_well_as_the_original_graph() -> None:
     model = conv_classifier(classes=7)
     signature = read_signature(model, "m.onnx")
