@@ -45,7 +45,7 @@ def read_model(path: Path) -> ModelSource:
         UnfitModelError: It is no ONNX model, or too large for one file.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path} is not a file; expected an ONNX model, give one with --model")
+        raise MissingFileError(f"{path} is not a file; expected an ONNX model, check the path")
     data, where = path.read_bytes(), str(path)
     model = parse_model(data, where)
     if external_files(model, where):

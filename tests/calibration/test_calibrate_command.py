@@ -114,7 +114,7 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(
         ("--name a/b", "model name 'a/b': expected letters, digits, '_', '-' and '.' (see --name)"),
         ("--out repository/m/3", "--out repository/m/3 ends in a version; expected REPOSITORY/MODEL"),
         ("--out pyproject.toml", "--out pyproject.toml is a file; expected a directory, REPOSITORY/MODEL"),
-        ("--model gone.onnx", "gone.onnx is not a file; expected an ONNX model, give one with --model"),
+        ("--model gone.onnx", "gone.onnx is not a file; expected an ONNX model, check the path"),
     ],
 )
 def test_a_wrong_flag_is_named(
