@@ -110,11 +110,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise DataError(f"checkpoint {path.name}: expected a safetensors file, got: {error}") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"checkpoint {path.name}: expected format {FORMAT}, got {metadata.get('format')}")
-    state: dict[str, Any] = json.loads(metadata["state"])
+    try:
+        state: dict[str, Any] = json.loads(metadata["state"])
+        torch.Generator().set_state(tensors["generator"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"checkpoint {path.name}: expected state and generator, got none: {error}") from error
     return state, tensors
 
 

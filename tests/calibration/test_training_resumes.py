@@ -182,6 +182,25 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         run(QUICK, path)
 
 
+@pytest.mark.parametrize(
+    ("state", "generator"),
+    [(None, seeded().get_state()), ("{", seeded().get_state()), ("{}", torch.zeros(3, dtype=torch.uint8))],
+)
+def test_a_checkpoint_without_what_it_needs_is_refused(
+    state: str | None, generator: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    metadata = {"format": "guard-training-1", **({} if state is None else {"state": state})}
+    save_file({"generator": generator}, path, metadata=metadata)
+    with pytest.raises(DataError, match="expected state and generator"):
+        run(QUICK, path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a safetensors file"):
+        run(QUICK, tmp_path)
+
+
 def test_other_tensors_are_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
