@@ -1,0 +1,1 @@
+"""What scanning costs and finds, beside other projects' scanners."""
