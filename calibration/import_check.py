@@ -33,7 +33,7 @@ def check_import(module: nn.Module, proto: onnx.ModelProto, signature: Signature
         where: Its name, for errors.
 
     Raises:
-        UnfitModelError: If ONNX Runtime cannot run the graph.
+        UnfitModelError: If ONNX Runtime, or torch, cannot run the graph.
         ParityError: If the answers differ, or are no numbers.
     """
     try:
@@ -41,6 +41,8 @@ def check_import(module: nn.Module, proto: onnx.ModelProto, signature: Signature
     except ORT_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise UnfitModelError(f"ONNX Runtime cannot run {where}: {reason}; export it again") from error
+    except (LookupError, MemoryError, RuntimeError, ValueError) as error:
+        raise UnfitModelError(f"{where} does not run on random images: {error}; export it again") from error
     tolerance = _HALF_DIFFERENCE if _is_half(proto) else LARGEST_DIFFERENCE
     if not largest <= tolerance:
         raise ParityError(

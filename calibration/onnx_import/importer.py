@@ -30,7 +30,10 @@ _FREE_SIDES: Final = ((229, 263), (224, 256), (64, 96))
 Primes come first: what divides both of a pair looks like a constant, such as the padding to a multiple of 32.
 """
 
-_FAILURES: Final = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
+_FAILURES: Final = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 """What a converter, or torch within it, raises on a graph that contradicts itself."""
 
 
@@ -167,7 +170,7 @@ class _Import:
                 operators=("If",),
             )
         chosen = "then_branch" if bool(condition.tensor.item()) else "else_branch"
-        branch = next(attribute.g for attribute in node.attribute if attribute.name == chosen)
+        branch = {attribute.name: attribute.g for attribute in node.attribute}[chosen]
         self._convert(branch)
         return tuple(self.values[output.name] for output in branch.output)
 

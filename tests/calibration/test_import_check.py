@@ -66,3 +66,10 @@ def test_a_graph_that_onnx_runtime_cannot_run_is_refused() -> None:
     model.graph.node.append(helper.make_node("Nonsense", [model.graph.output[0].name], ["more"]))
     with pytest.raises(UnfitModelError, match=r"ONNX Runtime cannot run m\.onnx: .*; export it again"):
         check_import(module, model, signature, "m.onnx")
+
+
+def test_a_model_of_images_too_large_for_this_machine_is_refused() -> None:
+    model = conv_classifier(size=(10**7, 10**7))
+    module, signature = import_onnx(model, "m.onnx"), read_signature(model, "m.onnx")
+    with pytest.raises(UnfitModelError, match=r"m\.onnx does not run on random images: Unable to allocate"):
+        check_import(module, model, signature, "m.onnx")

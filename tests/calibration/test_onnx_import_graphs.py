@@ -393,6 +393,15 @@ def test_a_graph_that_contradicts_itself_is_refused_by_node() -> None:
         import_onnx(model, "m.onnx")
 
 
+def test_a_graph_that_divides_its_shape_by_zero_or_lacks_a_branch_is_refused() -> None:
+    divided = (node("Shape", "images", to="shape"), node("Div", "shape", "zero", to="none"))
+    by_zero = graph(*divided, node("Reshape", "images", "none", to="logits"), constants={"zero": ints(0)})
+    branchless = graph(node("If", "yes", to="logits"), constants={"yes": np.array(True)})
+    for model in (by_zero, branchless):
+        with pytest.raises(UnfitModelError, match=r"m\.onnx cannot be imported: "):
+            import_onnx(model, "m.onnx")
+
+
 def test_a_value_that_no_node_gives_is_named() -> None:
     model = graph(node("Relu", "lost", to="logits"), constants={})
     with pytest.raises(UnfitModelError, match="'lost' is read before any node gives it"):
