@@ -44,6 +44,9 @@ _SYMBOL: Final = re.compile(r"Symbol\('[suz]\d+'(, (positive|integer|nonnegative
 _FUNCTION: Final = re.compile(
     r"[suz]\d+|Add|Mul|Pow|Integer|Rational|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|TruncToInt"
 )
+_POWER: Final = re.compile(r"\bPow\b")
+_SMALL_POWER: Final = re.compile(r"\([suz]\d+,\s*(Integer\()?-?\d\)?\)")
+"""A size to the power of one digit; towers of powers take for ever to compute."""
 _EXPRESSION: Final = re.compile(r"[\w\s+*/(),<>=%-]*")
 _STRUCTURE: Final = re.compile(r"builtins\.(tuple|list|dict)")
 _FORBIDDEN: Final = frozenset(
@@ -158,7 +161,10 @@ def _is_plain_expression(text: Any) -> bool:
         return False
     bare = _SYMBOL.sub("s0", text)
     words = re.findall(r"[A-Za-z_]\w*", bare)
-    return bool(_EXPRESSION.fullmatch(bare)) and all(_FUNCTION.fullmatch(word) for word in words)
+    plain = bool(_EXPRESSION.fullmatch(bare)) and all(_FUNCTION.fullmatch(word) for word in words)
+    return (
+        plain and "**" not in bare and all(_SMALL_POWER.match(bare, at.end()) for at in _POWER.finditer(bare))
+    )
 
 
 def _is_plain_structure(text: str) -> bool:

@@ -199,6 +199,8 @@ EVIL = "__import__('os').system('true')"
         (lambda graph: first_symbol(graph).update(expr_str=EVIL), "more than arithmetic"),
         (lambda graph: first_symbol(graph).update(expr_str="s0.__class__"), "more than arithmetic"),
         (lambda graph: first_symbol(graph).update(expr_str="open(s0)"), "more than arithmetic"),
+        (lambda graph: first_symbol(graph).update(expr_str="Pow(9, Pow(9, 9))"), "more than arithmetic"),
+        (lambda graph: first_symbol(graph).update(expr_str="9**9**9**9"), "more than arithmetic"),
         (
             lambda graph: first_node(graph)["inputs"][0].update(arg={"as_operator": "torch.load"}),
             "as_operator",
