@@ -8,6 +8,7 @@
         ├── DataError              the images or labels cannot be read, or do not fit the model
         ├── TooFewImagesError      not enough images for the guarantee that was asked for
         ├── NoBoundaryError        no boundary could reject anything
+        ├── ClusterError           a cluster's workers cannot be had, or are lost again and again
         └── ModelError             the model cannot be taken in or given back
             ├── UnsupportedOperatorError   its graph holds operators, or forms of them, that are not known
             ├── UnsafeModelError           reading its file could run code
@@ -23,6 +24,7 @@ from guard.errors import GuardError
 
 __all__ = [
     "CalibrationError",
+    "ClusterError",
     "DataError",
     "ModelError",
     "NoBoundaryError",
@@ -62,6 +64,10 @@ class TooFewImagesError(CalibrationError):
 
 class NoBoundaryError(CalibrationError):
     """Every boundary would be at or below 0 bits, where no entropy can be, so nothing would be rejected."""
+
+
+class ClusterError(CalibrationError):
+    """A cluster's workers cannot be had, are not fit for the work, or are lost again and again."""
 
 
 class ModelError(CalibrationError):
