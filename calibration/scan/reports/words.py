@@ -1,0 +1,120 @@
+"""The words and numbers that all reports share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from calibration.scan.base import Finding, ScanReport, ScanResult, Verdict
+
+__all__ = [
+    "HEADLINES",
+    "LIMITS",
+    "deciding",
+    "finding_label",
+    "label_text",
+    "number",
+    "percentage",
+    "printable",
+    "reasons_of",
+    "seconds_text",
+    "smallest_p",
+]
+
+HEADLINES: dict[Verdict, str] = {
+    "backdoored": "Backdoor found",
+    "clean": "No backdoor found",
+    "inconclusive": "Inconclusive",
+}
+
+LIMITS: tuple[str, ...] = (
+    "A scan looks for the kinds of trigger that its scanners know. A clean verdict says that none of those "
+    "was found with the images and the search effort recorded here; it does not prove that there is none.",
+    "Not excluded: triggers that work only on images of one class where no pairs were searched, triggers "
+    "that differ from image to image, triggers larger or subtler than the search allows, and backdoors that "
+    "wait for several triggers at once.",
+    "The verdict holds for the file with the digest given here. Training it further, quantising or "
+    "converting it makes another model, which needs another scan.",
+    "A scan needs clean images like those the model is used on. Poisoned, few or foreign images can hide a "
+    "backdoor or feign one.",
+    "A natural feature that the model relies on too much can look like a trigger. Look at the pictures of a "
+    "finding before you act on it.",
+)
+
+
+def printable(text: str) -> str:
+    r"""Return text whose control and formatting characters are spelled out.
+
+    Examples:
+        >>> printable("cat\x1b[31m")
+        'cat\\x1b[31m'
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def number(value: float | None) -> str:
+    """Return a number with about three digits that count.
+
+    Examples:
+        >>> [number(value) for value in (1234.5, 98.76, 0.05, 3.0, 1.5e-9, float("inf"), None)]
+        ['1,234', '98.8', '0.05', '3', '1.5e-09', '∞', '–']
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if abs(value) >= 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def percentage(share: float | None) -> str:
+    """Return a share in percent, one digit behind the point."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    Examples:
+        >>> [seconds_text(seconds) for seconds in (0.42, 75.0, 7261.0)]
+        ['0.4 s', '1 min 15 s', '2 h 1 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def label_text(result: ScanResult, label: int) -> str:
+    """Return ``3 cat``, or ``3`` where the class has no name."""
+    names = result.class_names
+    named = names is not None and 0 <= label < len(names)
+    return f"{label} {printable(names[label])}" if named and names else str(label)
+
+
+def finding_label(result: ScanResult, finding: Finding) -> str:
+    """Return ``3 cat``, or ``1 dog → 3 cat`` for a pair."""
+    target = label_text(result, finding.target)
+    return target if finding.source is None else f"{label_text(result, finding.source)} → {target}"
+
+
+def deciding(result: ScanResult) -> Sequence[ScanReport]:
+    """Return the reports that the scan's verdict rests on."""
+    return [report for report in result.reports if report.verdict == result.verdict]
+
+
+def reasons_of(result: ScanResult) -> list[str]:
+    """Return why the scan's verdict is what it is, each reason with its scanner's name."""
+    return [f"{report.scanner}: {reason}" for report in deciding(result) for reason in report.reasons]
+
+
+def smallest_p(result: ScanResult) -> float | None:
+    """Return the smallest p-value that any scanner gives; None if none does."""
+    return min((report.p_value for report in result.reports if report.p_value is not None), default=None)
