@@ -5,7 +5,7 @@ It needs an environment of its own, and a bundle that the project's environment 
     python -m benchmarks.scan.art_export --data FOLDER --subject badnets
     python -m venv build/art
     build/art/bin/pip install adversarial-robustness-toolbox==1.20.1 'tensorflow-cpu==2.21.*'
-    build/art/bin/python -m benchmarks.scan.art_peer --bundle build/scan_art/badnets.npz --steps 100
+    build/art/bin/python -m benchmarks.scan.art_peer --bundle build/scan_art/badnets.npz --steps 30
 
 Two things are measured, both with ART's own options:
 
@@ -52,6 +52,7 @@ from benchmarks.scan.art_keras import as_keras
 PACKAGES = ("adversarial-robustness-toolbox", "keras", "tensorflow-cpu", "numpy")
 RESULTS = Path(__file__).parent.parent / "results" / "scan_art"
 DEFAULT_STEPS = 1000
+BATCH = 32
 CLOSE_ENOUGH = 1e-3
 TRACED = 20
 REPAIR = "the optimiser's learning rate, which reset() sets to 0 under Keras 3, is set again after each reset"
@@ -152,7 +153,7 @@ def main() -> None:
     classes = bundle.reference_logits.shape[1]
     labels = options.labels or [*range(classes)]
     record = {**describe(options, bundle, labels), "fidelity": fidelity}
-    record["stock"] = run_stock(model, bundle, labels[:2], options)
+    record["stock"] = run_stock(model, bundle, labels[:2], options) if options.stock_steps else None
     print(f"stock: {json.dumps(record['stock'])}", flush=True)
     rows: list[dict[str, Any]] = []
     out = options.out or RESULTS / f"{bundle.about['subject']}.json"
@@ -172,15 +173,20 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure ART's Neural Cleanse on a subject of the zoo.")
     parser.add_argument("--bundle", type=Path, required=True, help="written by benchmarks.scan.art_export")
     parser.add_argument(
-        "--steps", type=int, default=100, help=f"of the search; ART's default is {DEFAULT_STEPS}"
+        "--steps", type=int, default=30, help=f"of the search; ART's default is {DEFAULT_STEPS}"
     )
     parser.add_argument("--labels", type=int, nargs="+", help="in this order; all by default")
     parser.add_argument("--images", type=int, default=1000, help="how many of the clean images to search on")
-    parser.add_argument("--stock-steps", type=int, default=2, help="of the run without our repair")
+    parser.add_argument(
+        "--stock-steps", type=int, default=2, help="of the run without our repair; 0 for no such run"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/scan_art/SUBJECT.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.steps < 1 or options.images < BATCH:
+        parser.error(f"expected a step or more on {BATCH} images or more")
+    return options
 
 
 def describe(options: argparse.Namespace, bundle: Bundle, labels: list[int]) -> dict[str, Any]:
@@ -328,17 +334,20 @@ def summarise(rows: list[dict[str, Any]], bundle: Bundle) -> dict[str, Any]:
     """Return the cost of what ran and, marked as such, of what did not."""
     calls = sum(row["calls"] for row in rows)
     seconds = sum(row["seconds"] for row in rows)
-    a_step = seconds / sum(row["steps"] for row in rows)
+    cpu_seconds = sum(row["cpu_seconds"] for row in rows)
+    longer = DEFAULT_STEPS / sum(row["steps"] for row in rows)
     classes = bundle.reference_logits.shape[1]
     return {
         "seconds": seconds,
-        "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
+        "cpu_seconds": cpu_seconds,
         "calls": calls,
         "seconds_per_call": seconds / calls,
+        "cpu_seconds_per_call": cpu_seconds / calls,
         "extrapolated": {
             "steps": DEFAULT_STEPS,
-            "seconds_per_label": a_step * DEFAULT_STEPS,
-            "seconds_for_all_labels": a_step * DEFAULT_STEPS * classes,
+            "seconds_per_label": seconds * longer,
+            "seconds_for_all_labels": seconds * longer * classes,
+            "cpu_seconds_for_all_labels": cpu_seconds * longer * classes,
             "note": "not run: seconds of a step times ART's default; its early stop cannot cut it short",
         },
     }
