@@ -185,9 +185,10 @@ class TestSarif:
             ("spectral", "error"),
         ]
         assert results[0]["message"]["text"] == (
-            "A trigger turns images into class 3 cat (score 7.27, p = 1.5e-07, size 9, ASR 99.0%)."
+            "Class 3 cat looks like the target of a backdoor (score 7.27, p = 1.5e-07, size 9, ASR 99.0%)."
         )
         assert results[0]["properties"]["size"] == 9.0
+        assert results[1]["message"]["text"].startswith("The pair 1 automobile → 3 cat looks like source and")
 
     def test_a_clean_scan_has_no_results_and_all_its_rules(self) -> None:
         (run,) = parsed(to_sarif(result(inversion(10))))["runs"]

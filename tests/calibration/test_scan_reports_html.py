@@ -144,6 +144,11 @@ def test_the_verdict_is_the_headline_and_the_title(case: str, headline: str) -> 
     assert f"<title>{headline}: backdoor scan of models/resnet18.onnx</title>" in text
 
 
+def test_a_clean_verdict_leads_to_what_it_does_not_exclude() -> None:
+    assert '<a href="#limits">What this does not exclude.</a>' in to_html(CASES["clean"])
+    assert '<a href="#limits">' not in to_html(CASES["all"])
+
+
 def test_names_from_outside_are_shown_as_they_are() -> None:
     page = Page(to_html(CASES["hostile"]))
     assert HOSTILE.replace("\x00", "\\x00") in page.text

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from calibration.scan.base import ScanReport, ScanResult
 from calibration.scan.reports.folders import folders_by_report
-from calibration.scan.reports.html_guide import MEANINGS, limits, reading
+from calibration.scan.reports.html_guide import LIMITS_ANCHOR, MEANINGS, limits, reading
 from calibration.scan.reports.html_markup import Markup, element, join, table
 from calibration.scan.reports.html_scanner import scanner_anchor, scanner_section
 from calibration.scan.reports.html_style import STYLE
@@ -78,11 +78,17 @@ def _banner(result: ScanResult) -> Markup:
             "div",
             element("h1", HEADLINES[result.verdict]),
             element("p", _mono(result.model)),
-            element("p", MEANINGS[result.verdict]),
+            element("p", MEANINGS[result.verdict], *_caveat(result)),
             element("ul", *reasons) if reasons else Markup(),
             class_=f"verdict {result.verdict}",
         ),
     )
+
+
+def _caveat(result: ScanResult) -> list[Markup]:
+    if result.verdict != "clean":
+        return []
+    return [Markup(" "), element("a", "What this does not exclude.", href=f"#{LIMITS_ANCHOR}")]
 
 
 def _scanners(result: ScanResult) -> Markup:

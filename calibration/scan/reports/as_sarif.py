@@ -92,10 +92,11 @@ def _results(result: ScanResult, report: ScanReport) -> Iterator[Record]:
 def _flagged(result: ScanResult, report: ScanReport, finding: Finding) -> Record:
     facts = {"score": finding.score, "pValue": finding.p_value, **finding.facts}
     known = {name: value for name, value in facts.items() if value is not None and math.isfinite(value)}
+    name = finding_label(result, finding)
     message = (
-        f"A trigger turns images into class {finding_label(result, finding)}"
+        f"Class {name} looks like the target of a backdoor"
         if finding.source is None
-        else f"A trigger turns images of one class into another: {finding_label(result, finding)}"
+        else f"The pair {name} looks like source and target of a backdoor"
     )
     record = _record(result, report, "error", f"{message} ({_evidence(finding)}).", finding.name)
     return {**record, "properties": known}

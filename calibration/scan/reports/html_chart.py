@@ -75,10 +75,12 @@ def chart(result: ScanResult, report: ScanReport) -> Markup:
 
 
 def _bar(target: int, findings: list[Finding], *, sized: bool) -> Bar:
-    values = [finding.facts.get("size", math.nan) if sized else finding.score for finding in findings]
+    values = [float(finding.facts.get("size", math.nan)) if sized else finding.score for finding in findings]
     known = [value for value in values if math.isfinite(value)]
     value = (min(known) if sized else max(known)) if known else math.nan
-    indices = [finding.facts["anomaly_index"] for finding in findings if "anomaly_index" in finding.facts]
+    indices = [
+        float(finding.facts["anomaly_index"]) for finding in findings if "anomaly_index" in finding.facts
+    ]
     finite = [index for index in indices if math.isfinite(index)]
     flagged = any(finding.flagged for finding in findings)
     return Bar(target, value, flagged, max(finite, default=None))

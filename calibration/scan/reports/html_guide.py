@@ -6,7 +6,9 @@ from calibration.scan.base import Verdict
 from calibration.scan.reports.html_markup import Markup, element, join
 from calibration.scan.reports.words import LIMITS
 
-__all__ = ["MEANINGS", "limits", "reading"]
+__all__ = ["LIMITS_ANCHOR", "MEANINGS", "limits", "reading"]
+
+LIMITS_ANCHOR = "limits"
 
 MEANINGS: dict[Verdict, str] = {
     "backdoored": (
@@ -33,7 +35,7 @@ _READING = {
     "Anomaly index": (
         "How far a label's size lies from the median, in robust standard deviations (1.4826 times the "
         "median absolute deviation). Above 2, and below the median, is the classic sign of a backdoor "
-        "(Neural Cleanse, 2019); by itself it accuses labels of clean models too, so it decides nothing here."
+        "(Neural Cleanse, 2019); by itself it accuses labels of clean models too."
     ),
     "p-value": (
         "The chance of such evidence in a clean model, all labels looked at taken into account. Small "
@@ -63,4 +65,8 @@ def reading() -> Markup:
 def limits() -> Markup:
     """Return the section that says what a clean verdict leaves open."""
     listed = [element("li", limit) for limit in LIMITS]
-    return element("section", element("h2", "What a clean verdict does not exclude"), element("ul", *listed))
+    return element(
+        "section",
+        element("h2", "What a clean verdict does not exclude", id=LIMITS_ANCHOR),
+        element("ul", *listed),
+    )

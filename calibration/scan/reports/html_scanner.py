@@ -112,7 +112,7 @@ def _column(name: str) -> str:
     return name.upper() if name in {"asr", "acc"} else name.replace("_", " ")
 
 
-def _fact(name: str, value: float | None) -> str:
+def _fact(name: str, value: float | int | None) -> str:
     return percentage(value) if name in {"asr", "acc", "share"} else number(value)
 
 

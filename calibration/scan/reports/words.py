@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from calibration.scan.base import Finding, ScanReport, ScanResult, Verdict
+from calibration.scan.base import Finding, ScanResult, Verdict
 
 __all__ = [
     "HEADLINES",
     "LIMITS",
-    "deciding",
     "finding_label",
     "label_text",
     "number",
@@ -18,7 +16,6 @@ __all__ = [
     "printable",
     "reasons_of",
     "seconds_text",
-    "smallest_p",
 ]
 
 HEADLINES: dict[Verdict, str] = {
@@ -55,7 +52,7 @@ def printable(text: str) -> str:
     )
 
 
-def number(value: float | None) -> str:
+def number(value: float | int | None) -> str:
     """Return a number with about three digits that count.
 
     Examples:
@@ -73,7 +70,7 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def percentage(share: float | None) -> str:
+def percentage(share: float | int | None) -> str:
     """Return a share in percent, one digit behind the point."""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
 
@@ -105,16 +102,7 @@ def finding_label(result: ScanResult, finding: Finding) -> str:
     return target if finding.source is None else f"{label_text(result, finding.source)} → {target}"
 
 
-def deciding(result: ScanResult) -> Sequence[ScanReport]:
-    """Return the reports that the scan's verdict rests on."""
-    return [report for report in result.reports if report.verdict == result.verdict]
-
-
 def reasons_of(result: ScanResult) -> list[str]:
-    """Return why the scan's verdict is what it is, each reason with its scanner's name."""
-    return [f"{report.scanner}: {reason}" for report in deciding(result) for reason in report.reasons]
-
-
-def smallest_p(result: ScanResult) -> float | None:
-    """Return the smallest p-value that any scanner gives; None if none does."""
-    return min((report.p_value for report in result.reports if report.p_value is not None), default=None)
+    """Return why the scan's verdict is what it is, each reason with the name of a scanner that shares it."""
+    agreeing = [report for report in result.reports if report.verdict == result.verdict]
+    return [f"{report.scanner}: {reason}" for report in agreeing for reason in report.reasons]
