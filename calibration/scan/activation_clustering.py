@@ -18,6 +18,7 @@ from calibration.scan.trusted import (
     Beside,
     beside,
     chance_of_so_few,
+    counted,
     excess,
     smallest_seen,
     verdict_of,
@@ -40,9 +41,10 @@ class ActivationClustering(Scanner):
 
     .. math:: p = 2 k\, P[\mathrm{Bin}(m, t / 2) \le \text{trusted inside}] \le \alpha
 
-    where t is the cluster's share of the label's rows, m the number of trusted images of the class and k the
-    number of labels. So the chance is for clean images falling there half as often as training images or
-    more, and all clusters of all labels are taken into account.
+    where t is the cluster's share of the label's rows, m what the trusted images of the class count for
+    (all, where they are as varied as the training images) and k the number of labels. So the chance is for
+    clean images falling there half as often as training images or more, and all clusters of all labels are
+    taken into account.
 
     A label with too few trusted images is judged as in the paper, by the smaller cluster: flagged if the
     silhouette is at least ``silhouette``, its relative size below ``relative_size`` and its reclassification
@@ -165,32 +167,36 @@ class ActivationClustering(Scanner):
             apart: Their silhouette.
             second: Which of the label's training images, and of its trusted ones, are in the second cluster.
         """
-        rows, count = sets.rows(label), len(second[1])
-        seen = smallest_seen(count, self.alpha, looks)
-        compared = seen <= COMPARED
-        chances = [
-            chance_of_so_few(int((second[1] == side).sum()), count, float((second[0] == side).mean()), looks)
+        rows, trusted = sets.rows(label), sets.trusted_of(label)
+        raw = [
+            chance_of_so_few(second[1] == side, float((second[0] == side).mean()), looks)
             for side in (False, True)
         ]
-        side = chances[1] < chances[0] if compared else bool(second[0].mean() < 0.5)
+        rarer = raw[1] < raw[0]
+        count = counted(trusted, sets.training.features[rows], second[0] == rarer)
+        seen = smallest_seen(count, self.alpha, looks)
+        compared = seen <= COMPARED
+        side = rarer if compared else bool(second[0].mean() < 0.5)
         inside, others = second[0] == side, second[1] == side
         share, (kept, moved) = float(inside.mean()), _reclassified(sets, rows[inside], label)
+        chance = chance_of_so_few(others, share, looks, count=count)
         like_the_paper = (
             apart >= self.silhouette and share < self.relative_size and kept < self.reclassification * moved
         )
-        flagged = chances[side] <= self.alpha if compared else like_the_paper
+        flagged = chance <= self.alpha if compared else like_the_paper
         facts = {
             "silhouette": apart,
             "relative_size": min(share, 1 - share),
             "share": share,
             "images": float(len(rows)),
-            "trusted": float(count),
+            "trusted": float(len(trusted)),
+            "trusted_counted": float(count),
             "trusted_inside": float(others.sum()),
             "kept": kept,
             "moved": moved,
             "suspects": float(inside.sum()) if flagged else 0.0,
         }
-        p_value = chances[side] if compared else None
+        p_value = chance if compared else None
         finding = Finding(label, excess(inside, others), p_value=p_value, flagged=flagged, facts=facts)
         return _Clustered(finding, rows[inside], seen)
 

@@ -11,7 +11,15 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from calibration.scan.base import Bench, Executor, Finding, Scanner, ScanReport, Verdict
 from calibration.scan.penultimate import principal_directions
-from calibration.scan.trusted import COMPARED, Beside, beside, chance_of_so_few, smallest_seen, verdict_of
+from calibration.scan.trusted import (
+    COMPARED,
+    Beside,
+    beside,
+    chance_of_so_few,
+    counted,
+    smallest_seen,
+    verdict_of,
+)
 
 __all__ = ["SpectralSignatures", "farthest_apart", "outlier_scores"]
 
@@ -24,8 +32,8 @@ class SpectralSignatures(Scanner):
 
     R are the features before the last linear layer, v the top right singular vector of the label's centred
     features, and :math:`\mu` the mean of the *trusted* images of the class. A label is flagged if, for one of
-    the ``shares`` t of its training images that score highest, so few of its m trusted images score as high
-    that
+    the ``shares`` t of its training images that score highest, so few of its trusted images, which count for
+    m, score as high that
 
     .. math:: \ell\, P[\mathrm{Bin}(m, t / 2) \le \text{trusted above}] \le \alpha
 
@@ -74,13 +82,13 @@ class SpectralSignatures(Scanner):
         if isinstance(sets, str):
             return self._report("inconclusive", (sets,), [], begun)
         looks = len(self.shares) * len(sets.labels)
-        seen, scored = [], []
+        seen: list[float] = []
+        scored: list[_Scored] = []
         for label in sets.labels:
-            least_share = smallest_seen(len(sets.trusted_of(label)), self.alpha, looks)
-            looked_at = len(sets.rows(label)) >= self.least and least_share <= COMPARED
-            seen.append(least_share if looked_at else 1.0)
-            if looked_at:
-                scored.append(self._score(sets, label, looks))
+            enough = smallest_seen(len(sets.trusted_of(label)), self.alpha, looks) <= COMPARED
+            one = self._score(sets, label, looks) if enough and len(sets.rows(label)) >= self.least else None
+            seen.append(1.0 if one is None else one.seen)
+            scored.extend([] if one is None else [one])
         scored.sort(key=lambda one: (not one.finding.flagged, -one.finding.score))
         verdict, reasons = verdict_of(sets, [one.finding for one in scored], seen)
         told = tuple(one.reason for one in scored if one.finding.flagged)
@@ -108,37 +116,51 @@ class SpectralSignatures(Scanner):
         features = sets.training.features[rows] - centre
         scores, direction, strengths = outlier_scores(features)
         others: Float64[np.ndarray, " m"] = ((trusted - centre) @ direction) ** 2
-        chances = {share: self._chance(scores, others, share, looks) for share in self.shares}
-        share = min(chances, key=lambda one: chances[one])
         distance, cut = farthest_apart(scores, others)
         above: Bool[np.ndarray, " n"] = scores > cut
+        count = counted(trusted, sets.training.features[rows], above)
+        chances = {share: self._chance(scores, others, share, looks, count) for share in self.shares}
+        share = min(chances, key=lambda one: chances[one])
         flagged = chances[share] <= self.alpha
         facts = {
             "chance": chances[share],
             "share": share,
             "images": float(len(rows)),
             "trusted": float(len(trusted)),
+            "trusted_counted": float(count),
             "trusted_above": float((others > _cut_of(scores, share)).sum()),
             "variance": float(strengths[0] ** 2 / max(float((features**2).sum()), 1e-300)),
             "suspects": float(above.sum()) if flagged else 0.0,
         }
-        return _Scored(Finding(label, distance, flagged=flagged, facts=facts), rows[above])
+        finding = Finding(label, distance, flagged=flagged, facts=facts)
+        return _Scored(finding, rows[above], smallest_seen(count, self.alpha, looks))
 
     @staticmethod
     def _chance(
-        scores: Float64[np.ndarray, " n"], others: Float64[np.ndarray, " m"], share: float, looks: int
+        scores: Float64[np.ndarray, " n"],
+        others: Float64[np.ndarray, " m"],
+        share: float,
+        looks: int,
+        count: int,
     ) -> float:
         """Return how likely it is that so few trusted images score as high as the top share; see above."""
         cut = _cut_of(scores, share)
-        return chance_of_so_few(int((others > cut).sum()), len(others), float((scores > cut).mean()), looks)
+        return chance_of_so_few(others > cut, float((scores > cut).mean()), looks, count=count)
 
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """What is found in a label, and its rows that would be suspects."""
+    """What is found in a label.
+
+    Attributes:
+        finding: About it.
+        rows: Those that would be suspects.
+        seen: The least share of the label that would have been flagged.
+    """
 
     finding: Finding
     rows: Int64[np.ndarray, " _"]
+    seen: float
 
     @property
     def reason(self) -> str:

@@ -3,6 +3,10 @@
 How far apart a class falls in two tells little by itself: a class with two natural modes (signs by day and
 by night) falls apart more than many poisoned ones. But clean images of that class fall into both modes. So a
 part of a class is suspicious where training images are and the trusted images of the same class are not.
+
+That holds for trusted images drawn like the training images. Thirty frames of one traffic sign are not: they
+lie together, away from every other sign. It shows in their nearest neighbours, which are one another, and
+they count for fewer (:func:`representative`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32
+from scipy.spatial.distance import cdist
 from scipy.stats import binom
 
 from calibration.errors import DataError
@@ -26,7 +31,9 @@ __all__ = [
     "Beside",
     "beside",
     "chance_of_so_few",
+    "counted",
     "excess",
+    "representative",
     "smallest_seen",
     "verdict_of",
 ]
@@ -37,6 +44,9 @@ training images by heart, so they lie a little more together than images it has 
 
 COMPARED: Final = 0.5
 """Trusted images judge a label if half of it would be flagged, as much as a rate of .1 of ten classes is."""
+
+REPRESENTATIVE: Final = 2 / 3
+"""Trusted images of a label that count for less than this share of their number judge nothing."""
 
 CLEARED: Final = 0.25
 """A label has enough to be cleared if this share of it would be flagged."""
@@ -95,7 +105,9 @@ def beside(bench: Bench, executor: Executor, scanner: str) -> Beside | str:
     return Beside(training, trusted)
 
 
-def chance_of_so_few(inside: int, trusted: int, share: float, looks: int) -> float:
+def chance_of_so_few(
+    inside: Bool[np.ndarray, " m"], share: float, looks: int, *, count: int | None = None
+) -> float:
     r"""Return the chance that so few trusted images, or fewer, lie where a share of the training images lies.
 
     .. math:: p = \min(1, \ell\, P[\mathrm{Bin}(m, \mathrm{share} / 2) \le \mathrm{inside}])
@@ -104,16 +116,56 @@ def chance_of_so_few(inside: int, trusted: int, share: float, looks: int) -> flo
     (:data:`TOLERANCE`), for :math:`\ell` looks (Bonferroni).
 
     Args:
-        inside: Trusted images that lie there.
-        trusted: How many trusted images there are, m.
+        inside: Which of the trusted images lie there.
         share: Share of the label's training images that lies there.
         looks: Places looked at, in all labels together.
+        count: How many the trusted images count for, m; all of them if None.
 
     Examples:
-        >>> round(chance_of_so_few(0, 10, 1.0, 1), 6)  # two to the power of minus ten
+        >>> round(chance_of_so_few(np.zeros(10, bool), 1.0, 1), 6)  # two to the power of minus ten
         0.000977
     """
-    return min(1.0, looks * float(binom.cdf(inside, trusted, share / TOLERANCE)))
+    trusted = len(inside) if count is None else count
+    there = int(np.ceil(inside.sum() * trusted / max(len(inside), 1)))
+    return min(1.0, looks * float(binom.cdf(there, trusted, share / TOLERANCE)))
+
+
+def representative(trusted: Float32[np.ndarray, "m d"], training: Float32[np.ndarray, "n d"]) -> float:
+    r"""Return for how large a share of their number trusted images count, in [0, 1].
+
+    .. math:: \min\left(1, \frac{1 - a}{1 - e}\right), \qquad e = \frac{m - 1}{m - 1 + n}
+
+    a is the share of trusted images whose nearest neighbour is a trusted one, and e what it is if the two
+    sets are drawn alike. 0 of fewer than two, or beside nothing.
+
+    Args:
+        trusted: Features of a label's trusted images.
+        training: Features of its training images.
+
+    References:
+        Schilling, Multivariate two-sample tests based on nearest neighbors, 1986.
+    """
+    if len(trusted) < 2 or not len(training):
+        return 0.0
+    among = cdist(trusted, trusted)
+    np.fill_diagonal(among, np.inf)
+    own = float((among.min(1) < cdist(trusted, training).min(1)).mean())
+    usual = (len(trusted) - 1) / (len(trusted) - 1 + len(training))
+    return min(1.0, (1 - own) / (1 - usual))
+
+
+def counted(
+    trusted: Float32[np.ndarray, "m d"],
+    training: Float32[np.ndarray, "n d"],
+    suspicious: Bool[np.ndarray, " n"],
+) -> int:
+    """Return how many of a label's trusted images count; none where they represent too little.
+
+    They represent its training images, or those that are not suspicious: of a label that is nearly all
+    poisoned, clean images cannot represent more than the rest.
+    """
+    like = max(representative(trusted, training), representative(trusted, training[~suspicious]))
+    return int(len(trusted) * like) if like >= REPRESENTATIVE else 0
 
 
 def smallest_seen(trusted: int, alpha: float, looks: int) -> float:
@@ -161,10 +213,10 @@ def verdict_of(
     unclear = sum(share > CLEARED for share in seen)
     if unclear:
         return "inconclusive", (
-            f"{unclear} of {len(seen)} labels have too few training or clean images for a part of "
-            f"{CLEARED:.0%} to show; give more clean images, which the model was not trained on",
+            f"{unclear} of {len(seen)} labels have too few images for a part of {CLEARED:.0%} to show, or "
+            "clean images unlike the training images; give more that are drawn alike and were not trained on",
         )
     return "clean", (
         f"in every label training images lie where clean images of that class lie; a part of "
-        f"{max(seen):.0%} of a label, or more, that no clean image falls into would have been flagged",
+        f"{max(seen):.0%} of a label or more would have been flagged if the scan had told it apart and no clean image fell into it",
     )
