@@ -217,6 +217,6 @@ def verdict_of(
             "clean images unlike the training images; give more that are drawn alike and were not trained on",
         )
     return "clean", (
-        f"in every label training images lie where clean images of that class lie; a part of "
-        f"{max(seen):.0%} of a label or more would have been flagged if the scan had told it apart and no clean image fell into it",
+        f"in every label training images lie where clean images of that class lie; a part of {max(seen):.0%} "
+        "of a label or more would have been flagged if it lay apart and no clean image fell into it",
     )
