@@ -26,6 +26,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 import traceback
@@ -34,7 +35,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ __all__ = ["RayExecutor"]
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LAP_S: Final = 5.0
 """How long to wait for an answer before looking whether the cluster has grown."""
+_KNOCK_S: Final = 10.0
 _LONGEST_FOLDER: Final = 40
 """Characters; Ray puts sockets into it, whose paths may have 107."""
 
@@ -105,7 +107,7 @@ class RayExecutor(Executor):
         self._begun_here = False
         self._folder: Path | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RayExecutor:
         self.start()
         return self
 
@@ -171,8 +173,9 @@ class RayExecutor(Executor):
         self._begun_here = True  # from here on there may be something to stop
         if self._address is not None:
             try:
+                _knock(self._address)
                 self._ray.init(address=self._address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise OptionError(
                     f"address {self._address!r}: expected a Ray cluster that this machine belongs to, "
                     f"got: {_one_line(error)}; start one with 'ray start', or leave the address out"
@@ -376,6 +379,13 @@ def _folder() -> Path:
     """Return a new folder for what a cluster leaves behind."""
     place = None if len(tempfile.gettempdir()) + len("/guard-ray-01234567") <= _LONGEST_FOLDER else "/tmp"
     return Path(tempfile.mkdtemp(prefix="guard-ray-", dir=place))
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``; Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def _torch_version() -> str:
