@@ -20,8 +20,8 @@ demo: $(VENV)/.serving  ## Calibrate a backdoored CIFAR-10 model, serve it guard
 test: $(VENV)/.developer  ## Run the tests (under a minute)
 	$(BIN)/python -m pytest --numprocesses auto
 
-test-all: $(VENV)/.developer  ## Run the slow tests and those against other projects' servers and clients too
-	$(BIN)/python -m pytest --numprocesses auto -m "not gpu"
+test-all: $(VENV)/.developer  ## Run the slow tests and those against Ray and other projects' servers and clients too
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup -m "not gpu"
 
 check: $(VENV)/.developer  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
