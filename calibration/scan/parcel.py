@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
-from torch.fx.node import Argument, Target, map_arg
+from torch.fx.node import map_arg
 
 from calibration.scan.base import Bench
 
@@ -70,7 +70,8 @@ class Raised:
         return error
 
 
-_Node = tuple[str, str, Target, tuple[Argument, ...], Mapping[str, Argument]]
+_Node = tuple[str, str, Any, tuple[Any, ...], Mapping[str, Any]]
+"""What it does, its name, what it calls, arguments and options."""
 
 
 class _Pickler(pickle.Pickler):
@@ -96,7 +97,7 @@ def _state(module: fx.GraphModule) -> dict[str, Any]:
 
 
 def _flat(node: fx.Node) -> _Node:
-    def named(other: fx.Node) -> Argument:
+    def named(other: fx.Node) -> _Ref:
         return _Ref(other.name)
 
     arguments, options = map_arg((node.args, dict(node.kwargs)), named)

@@ -58,6 +58,11 @@ _LONGEST_FOLDER: Final = 40
 class RayExecutor(Executor):
     """Gives units to the workers of a Ray cluster; needs the extra ``ray``.
 
+    ::
+
+        with RayExecutor(bench, workers=4) as executor:
+            report = scanner.scan(bench, seed=0, executor=executor)
+
     A context manager: leaving it lets the workers go, and stops the cluster if it was started here. Workers
     stay from one ``run`` to the next. They import this project and whatever the model and the units are made
     of: on a cluster that was joined, both must be installed on every node, in the same versions. A local
@@ -76,10 +81,6 @@ class RayExecutor(Executor):
 
     Raises:
         OptionError: If Ray is not installed, or an argument is out of range.
-
-    Examples:
-        >>> with RayExecutor(bench, workers=4) as executor:  # doctest: +SKIP
-        ...     report = scanner.scan(bench, seed=0, executor=executor)
     """
 
     def __init__(
