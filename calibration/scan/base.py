@@ -219,7 +219,7 @@ class ScanResult:
     """What all scanners of one scan answer, and what they were given.
 
     Attributes:
-        verdict: ``backdoored`` if any scanner says so, ``clean`` if all that looked do, else ``inconclusive``.
+        verdict: ``backdoored`` if any scanner says so, ``clean`` if all do, else ``inconclusive``.
         reports: One a scanner, in the order asked for.
         model: Where it came from, as given.
         model_sha256: Digest of its file.
