@@ -53,11 +53,13 @@ def one_thread() -> Iterator[None]:
 def nodes() -> Iterator[Any]:
     """A cluster of a head that does no work and two nodes of one processor each."""
     pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    folder = tempfile.mkdtemp(prefix="ray-")  # pytest's own are too long for the paths of sockets
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_TMPDIR", folder)
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray-")  # pytest's own are too long for the paths of sockets
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "_system_config": QUICK_TO_NOTICE}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
@@ -66,6 +68,7 @@ def nodes() -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+        patch.undo()
         shutil.rmtree(folder, ignore_errors=True)
         gc.collect()
 
