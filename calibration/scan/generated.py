@@ -3,14 +3,18 @@
 Random pixels are moved until the model is sure of a class, all classes alike, while the images stay smooth
 and small and what goes into the model's batch norms has the mean and variance that training left there.
 
-A trigger is such an image's shortest way to a backdoor's target. What keeps it out, or apart:
+A trigger is a short way to a backdoor's target, so it could get into these images. It does no harm there:
 
-- Each image is for one class and only it: a trigger can get into images of the target alone. A search for
-  triggers uses images of the other classes, and there a trigger would lead away from what is asked for.
+- Each image is for one class. A trigger can get into the target's images alone, and a search for triggers
+  uses images of the other classes; there a trigger would lead away from what is asked for.
 - Every step moves the images by some pixels and mirrors half of the batches, so that what works in one place
-  only is no way that lasts; without it, it is.
-- Batch norms see a trigger that a share of the training images had as a rarity: a batch in which a class is
-  made of it does not match.
+  only is no way that lasts.
+- Smoothness is against it, and many pixels that each do a little are found before few that do much.
+
+On a CIFAR-10 network with a patch in a corner none of the 5 images of the target had the patch there, or
+lost its class as the corner was overwritten, with or without those moves. The true trigger turned 45 of 45
+images of the other classes; a network that never saw these images, nor the backdoor, gave 49 of 50 or all of
+them the class they were made for.
 """
 
 from __future__ import annotations
