@@ -41,6 +41,11 @@ class Progress:
         """Move on by ``count`` steps."""
         self._bar.update(count)
 
+    def expect(self, count: int) -> None:
+        """Learn of ``count`` more steps to come."""
+        self._bar.total = (self._bar.total or 0) + count
+        self._bar.refresh()
+
     def __enter__(self) -> Progress:
         return self
 

@@ -67,5 +67,18 @@ SCANNERS: Final[Mapping[str, Entry]] = MappingProxyType(
             "faint noise over the image",
             usual=False,
         ),
+        "trigger_distribution": Entry(
+            "trigger_distribution",
+            "TriggerDistribution",
+            "images",
+            "many small patches that lead to one label, for a repair to unlearn",
+            usual=False,
+        ),
+        "activation_clustering": Entry(
+            "activation_clustering", "ActivationClustering", "training set", "poisoned training images"
+        ),
+        "spectral_signatures": Entry(
+            "spectral_signatures", "SpectralSignatures", "training set", "poisoned training images"
+        ),
     }
 )

@@ -1,0 +1,164 @@
+"""``guard scan``: from a model and clean images to a verdict, reports and trigger files.
+
+::
+
+    lay out ─→ scan, one scanner after the other ─→ verdict ─→ write
+    model,      units on the executor; each is kept    of all     JSON, HTML, SARIF, a model card's section,
+    images      as it is done, and not done twice                 a folder for each trigger
+
+What is kept lies in ``<out>/partial`` and is named by what it depends on: a scan that was broken off, or
+asked again with another scanner, goes on from there.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from calibration.progress import Progress
+from calibration.report import machine, package_versions
+from calibration.scan.base import Arrays, Bench, Executor, ScanReport, ScanResult, Unit, Verdict
+from calibration.scan.executor import Keeping, LocalExecutor
+from calibration.scan.options import ScanOptions
+from calibration.scan.reports import to_html, to_json, to_model_card, to_sarif, trigger_folders
+from calibration.scan.workbench import Laid, lay_out
+from calibration.trigger import save_trigger
+
+__all__ = ["EXIT_CODES", "Scanned", "combined", "scan_model"]
+
+EXIT_CODES: Mapping[Verdict, int] = {"clean": 0, "backdoored": 3, "inconclusive": 4}
+"""For pipelines; 2 is an error, as of every command."""
+
+PARTIAL, TRIGGERS = "partial", "triggers"
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """What was found, and the files that say so."""
+
+    result: ScanResult
+    places: tuple[Path, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 3 backdoored, 4 inconclusive."""
+        return EXIT_CODES[self.result.verdict]
+
+
+def scan_model(options: ScanOptions) -> Scanned:
+    """Scan a model and write what was found.
+
+    Raises:
+        GuardError: Model, images or options are not fit.
+    """
+    start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    if options.threads is not None and options.executor == "local":
+        torch.set_num_threads(options.threads)
+    scanners = options.chosen()
+    laid = lay_out(options)
+    if options.anew:
+        shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
+    with _executor(options, laid.bench) as executor:
+        reports = []
+        for scanner in scanners:
+            with Progress(0, scanner.name, options.quiet) as progress:
+                kept = Keeping(executor, options.out / PARTIAL, laid.bench.digest, lambda unit: None)
+                watched = _Watched(kept, progress)
+                reports.append(scanner.scan(laid.bench, seed=options.seed, executor=watched))
+        where = str(executor)
+    result = _result(options, laid, tuple(reports), where, started, time.perf_counter() - start)
+    return Scanned(result, _write(result, options.out))
+
+
+def combined(reports: Sequence[ScanReport]) -> Verdict:
+    """Return the verdict of all: backdoored if any says so, clean if all do, else inconclusive."""
+    verdicts = {report.verdict for report in reports}
+    if "backdoored" in verdicts:
+        return "backdoored"
+    return "clean" if verdicts == {"clean"} else "inconclusive"
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched(Executor):
+    """Another executor, whose work is shown on a bar: images that went through the model."""
+
+    inner: Executor
+    progress: Progress
+
+    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, Arrays]]:
+        """Yield what the other does."""
+        self.progress.expect(sum(unit.weight for unit in units))
+        for place, arrays in self.inner.run(units):
+            self.progress.step(units[place].weight)
+            yield place, arrays
+
+
+@contextmanager
+def _executor(options: ScanOptions, bench: Bench) -> Iterator[Executor]:
+    if options.executor == "local":
+        yield LocalExecutor(bench)
+        return
+    from calibration.scan.ray_executor import RayExecutor  # noqa: PLC0415 needs an extra
+
+    with RayExecutor(
+        bench, address=options.address, workers=options.workers, threads=options.threads or 1
+    ) as executor:
+        yield executor
+
+
+def _result(
+    options: ScanOptions,
+    laid: Laid,
+    reports: tuple[ScanReport, ...],
+    executor: str,
+    started: str,
+    seconds: float,
+) -> ScanResult:
+    return ScanResult(
+        verdict=combined(reports),
+        reports=reports,
+        model=options.model,
+        model_sha256=laid.model.source_sha256,
+        model_kind=laid.model.kind,
+        data=laid.data,
+        data_sha256=laid.data_sha256,
+        clean=len(laid.bench.clean),
+        held=len(laid.bench.held),
+        classes=laid.bench.classes,
+        class_names=laid.class_names,
+        acc=laid.acc,
+        seed=options.seed,
+        executor=executor,
+        machine=machine(),
+        versions={**package_versions(), "torch": torch.__version__, "python": platform.python_version()},
+        started=started,
+        seconds=seconds,
+        notes=laid.notes,
+    )
+
+
+def _write(result: ScanResult, out: Path) -> tuple[Path, ...]:
+    """Write reports and triggers; triggers of an earlier scan are removed."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / TRIGGERS, ignore_errors=True)
+    folders = trigger_folders(result)
+    for name, trigger in folders.items():
+        save_trigger(trigger.attack, out / TRIGGERS / name)
+    written = {
+        "scan.html": to_html(result, {name: f"{TRIGGERS}/{name}" for name in folders}),
+        "scan.json": to_json(result),
+        "scan.sarif": to_sarif(result),
+        "model_card.md": to_model_card(result),
+    }
+    for name, text in written.items():
+        (out / name).write_text(text)
+    places = [out / name for name in written]
+    return (*places, out / TRIGGERS) if folders else tuple(places)
