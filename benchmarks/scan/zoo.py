@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from calibration.scan.table import SCANNERS
 
 RESULTS = Path(__file__).parent.parent / "results" / "scan" / "zoo"
 PACKAGES = ("torch", "numpy", "scipy", "onnx")
-LABEL_SCANNERS = ("neural_cleanse", "wave_inversion", "warp_inversion")
+SCANS = ("neural_cleanse", "wave_inversion", "warp_inversion", "pair_scan")
 
 
 def main() -> None:
@@ -42,8 +43,10 @@ def main() -> None:
                 path = RESULTS / f"{name}-{scanner}-{seed}.json"
                 if path.exists() and not options.again:
                     continue
+                start = time.process_time()
                 report = SCANNERS[scanner].make().scan(bench, seed=seed, executor=LocalExecutor(bench))
                 record = record_of(subject, bench, report, seed, options)
+                record["cpu_seconds"] = time.process_time() - start
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(record, indent=1) + "\n")
                 print(
@@ -57,7 +60,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Scan the zoo.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--subjects", nargs="+", default=names())
-    parser.add_argument("--scanners", nargs="+", default=list(LABEL_SCANNERS))
+    parser.add_argument("--scanners", nargs="+", default=list(SCANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--again", action="store_true", help="also what is there already")

@@ -60,6 +60,9 @@ SCANNERS: Final[Mapping[str, Entry]] = MappingProxyType(
             "patterns blended over the whole image, several patches",
         ),
         "warp_inversion": Entry("warp_inversion", "WarpInversion", "images", "warps"),
+        "pair_scan": Entry(
+            "pair_scan", "PairScan", "images", "patches that work on one class, or send each class to another"
+        ),
         "perturbation_inversion": Entry(
             "perturbation_inversion",
             "PerturbationInversion",
