@@ -127,7 +127,8 @@ class SourceSearch(Unit):
             logits = bench.model(stamped.contiguous(memory_format=torch.channels_last)).float()
         own = logits[:, self.source]
         others = logits.masked_fill(torch.arange(logits.shape[1]) == self.source, -torch.inf).amax(1)
-        return (own - others + MARGIN).clamp_min(0).view(len(places), -1).mean(1)
+        won: Tensor = own - others + MARGIN
+        return won.clamp_min(0).view(len(places), -1).mean(1)
 
     @torch.no_grad()
     def _judge(self, bench: Bench, pattern: Tensor, place: Place) -> Float32[np.ndarray, " k"]:
