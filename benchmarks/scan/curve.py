@@ -4,9 +4,9 @@
 
     python -m benchmarks.scan.curve --data FOLDER [--labels 10 43 100 1000]
 
-The backdoored subject ``badnets`` keeps its body and its ten classes; the further labels' weights are mixtures
-of those of the classes without a backdoor, with noise. So the work is that of a network with so many labels,
-and the backdoor is label 0's at every width. Written to ``benchmarks/results/scan/curve.json``.
+The backdoored subject ``badnets`` keeps its body and its ten classes; the further labels' weights are
+mixtures of those of the classes without a backdoor, with noise. So the work is that of a network with so many
+labels, and the backdoor is label 0's at every width. Written to ``benchmarks/results/scan/curve.json``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The scans' tables, from their records::
+"""The scans' tables, from their records.
+
+::
 
 python -m benchmarks.scan.render > benchmarks/results/scan.md
 """
@@ -14,9 +16,10 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 HEAD = """# Scans of the zoo
 
-Each subject (see [zoo.md](zoo.md)) scanned with 500 clean images to search on and 1,000 held ones, none of which it
-was trained on, at the scanners' defaults. Made by `python -m benchmarks.scan.zoo --data FOLDER`, ART's rows by
-`benchmarks.scan.art_peer`, the curve by `benchmarks.scan.curve`. Seconds are of one core (processor time).
+Each subject (see [zoo.md](zoo.md)) scanned with 500 clean images to search on and 1,000 held ones, none of
+which it was trained on, at the scanners' defaults. Made by `python -m benchmarks.scan.zoo --data FOLDER`,
+ART's rows by `benchmarks.scan.art_peer`, the curve by `benchmarks.scan.curve`. Seconds are of one core
+(processor time).
 """
 SCANNERS = ("neural_cleanse", "wave_inversion", "warp_inversion", "pair_scan")
 
@@ -67,7 +70,8 @@ def rates(records: list[dict[str, Any]]) -> str:
         f"- Backdoored subjects detected by at least one scanner: {len(found)} of {len(bad)}; "
         f"with a true target label among those flagged: {len(right)}.\n"
         f"- Missed: {', '.join(sorted(name for name, _ in set(bad) - set(found))) or 'none'}.\n"
-        f"- False alarms: {len(alarms)} of {len(good)} clean subjects and seeds ({single} scans by one scanner).\n"
+        f"- False alarms: {len(alarms)} of {len(good)} clean subjects and seeds ({single} scans by one "
+        f"scanner).\n"
     )
 
 
@@ -87,9 +91,9 @@ def details(records: list[dict[str, Any]]) -> str:
             continue
         iou = "" if record["iou"] is None else f"{record['iou']:.2f}"
         lines.append(
-            f"| {record['subject']} | {record['scanner']} | {record['seed']} | {first['name']} | {first['ratio']:.2f} | "
-            f"{first['p_value']:.2g} | {first['anomaly_index']:.1f} | {first['asr']:.0%} | {iou} | "
-            f"{record['cpu_seconds']:.0f} |"
+            f"| {record['subject']} | {record['scanner']} | {record['seed']} | {first['name']} | "
+            f"{first['ratio']:.2f} | {first['p_value']:.2g} | {first['anomaly_index']:.1f} | {first['asr']:.0%} | "
+            f"{iou} | {record['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -123,7 +127,8 @@ def curve() -> str:
     ]
     lines += [
         f"| {row['labels']} | {row['cpu_seconds']:.0f} | {row['cpu_seconds'] / first['cpu_seconds']:.1f} | "
-        f"{row['labels'] / first['labels']:.1f} | {row['images']:,.0f} | {', '.join(row['flagged']) or 'none'} |"
+        f"{row['labels'] / first['labels']:.1f} | {row['images']:,.0f} | "
+        f"{', '.join(row['flagged']) or 'none'} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
@@ -141,8 +146,8 @@ def _beside(name: str, art: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     for row in art["labels"]:
         mine = sizes[row["label"]]
         lines.append(
-            f"| {row['label']} | {row['l1']:.1f} | {mine['size']:.1f} | {row['asr_held']:.0%} | {mine['asr']:.0%} | "
-            f"{row['cpu_seconds']:.0f} | {share:.1f} |"
+            f"| {row['label']} | {row['l1']:.1f} | {mine['size']:.1f} | {row['asr_held']:.0%} | "
+            f"{mine['asr']:.0%} | {row['cpu_seconds']:.0f} | {share:.1f} |"
         )
     total = sum(row["cpu_seconds"] for row in art["labels"])
     return [*lines, "", f"All labels: {total:.0f} s against {ours['cpu_seconds']:.0f} s.", ""]

@@ -10,6 +10,7 @@ import torch
 from benchmarks.zoo.source import as_floats, read_dataset
 from benchmarks.zoo.subjects import Subject, load_subject
 from calibration.scan.base import Bench, Labelled
+from calibration.scan.logits import Logits
 from calibration.trainable import load_trainable
 
 __all__ = ["bench_of"]
@@ -21,14 +22,13 @@ def bench_of(name: str, data: Path, seed: int = 0) -> tuple[Subject, Bench]:
     """Return a subject and its bench; the seed draws which of the data set's holdout images are on it."""
     subject = load_subject(name)
     trainable = load_trainable(subject.model)
-    module = trainable.module.requires_grad_(False).to(memory_format=torch.channels_last)
     dataset = read_dataset(data, subject.record["data"]["name"])
     rows = np.random.default_rng(seed).permutation(len(dataset.holdout_labels))[: SEARCHED + HELD]
     images = torch.from_numpy(as_floats(dataset.holdout_images[rows]))
     labels = torch.from_numpy(dataset.holdout_labels[rows])
     channels = images.shape[1]
     return subject, Bench(
-        module,
+        Logits(trainable),
         dataset.classes,
         Labelled(images[:SEARCHED], labels[:SEARCHED]),
         Labelled(images[SEARCHED:], labels[SEARCHED:]),

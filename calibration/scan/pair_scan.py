@@ -153,8 +153,8 @@ class PairScan(Scanner):
         unseen = [f"{skipped} classes have too few images to judge; give more"] if skipped else []
         if flagged:
             said = [
-                f"pair {one.name}: a patch of {size} x {size} pixels sends {one.score:.0%} of its held images "
-                f"to class {one.target}"
+                f"pair {one.name}: a patch of {size} x {size} pixels sends {one.score:.0%} of its held "
+                f"images to class {one.target}"
                 for one in flagged
             ]
             return "backdoored", (*said, *unseen)
