@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from calibration.scan.base import Arrays, Bench, Executor, Unit
 from guard.artifact.reader import NPY_ERRORS
@@ -20,6 +21,10 @@ class LocalExecutor(Executor):
     """One unit after the other, here."""
 
     bench: Bench
+
+    def __str__(self) -> str:
+        """``local``, and torch's threads."""
+        return f"local, {torch.get_num_threads()} threads"
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, Arrays]]:
         """Yield each unit's place and result, in the order given."""

@@ -59,8 +59,8 @@ class PairScan(Scanner):
     labels: tuple[int, ...] | None = None
     size: int | None = None
     heats: tuple[tuple[int, int, int], ...] = ((64, 10, 8), (16, 15, 16), (4, 30, 16))
-    least_share: float = 0.8
-    doubtful_share: float = 0.75
+    least_share: float = 0.85
+    doubtful_share: float = 0.8
     least_images: int = 10
 
     def __post_init__(self) -> None:
