@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -70,7 +72,7 @@ SCAN: Final = Scan()
 
 def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
-    from calibration.scan.job import scan_model
+    from calibration.scan.job import PARTIAL, scan_model
     from calibration.scan.options import ScanOptions, read_settings
     from calibration.scan.reports import to_text
 
@@ -83,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     same_name = (
         "model", "data", "labels", "out", "weights", "training_set", "training_labels", "alpha", "images",
-        "made", "layout", "seed", "executor", "address", "workers", "threads", "anew", "quiet",
+        "made", "steps", "layout", "seed", "executor", "address", "workers", "threads", "anew", "quiet",
     )  # fmt: skip
     options = ScanOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
@@ -93,8 +95,14 @@ def _run(arguments: argparse.Namespace) -> int:
         settings=read_settings(arguments.config) if arguments.config else {},
         transform=transform,
     )
-    scanned = scan_model(options)
-    print(to_text(scanned.result, [str(place) for place in scanned.places]))
+    try:
+        scanned = scan_model(options)
+    except KeyboardInterrupt:
+        if (options.out / PARTIAL).is_dir():
+            sys.stderr.write(f"broken off; the same command goes on from {options.out / PARTIAL}\n")
+        raise
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+    print(to_text(scanned.result, [str(place) for place in scanned.places], columns=columns), end="")
     return scanned.exit_code
 
 
@@ -105,12 +113,16 @@ def _add_looking(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--targets", type=int, nargs="+", metavar="CLASS", help="labels to look at (default: all)"
     )
+    group.add_argument(
+        "--steps", type=int, help="most steps of a search for each label (default: the scanner's own)"
+    )
     group.add_argument("--config", type=Path, metavar="C.toml", help="options of scanners, a table for each")
     group.add_argument(
         "--alpha",
         type=float,
         default=0.01,
-        help="chance that all scanners together call a clean model backdoored (default %(default)s)",
+        help="chance that the scanners that give one call a clean model backdoored, together "
+        "(default %(default)s)",
     )
     group.add_argument(
         "--images",

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from calibration.errors import OptionError
 from calibration.progress import Progress
 from calibration.report import machine, package_versions
 from calibration.scan.base import Arrays, Bench, Executor, ScanReport, ScanResult, Unit, Verdict
@@ -32,7 +33,7 @@ from calibration.scan.reports import to_html, to_json, to_model_card, to_sarif, 
 from calibration.scan.workbench import Laid, lay_out
 from calibration.trigger import save_trigger
 
-__all__ = ["EXIT_CODES", "Scanned", "combined", "scan_model"]
+__all__ = ["EXIT_CODES", "PARTIAL", "Scanned", "combined", "scan_model"]
 
 EXIT_CODES: Mapping[Verdict, int] = {"clean": 0, "backdoored": 3, "inconclusive": 4}
 """For pipelines; 2 is an error, as of every command."""
@@ -64,6 +65,7 @@ def scan_model(options: ScanOptions) -> Scanned:
         torch.set_num_threads(options.threads)
     scanners = options.chosen()
     laid = lay_out(options)
+    _make_folder(options.out)
     if options.anew:
         shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
     with _executor(options, laid.bench) as executor:
@@ -73,9 +75,16 @@ def scan_model(options: ScanOptions) -> Scanned:
                 kept = Keeping(executor, options.out / PARTIAL, laid.bench.digest, lambda unit: None)
                 watched = _Watched(kept, progress)
                 reports.append(scanner.scan(laid.bench, seed=options.seed, executor=watched))
-        where = str(executor)
+        where = "local" if options.executor == "local" else str(executor)
     result = _result(options, laid, tuple(reports), where, started, time.perf_counter() - start)
     return Scanned(result, _write(result, options.out))
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out {out} cannot be made ({error.strerror}); choose another") from error
 
 
 def combined(reports: Sequence[ScanReport]) -> Verdict:
@@ -147,7 +156,6 @@ def _result(
 
 def _write(result: ScanResult, out: Path) -> tuple[Path, ...]:
     """Write reports and triggers; triggers of an earlier scan are removed."""
-    out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / TRIGGERS, ignore_errors=True)
     folders = trigger_folders(result)
     for name, trigger in folders.items():

@@ -35,8 +35,9 @@ class ScanOptions:
         training_labels: As ``labels``.
         scanners: Names; None for those that are usual and have what they need.
         targets: Labels to look at; None for all.
+        steps: Of the searches, at most; None for each scanner's own.
         settings: Options of scanners by their names, in place of their own defaults.
-        alpha: Chance that all scanners together call a clean model backdoored.
+        alpha: Chance that all scanners that give a chance call a clean model backdoored, together.
         images: Most clean images to search on; as many again, at most, judge what was found.
         made: Images to make where there are none.
         transform: Preprocessing asked for.
@@ -63,6 +64,7 @@ class ScanOptions:
     training_labels: Path | None = None
     scanners: tuple[str, ...] | None = None
     targets: tuple[int, ...] | None = None
+    steps: int | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     alpha: float = 0.01
     images: int = 500
@@ -81,10 +83,12 @@ class ScanOptions:
         _require(0 < self.alpha < 1, f"--alpha {self.alpha}", "a chance between 0 and 1, such as 0.01")
         for flag in ("images", "made"):
             _require(getattr(self, flag) >= 1, f"--{flag} {getattr(self, flag)}", "at least 1")
-        for flag in ("threads", "workers"):
+        for flag in ("threads", "workers", "steps"):
             value = getattr(self, flag)
             _require(value is None or value >= 1, f"--{flag} {value}", "at least 1")
         _require(self.seed >= 0, f"--seed {self.seed}", "a whole number from 0")
+        for target in self.targets or ():
+            _require(target >= 0, f"--targets {target}", "class indices from 0")
         _require(self.executor in {"local", "ray"}, f"--executor {self.executor}", "local or ray")
         if self.executor == "local" and (self.address is not None or self.workers is not None):
             raise OptionError("--address and --workers are Ray's; add --executor ray")
@@ -106,7 +110,9 @@ class ScanOptions:
         lacking = [name for name in names if not self._has(name)]
         if lacking:
             raise OptionError(f"{', '.join(lacking)} needs the training set; give one with --training-set")
-        return tuple(self._make(name, len(names)) for name in dict.fromkeys(names))
+        names = tuple(dict.fromkeys(names))
+        sharing = max(1, sum("alpha" in SCANNERS[name].flags for name in names))
+        return tuple(self._make(name, sharing) for name in names)
 
     def _has(self, name: str) -> bool:
         return SCANNERS[name].needs == "images" or self.training_set is not None
@@ -117,12 +123,13 @@ class ScanOptions:
         given = dict(self.settings.get(name, {}))
         unknown = sorted(set(given) - known)
         _require(not unknown, f"{name}: {', '.join(unknown)}", f"options among {', '.join(sorted(known))}")
-        usual: dict[str, Any] = {}
-        if "alpha" in known:
-            usual["alpha"] = self.alpha / count
-        if "labels" in known and self.targets is not None:
-            usual["labels"] = self.targets
-        fitting = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        flags = {
+            "alpha": self.alpha / count,
+            "labels": None if self.targets is None else tuple(dict.fromkeys(self.targets)),
+            "steps": self.steps,
+        }
+        usual = {flag: flags[flag] for flag in entry.flags if flags[flag] is not None}
+        fitting = {key: _frozen(value) for key, value in given.items()}
         try:
             return entry.make(**(usual | fitting))
         except (TypeError, ValueError) as error:
@@ -161,6 +168,11 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
             f"--config {path}: {', '.join(loose)} stands alone; expected tables such as [neural_cleanse]"
         )
     return settings
+
+
+def _frozen(value: Any) -> Any:
+    """Return lists of TOML as tuples, as the options of scanners are."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _require(holds: bool, what: str, expected: str) -> None:

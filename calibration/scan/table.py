@@ -25,6 +25,8 @@ class Entry:
         needs: What it looks at.
         finds: What it is for, in a few words.
         usual: Whether it runs where nothing else is asked for and its needs are met.
+        flags: Its options that mean what a flag of the scan means, and are set by it: ``alpha`` by
+            ``--alpha``, ``labels`` by ``--targets``, ``steps`` by ``--steps``.
     """
 
     module: str
@@ -32,6 +34,7 @@ class Entry:
     needs: Need
     finds: str
     usual: bool = True
+    flags: tuple[str, ...] = ("alpha", "labels", "steps")
 
     def load(self) -> Any:
         """Return the scanner's class; this imports its module."""
@@ -61,7 +64,11 @@ SCANNERS: Final[Mapping[str, Entry]] = MappingProxyType(
         ),
         "warp_inversion": Entry("warp_inversion", "WarpInversion", "images", "warps"),
         "pair_scan": Entry(
-            "pair_scan", "PairScan", "images", "patches that work on one class, or send each class to another"
+            "pair_scan",
+            "PairScan",
+            "images",
+            "patches that work on one class, or send each class to another",
+            flags=(),
         ),
         "perturbation_inversion": Entry(
             "perturbation_inversion",
@@ -76,12 +83,21 @@ SCANNERS: Final[Mapping[str, Entry]] = MappingProxyType(
             "images",
             "many small patches that lead to one label, for a repair to unlearn",
             usual=False,
+            flags=("labels",),
         ),
         "activation_clustering": Entry(
-            "activation_clustering", "ActivationClustering", "training set", "poisoned training images"
+            "activation_clustering",
+            "ActivationClustering",
+            "training set",
+            "poisoned training images",
+            flags=("alpha",),
         ),
         "spectral_signatures": Entry(
-            "spectral_signatures", "SpectralSignatures", "training set", "poisoned training images"
+            "spectral_signatures",
+            "SpectralSignatures",
+            "training set",
+            "poisoned training images",
+            flags=("alpha",),
         ),
     }
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from calibration.data import Geometry, ImageSet, digest_of
-from calibration.errors import DataError
+from calibration.errors import DataError, OptionError
 from calibration.outputs import accuracy_of, check_labels, kind_of
 from calibration.prediction import predict
 from calibration.preprocessing import Prepare, plan_input
@@ -90,6 +91,7 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
                 f"the model is right on only {acc:.0%} of the clean images: see that preprocessing (--scale, "
                 f"--mean, --std, --resize, --layout) is what it was trained with"
             )
+    _check_targets(options, classes)
     half = (len(chosen) + 1) // 2
     low, high = (_ends(ends, rows.shape[1]) for ends in (prepare.source.low, prepare.source.high))
     tensors, classed = torch.from_numpy(rows), torch.from_numpy(np.asarray(labels, np.int64))
@@ -101,9 +103,10 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
         low,
         high,
         training=_training(model, prepare, classes, options),
-        digest=_digest(model, images.digest, options),
     )
-    return Laid(bench, model, str(options.data), images.digest, images.class_names, acc, tuple(notes))
+    return Laid(
+        _named(bench, model), model, str(options.data), images.digest, images.class_names, acc, tuple(notes)
+    )
 
 
 def _made(model: TrainableModel, options: ScanOptions) -> Laid:
@@ -113,6 +116,7 @@ def _made(model: TrainableModel, options: ScanOptions) -> Laid:
     spread = (high - low).numpy()[:, None, None]
     network, answers = _network(model, probe * spread + low.numpy()[:, None, None], options.model)
     classes = answers.shape[1]
+    _check_targets(options, classes)
     made = generate_images(
         network, _shape(model), classes, low, high, count=2 * options.made, seed=options.seed
     )
@@ -127,14 +131,21 @@ def _made(model: TrainableModel, options: ScanOptions) -> Laid:
         Labelled(images[half:], labels[half:]),
         low,
         high,
-        digest=_digest(model, digest, options),
         generated=True,
     )
     note = (
         f"no clean images were given: {len(made)} were made from the model itself, within "
         f"{float(low.min()):g} and {float(high.max()):g}; real ones make a scan more reliable"
     )
-    return Laid(bench, model, "made from the model", digest, None, None, (note,))
+    return Laid(_named(bench, model), model, "made from the model", digest, None, None, (note,))
+
+
+def _check_targets(options: ScanOptions, classes: int) -> None:
+    beyond = [target for target in options.targets or () if target >= classes]
+    if beyond:
+        raise OptionError(
+            f"--targets {beyond[0]}: expected classes of the model, which has {classes} (0 to {classes - 1})"
+        )
 
 
 def _training(model: TrainableModel, prepare: Prepare, classes: int, options: ScanOptions) -> Labelled | None:
@@ -202,6 +213,12 @@ def _ends(values: tuple[float, ...], channels: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).expand(channels).clone()
 
 
-def _digest(model: TrainableModel, data: str, options: ScanOptions) -> str:
-    training = "" if options.training_set is None else str(options.training_set.absolute())
-    return f"{model.source_sha256} {data} {options.transform} {options.images} {options.seed} {training}"
+def _named(bench: Bench, model: TrainableModel) -> Bench:
+    """Return the bench with a digest of everything on it: graph, weights, images, labels, ranges."""
+    digest = hashlib.sha256(f"{model.source_sha256} {bench.classes} {bench.generated}\n".encode())
+    digest.update(model.module.code.encode())
+    sets = [bench.clean, bench.held, *([] if bench.training is None else [bench.training])]
+    tensors = [tensor for each in sets for tensor in (each.images, each.labels)]
+    for tensor in (*model.module.state_dict().values(), *tensors, bench.low, bench.high):
+        digest.update(digest_of(tensor.detach().contiguous().numpy()).encode())
+    return replace(bench, digest=digest.hexdigest())
