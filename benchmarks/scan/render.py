@@ -90,11 +90,9 @@ def details(records: list[dict[str, Any]]) -> str:
         if "ratio" not in first:
             continue
         iou = "" if record["iou"] is None else f"{record['iou']:.2f}"
-        lines.append(
-            f"| {record['subject']} | {record['scanner']} | {record['seed']} | {first['name']} | "
-            f"{first['ratio']:.2f} | {first['p_value']:.2g} | {first['anomaly_index']:.1f} | {first['asr']:.0%} | "
-            f"{iou} | {record['cpu_seconds']:.0f} |"
-        )
+        what = f"| {record['subject']} | {record['scanner']} | {record['seed']} | {first['name']} "
+        sizes = f"| {first['ratio']:.2f} | {first['p_value']:.2g} | {first['anomaly_index']:.1f} "
+        lines.append(f"{what}{sizes}| {first['asr']:.0%} | {iou} | {record['cpu_seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
