@@ -36,4 +36,4 @@ class NeuralCleanse(LabelScan):
 
     name: ClassVar[str] = "neural_cleanse"
     form: ClassVar[str] = "patch"
-    prior: ClassVar[Prior] = Prior(0.2, 8)
+    prior: ClassVar[Prior] = Prior(0.2, 8.0)

@@ -29,4 +29,4 @@ class PerturbationInversion(LabelScan):
 
     name: ClassVar[str] = "perturbation_inversion"
     form: ClassVar[str] = "addition"
-    prior: ClassVar[Prior] = Prior(0.2, 8)
+    prior: ClassVar[Prior] = Prior(0.2, 8.0)

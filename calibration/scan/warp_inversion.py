@@ -31,4 +31,4 @@ class WarpInversion(LabelScan):
 
     name: ClassVar[str] = "warp_inversion"
     form: ClassVar[str] = "warp"
-    prior: ClassVar[Prior] = Prior(0.3, 8)
+    prior: ClassVar[Prior] = Prior(0.3, 8.0)

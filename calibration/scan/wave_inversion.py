@@ -32,4 +32,4 @@ class WaveInversion(LabelScan):
 
     name: ClassVar[str] = "wave_inversion"
     form: ClassVar[str] = "waves"
-    prior: ClassVar[Prior] = Prior(0.3, 8)
+    prior: ClassVar[Prior] = Prior(0.3, 8.0)
