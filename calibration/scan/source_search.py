@@ -150,7 +150,7 @@ def grid_of(sides: tuple[int, ...], size: int) -> list[Place]:
 
     Examples:
         >>> grid_of((4, 9), 4)
-        [(0, 0), (0, 3), (0, 5)]
+        [(0, 0), (0, 2), (0, 5)]
     """
     rows, columns = (_spread(side - size, size) for side in sides)
     return [(row, column) for row in rows for column in columns]
