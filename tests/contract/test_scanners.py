@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_a_scanner_has_a_file_and_is_called_what_the_table_calls_it(name: str) -
     assert (ROOT / "calibration" / "scan" / f"{name}.py").is_file()
     assert entry.load().__module__ == f"calibration.scan.{name}"
     assert entry.finds
+
+
+def test_the_import_contract_names_every_scanner() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (apart,) = [contract for contract in contracts if contract["id"] == "scanners-stay-apart"]
+    assert apart["modules"] == sorted(f"calibration.scan.{entry.module}" for entry in SCANNERS.values())
 
 
 @by_name
