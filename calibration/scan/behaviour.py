@@ -74,6 +74,6 @@ def patch_facts(attack: Inverted) -> dict[str, float]:
 
 def _pictures(images: Float32[np.ndarray, "m c h w"], bench: Bench) -> UInt8[np.ndarray, "m h w c"]:
     low, high = bench.low.numpy()[:, None, None], bench.high.numpy()[:, None, None]
-    shares = np.clip((images - low) / (high - low), 0, 1)
+    shares = np.clip((images - low) / np.maximum(high - low, np.float32(1e-12)), 0, 1)
     pictures: UInt8[np.ndarray, "m h w c"] = np.rint(shares * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pictures)

@@ -58,6 +58,8 @@ class Keeping(Executor):
                 continue
             self.told(unit)
             yield place, kept
+        if not missing:
+            return  # an executor may start a cluster even for nothing
         for nth, arrays in self.inner.run([units[place] for place in missing]):
             unit = units[missing[nth]]
             _write(self._path(unit), arrays)
@@ -81,9 +83,10 @@ def _read(path: Path) -> Arrays | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except NPY_ERRORS:
         return None
+    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
 
 
 def _write(path: Path, arrays: Arrays) -> None:

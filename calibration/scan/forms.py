@@ -239,10 +239,10 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 @cache
 def cosines(length: int) -> Float32[Tensor, "length length"]:
     """Return the matrix of the orthonormal cosine transform (type II); row u holds frequency u's wave."""
-    frequency, place = torch.arange(length)[:, None], torch.arange(length)[None]
+    frequency, place = torch.arange(length, dtype=torch.float64)[:, None], torch.arange(length)[None]
     waves = torch.cos(math.pi * (place + 0.5) * frequency / length) * math.sqrt(2 / length)
     waves[0] /= math.sqrt(2)
-    return waves
+    return waves.float()
 
 
 @cache

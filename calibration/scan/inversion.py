@@ -42,6 +42,8 @@ _BETAS: Final = (0.5, 0.9)
 _TINY: Final = 1e-8
 _SMOOTHING: Final = 0.8
 _WEIGHTS: Final = (1e-6, 1e4)
+_DRAWS: Final = "a generator a step"
+"""Names how an aim comes to its result; to be changed with it, so that kept results of old are not used."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,11 @@ class Inversion(Unit):
 
     @property
     def key(self) -> str:
-        """Everything above; of the state its digest."""
+        """The form, and a digest of everything above and of how images are drawn."""
         aims = ",".join(aim.name for aim in self.aims)
         begun = "start" if self.begun is None else self.begun.digest()
-        return f"inversion {self.plan} {aims} {self.steps} {self.seed} {self.judge} {begun}"
+        told = f"{_DRAWS} {self.plan} {aims} {self.steps} {self.seed} {self.judge} {begun}"
+        return f"inversion-{self.plan.form}-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
     @property
     def weight(self) -> int:
@@ -138,13 +141,14 @@ class Inversion(Unit):
     def run(self, bench: Bench) -> Arrays:
         """Return the state as arrays; with ``judge`` also ``asr``, the best triggers' on held images."""
         state = self._begin(bench) if self.begun is None else self.begun
-        drawn = [self._draw(aim, bench, int(done)) for aim, done in zip(self.aims, state.steps, strict=True)]
+        pools = [pool_of(bench.clean, aim) for aim in self.aims]
         active = list(range(len(self.aims)))
-        for step in range(self.steps):
+        for _ in range(self.steps):
             active = [row for row in active if not _finished(state, row, self.plan)]
             if not active:
                 break
-            images = torch.stack([bench.clean.images[drawn[row][step]] for row in active])
+            drawn = [pools[row][self._draw(row, len(pools[row]), int(state.steps[row]))] for row in active]
+            images = bench.clean.images[torch.stack(drawn)]
             now = self._step(state.rows(active), images, [self.aims[row].target for row in active], bench)
             state = now if len(active) == len(self.aims) else state.put(active, now)
         found = state.as_arrays()
@@ -171,14 +175,10 @@ class Inversion(Unit):
             since=whole, rose=no, fell=no,
         )  # fmt: skip
 
-    def _draw(self, aim: Aim, bench: Bench, done: int) -> Int64[Tensor, "steps b"]:
-        """Draw which images each step sees; the draws go on where an earlier unit's ended."""
-        pool = pool_of(bench.clean, aim)
-        seed = seed_of(self.seed, "images", aim, done)
-        places = torch.randint(
-            len(pool), (self.steps, self.plan.batch), generator=torch.Generator().manual_seed(seed)
-        )
-        return pool[places]
+    def _draw(self, row: int, count: int, done: int) -> Int64[Tensor, " b"]:
+        """Draw which of its images an aim sees in a step, whatever the unit that the step is in."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "images", self.aims[row], done))
+        return torch.randint(count, (self.plan.batch,), generator=generator)
 
     def _step(self, state: State, images: Tensor, targets: list[int], bench: Bench) -> State:
         bounds = Bounds(bench.low, bench.high)
@@ -241,8 +241,9 @@ class Inversion(Unit):
             hits = [
                 bench.model(self._form.apply(parts, chunk[None], bounds)[0]).argmax(1) == aim.target
                 for chunk in torch.split(images, 250)
+                if len(chunk)
             ]
-            rates.append(float(torch.cat(hits).float().mean()) if hits and len(images) else 0.0)
+            rates.append(float(torch.cat(hits).float().mean()) if hits else 0.0)
         return np.array(rates, np.float32)
 
 

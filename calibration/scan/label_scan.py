@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.errors import DataError
 from calibration.scan.base import Bench, Executor, FoundTrigger, Scanner, ScanReport
-from calibration.scan.behaviour import as_attack, as_found, patch_facts, success_by_class, turned
+from calibration.scan.behaviour import as_attack, as_found, patch_facts, predictions, success_by_class, turned
 from calibration.scan.evidence import Prior
 from calibration.scan.forms import FORMS
 from calibration.scan.inversion import Aim, InversionPlan, pool_of, seed_of
@@ -64,15 +64,17 @@ class LabelScan(Scanner):
         for name in ("goal", "alpha", "most_of_usual", "least_asr"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], got {getattr(self, name)}")
+        if self.labels is not None and (not self.labels or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"labels: expected some, each once, got {self.labels}")
 
     def scan(self, bench: Bench, *, seed: int, executor: Executor) -> ScanReport:
         """Look for labels with an unusually small trigger; see :class:`Scanner`."""
         start, rule = time.perf_counter(), self.rule()
         aims = self.aims(bench)
         found = self._search(bench, aims, seed, executor)
-        measured = self._measure(found)
+        measured = self._measure(bench, found)
         rows = candidates(measured, found.looked_at, rule, self.finalists)
-        measured = self._again(bench, measured, rows, seed, executor)
+        measured, more = self._again(bench, measured, rows, seed, executor)
         judged = judge(measured, found.looked_at, rule)
         flagged = {(finding.source, finding.target) for finding in judged.findings if finding.flagged}
         triggers, facts = self._triggers(bench, found, measured, flagged)
@@ -90,7 +92,7 @@ class LabelScan(Scanner):
             measure=f"how far the trigger's log size, in {rule.unit}, lies below what is usual",
             options=asdict(self) | {"form": self.form, "prior": asdict(self.prior)},
             facts={
-                "images": float(found.images),
+                "images": float(found.images + more),
                 "looked_at": float(found.looked_at),
                 "searched_to_the_end": float(len(found.aims)),
             },
@@ -133,7 +135,8 @@ class LabelScan(Scanner):
             executor=executor,
         )
 
-    def _measure(self, found: Searched) -> list[Measured]:
+    def _measure(self, bench: Bench, found: Searched) -> list[Measured]:
+        before = predictions(bench, bench.held.images)
         return [
             Measured(
                 aim,
@@ -142,17 +145,20 @@ class LabelScan(Scanner):
                 won=bool(found.won[row]),
                 reference=bool(found.reference[row]),
                 asked=self.labels is None or aim.target in self.labels,
-                facts={"steps": float(found.steps[row])},
+                facts={
+                    "steps": float(found.steps[row]),
+                    "before": float(np.mean(before[pool_of(bench.held, aim).numpy()] == aim.target)),
+                },
             )
             for row, aim in enumerate(found.aims)
         ]
 
     def _again(
         self, bench: Bench, measured: list[Measured], rows: Sequence[int], seed: int, executor: Executor
-    ) -> list[Measured]:
-        """Search the candidates a second time, from other starts and with other images."""
+    ) -> tuple[list[Measured], int]:
+        """Search the candidates again, from other starts and with other images; tell how many images."""
         if not rows:
-            return measured
+            return measured, 0
         aims = [measured[row].aim for row in rows]
         second = self._search(bench, aims, seed_of(seed, "second"), executor)
         again = list(measured)
@@ -161,7 +167,7 @@ class LabelScan(Scanner):
             again[row] = measured[row].with_second(
                 float(second.sizes[place]), float(second.asr[place]), bool(second.won[place])
             )
-        return again
+        return again, second.images
 
     def _triggers(
         self,
@@ -172,6 +178,7 @@ class LabelScan(Scanner):
     ) -> tuple[tuple[FoundTrigger, ...], dict[str, dict[str, float]]]:
         """Return the triggers to show, and what the flagged ones do, by the name of their finding."""
         order = np.argsort([one.size for one in measured], kind="stable").tolist()
+        order = [row for row in order if np.isfinite(found.sizes[row])]
         order.sort(key=lambda row: (measured[row].aim.source, measured[row].aim.target) not in flagged)
         triggers, facts = [], {}
         for row in order[: max(SHOWN, len(flagged))]:

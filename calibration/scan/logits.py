@@ -10,7 +10,8 @@ from calibration.trainable import TrainableModel
 
 __all__ = ["Logits"]
 
-_SMALLEST = 1e-12
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""Below it a logarithm has no gradient: the smaller, the surer a model may be and still be searched."""
 
 
 class Logits(nn.Module):
@@ -28,8 +29,9 @@ class Logits(nn.Module):
         self.probabilities = probabilities
         if not self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.eval()
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Return the logits of images as the model takes them, but for the layout."""
         answers = self.model(images.permute(0, 2, 3, 1) if self.channels_last else images)
-        return torch.log(answers.clamp_min(_SMALLEST)) if self.probabilities else answers
+        return torch.log(answers.float().clamp_min(_SMALLEST)) if self.probabilities else answers
