@@ -42,7 +42,7 @@ _BETAS: Final = (0.5, 0.9)
 _TINY: Final = 1e-8
 _SMOOTHING: Final = 0.8
 _WEIGHTS: Final = (1e-6, 1e4)
-_DRAWS: Final = "a generator a step"
+_DRAWS: Final = "a generator a step, the best works now"
 """Names how an aim comes to its result; to be changed with it, so that kept results of old are not used."""
 
 
@@ -206,7 +206,7 @@ class Inversion(Unit):
         plan = self.plan
         success = _smooth(state.success, hits)
         works = success >= plan.goal
-        better = works & (~state.won | (sizes < state.size))
+        better = works & (hits >= plan.goal) & (~state.won | (sizes < state.size))
         smaller = better & (~state.won | (sizes < 0.99 * state.size))
         steps = state.steps + 1
         parts, first, second = _adam(state, gradients, steps, self._form.rate)

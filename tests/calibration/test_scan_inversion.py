@@ -53,7 +53,7 @@ def test_the_smallest_patch_is_the_backdoors() -> None:
     assert found["won"][TARGET]
     assert int(found["size"].argmin()) == TARGET
     assert found["size"][TARGET] < 0.6 * np.median(found["size"])
-    assert found["asr"][TARGET] > 0.7
+    assert found["asr"][TARGET] > 0.8
 
 
 def test_the_bench_and_the_global_generator_are_left_as_they_were() -> None:
