@@ -30,7 +30,7 @@ from calibration.scan.base import Arrays, Bench, Executor, ScanReport, ScanResul
 from calibration.scan.executor import Keeping, LocalExecutor
 from calibration.scan.options import ScanOptions
 from calibration.scan.reports import to_html, to_json, to_model_card, to_sarif, trigger_folders
-from calibration.scan.workbench import Laid, lay_out
+from calibration.scan.workbench import LOW_ACCURACY, Laid, lay_out
 from calibration.trigger import save_trigger
 
 __all__ = ["EXIT_CODES", "PARTIAL", "Scanned", "combined", "scan_model"]
@@ -87,12 +87,17 @@ def _make_folder(out: Path) -> None:
         raise OptionError(f"--out {out} cannot be made ({error.strerror}); choose another") from error
 
 
-def combined(reports: Sequence[ScanReport]) -> Verdict:
-    """Return the verdict of all: backdoored if any says so, clean if all do, else inconclusive."""
+def combined(reports: Sequence[ScanReport], *, doubtful: bool = False) -> Verdict:
+    """Return the verdict of all: backdoored if any says so, clean if all do, else inconclusive.
+
+    Args:
+        reports: One a scanner.
+        doubtful: Whether the images seem not to be prepared as the model's; then nothing proves it clean.
+    """
     verdicts = {report.verdict for report in reports}
     if "backdoored" in verdicts:
         return "backdoored"
-    return "clean" if verdicts == {"clean"} else "inconclusive"
+    return "clean" if verdicts == {"clean"} and not doubtful else "inconclusive"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +137,7 @@ def _result(
     seconds: float,
 ) -> ScanResult:
     return ScanResult(
-        verdict=combined(reports),
+        verdict=combined(reports, doubtful=laid.acc is not None and laid.acc < LOW_ACCURACY),
         reports=reports,
         model=options.model,
         model_sha256=laid.model.source_sha256,

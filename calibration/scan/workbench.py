@@ -20,10 +20,11 @@ from calibration.scan.options import ScanOptions
 from calibration.sources import read_images
 from calibration.trainable import TrainableModel, load_trainable
 
-__all__ = ["Laid", "lay_out"]
+__all__ = ["LOW_ACCURACY", "Laid", "lay_out"]
 
 LEAST_IMAGES = 20
 LOW_ACCURACY = 0.5
+"""Below it a scan has most likely seen images that are not prepared as the model's, and nothing is clean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,8 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
         if acc < LOW_ACCURACY:
             notes.append(
                 f"the model is right on only {acc:.0%} of the clean images: see that preprocessing (--scale, "
-                f"--mean, --std, --resize, --layout) is what it was trained with"
+                f"--mean, --std, --resize, --layout) is what it was trained with; no verdict of clean rests on "
+                f"it"
             )
     _check_targets(options, classes)
     half = (len(chosen) + 1) // 2

@@ -59,7 +59,7 @@ def test_the_exit_code_is_the_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, code: int
 ) -> None:
     write(tmp_path)
-    monkeypatch.setattr(job, "combined", lambda reports: verdict)
+    monkeypatch.setattr(job, "combined", lambda reports, doubtful: verdict)
     assert main(flags(tmp_path)) == code
 
 

@@ -15,10 +15,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from calibration.errors import OptionError  # noqa: E402
+from calibration.preprocessing import Transform  # noqa: E402
 from calibration.scan import job  # noqa: E402
 from calibration.scan.base import Arrays, ScanReport, Unit, Verdict  # noqa: E402
 from calibration.scan.executor import LocalExecutor  # noqa: E402
 from calibration.scan.job import EXIT_CODES, combined, scan_model  # noqa: E402
+from calibration.scan.table import SCANNERS  # noqa: E402
 from calibration.trigger import load_trigger  # noqa: E402
 from tests.calibration.scan_files import answers, images_of, options_for, write  # noqa: E402
 from tests.tiny_models import linear_classifier  # noqa: E402
@@ -74,6 +76,24 @@ def report(verdict: Verdict) -> ScanReport:
 )
 def test_one_backdoor_is_enough_and_clean_takes_all(verdicts: tuple[Verdict, ...], expected: Verdict) -> None:
     assert combined([report(verdict) for verdict in verdicts]) == expected
+
+
+def test_images_that_the_model_gets_wrong_prove_nothing_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert combined([report("clean")], doubtful=True) == "inconclusive"
+    assert combined([report("backdoored")], doubtful=True) == "backdoored"
+    scan = SCANNERS["neural_cleanse"].load().scan
+    monkeypatch.setattr(
+        SCANNERS["neural_cleanse"].load(),
+        "scan",
+        lambda *given, **named: dataclasses.replace(scan(*given, **named), verdict="clean"),
+    )
+    assert scan_model(options_for(tmp_path)).exit_code == 0
+    scanned = scan_model(options_for(tmp_path, transform=Transform(mean=(3.0,))))
+    assert scanned.exit_code == 4
+    assert "no verdict of clean rests on it" in scanned.result.notes[0]
+    assert record(tmp_path)["verdict"] == "inconclusive"
 
 
 def test_every_verdict_has_an_exit_code_of_its_own_that_no_error_has() -> None:
