@@ -27,6 +27,7 @@ from calibration.scan.executor import LocalExecutor
 from calibration.scan.neural_cleanse import NeuralCleanse
 
 RESULT = Path(__file__).parent.parent / "results" / "scan" / "curve.json"
+COMMIT = commit()
 PACKAGES = ("torch", "numpy", "scipy")
 SUBJECT = "badnets"
 NOISE = 0.5
@@ -59,7 +60,7 @@ def main() -> None:
         "threads": options.threads,
         "seed": 0,
         "command": "python -m benchmarks.scan.curve --data FOLDER",
-        "commit": commit(),
+        "commit": COMMIT,
         **describe_machine(PACKAGES),
     }
     RESULT.write_text(json.dumps(record, indent=1) + "\n")

@@ -28,6 +28,8 @@ from calibration.scan.executor import LocalExecutor
 from calibration.scan.table import SCANNERS
 
 RESULTS = Path(__file__).parent.parent / "results" / "scan" / "zoo"
+COMMIT = commit()
+"""Of the code that is loaded, whatever is committed while it runs."""
 PACKAGES = ("torch", "numpy", "scipy", "onnx")
 SCANS = ("neural_cleanse", "wave_inversion", "warp_inversion", "pair_scan")
 
@@ -101,7 +103,7 @@ def record_of(
         "model_sha256": bench.digest,
         "command": f"python -m benchmarks.scan.zoo --data FOLDER --subjects {subject.name} "
         f"--scanners {report.scanner} --seeds {seed}",
-        "commit": commit(),
+        "commit": COMMIT,
         **describe_machine(PACKAGES),
     }
 

@@ -55,7 +55,7 @@ class LabelScan(Scanner):
     reference: int = 12
     alpha: float = 0.003
     most_of_usual: float = 0.6
-    least_asr: float = 0.8
+    least_asr: float = 0.7
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "finalists", "reference"):
