@@ -90,8 +90,8 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
         if acc < LOW_ACCURACY:
             notes.append(
                 f"the model is right on only {acc:.0%} of the clean images: see that preprocessing (--scale, "
-                f"--mean, --std, --resize, --layout) is what it was trained with; no verdict of clean rests on "
-                f"it"
+                f"--mean, --std, --resize, --layout) is what it was trained with; no verdict of clean "
+                f"rests on it"
             )
     _check_targets(options, classes)
     half = (len(chosen) + 1) // 2
