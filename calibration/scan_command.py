@@ -72,8 +72,8 @@ SCAN: Final = Scan()
 
 def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
-    from calibration.scan.job import PARTIAL, scan_model
-    from calibration.scan.options import ScanOptions, read_settings
+    from calibration.scan.job import scan_model
+    from calibration.scan.options import PARTIAL, ScanOptions, read_settings
     from calibration.scan.reports import to_text
 
     transform = Transform(
@@ -85,7 +85,8 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     same_name = (
         "model", "data", "labels", "out", "weights", "training_set", "training_labels", "alpha", "images",
-        "made", "steps", "layout", "seed", "executor", "address", "workers", "threads", "anew", "quiet",
+        "made", "steps", "layout", "seed", "executor", "distribution", "address", "workers", "threads",
+        "anew", "quiet",
     )  # fmt: skip
     options = ScanOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
@@ -118,6 +119,12 @@ def _add_looking(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--config", type=Path, metavar="C.toml", help="options of scanners, a table for each")
     group.add_argument(
+        "--distribution",
+        action="store_true",
+        help="learn for each flagged label the distribution of its small patches, for a repair to unlearn; "
+        "minutes a label",
+    )
+    group.add_argument(
         "--alpha",
         type=float,
         default=0.01,
@@ -131,7 +138,7 @@ def _add_looking(group: argparse._ArgumentGroup) -> None:
         help="most clean images to search on; as many again judge what was found (default %(default)s)",
     )
     group.add_argument(
-        "--made", type=int, default=500, help="as --images, where they are made (default %(default)s)"
+        "--made", type=int, default=100, help="as --images, where they are made (default %(default)s)"
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calibration.progress import Progress
 from calibration.scan.base import Arrays, Bench, Executor, Unit
 from guard.artifact.reader import NPY_ERRORS
 
-__all__ = ["Keeping", "LocalExecutor", "gather"]
+__all__ = ["Keeping", "LocalExecutor", "Watched", "gather"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,21 @@ class Keeping(Executor):
     def _path(self, unit: Unit) -> Path:
         name = hashlib.sha256(f"{self.digest}\n{unit.key}".encode()).hexdigest()
         return self.folder / f"{name[:32]}.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Executor):
+    """Another executor, whose work is shown on a bar: images that go through the model."""
+
+    inner: Executor
+    progress: Progress
+
+    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, Arrays]]:
+        """Yield what the other does."""
+        self.progress.expect(sum(unit.weight for unit in units))
+        for place, arrays in self.inner.run(units):
+            self.progress.step(units[place].weight)
+            yield place, arrays
 
 
 def gather(executor: Executor, units: Sequence[Unit]) -> list[Arrays]:

@@ -26,19 +26,22 @@ import torch
 from calibration.errors import OptionError
 from calibration.progress import Progress
 from calibration.report import machine, package_versions
-from calibration.scan.base import Arrays, Bench, Executor, ScanReport, ScanResult, Unit, Verdict
-from calibration.scan.executor import Keeping, LocalExecutor
-from calibration.scan.options import ScanOptions
+from calibration.scan.base import Bench, Executor, ScanReport, ScanResult, Verdict
+from calibration.scan.distribution_file import save_distribution
+from calibration.scan.executor import Keeping, LocalExecutor, Watched
+from calibration.scan.options import PARTIAL, ScanOptions
+from calibration.scan.patch_generator import PatchDistribution
 from calibration.scan.reports import to_html, to_json, to_model_card, to_sarif, trigger_folders
+from calibration.scan.trigger_distribution import TriggerDistribution
 from calibration.scan.workbench import LOW_ACCURACY, Laid, lay_out
 from calibration.trigger import save_trigger
 
-__all__ = ["EXIT_CODES", "PARTIAL", "Scanned", "combined", "scan_model"]
+__all__ = ["EXIT_CODES", "Scanned", "combined", "scan_model"]
 
 EXIT_CODES: Mapping[Verdict, int] = {"clean": 0, "backdoored": 3, "inconclusive": 4}
 """For pipelines; 2 is an error, as of every command."""
 
-PARTIAL, TRIGGERS = "partial", "triggers"
+TRIGGERS = "triggers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +67,35 @@ def scan_model(options: ScanOptions) -> Scanned:
     if options.threads is not None and options.executor == "local":
         torch.set_num_threads(options.threads)
     scanners = options.chosen()
-    laid = lay_out(options)
-    _make_folder(options.out)
     if options.anew:
         shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
+    laid = lay_out(options)
+    _make_folder(options.out)
     with _executor(options, laid.bench) as executor:
         reports = []
         for scanner in scanners:
             with Progress(0, scanner.name, options.quiet) as progress:
-                kept = Keeping(executor, options.out / PARTIAL, laid.bench.digest, lambda unit: None)
-                watched = _Watched(kept, progress)
+                kept = Keeping(executor, options.out / PARTIAL, laid.bench.digest)
+                watched = Watched(kept, progress)
                 reports.append(scanner.scan(laid.bench, seed=options.seed, executor=watched))
+        learned = _learn(options, laid.bench, reports, executor) if options.distribution else {}
         where = "local" if options.executor == "local" else str(executor)
     result = _result(options, laid, tuple(reports), where, started, time.perf_counter() - start)
-    return Scanned(result, _write(result, options.out))
+    return Scanned(result, _write(result, options.out, learned))
+
+
+def _learn(
+    options: ScanOptions, bench: Bench, reports: Sequence[ScanReport], executor: Executor
+) -> dict[str, PatchDistribution]:
+    """Learn the distribution of small patches for each label that a scanner flagged, by its folder's name."""
+    labels = tuple(sorted({finding.target for report in reports for finding in report.flagged}))
+    if not labels:
+        return {}
+    settings = dict(options.settings.get("trigger_distribution", {})) | {"labels": labels}
+    with Progress(0, "distribution", options.quiet) as progress:
+        kept = Watched(Keeping(executor, options.out / PARTIAL, bench.digest), progress)
+        learned = TriggerDistribution(**settings).learn(bench, seed=options.seed, executor=kept)
+    return {f"distribution-{label}": one.distribution for label, one in zip(labels, learned, strict=True)}
 
 
 def _make_folder(out: Path) -> None:
@@ -98,21 +116,6 @@ def combined(reports: Sequence[ScanReport], *, doubtful: bool = False) -> Verdic
     if "backdoored" in verdicts:
         return "backdoored"
     return "clean" if verdicts == {"clean"} and not doubtful else "inconclusive"
-
-
-@dataclass(frozen=True, eq=False)
-class _Watched(Executor):
-    """Another executor, whose work is shown on a bar: images that went through the model."""
-
-    inner: Executor
-    progress: Progress
-
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, Arrays]]:
-        """Yield what the other does."""
-        self.progress.expect(sum(unit.weight for unit in units))
-        for place, arrays in self.inner.run(units):
-            self.progress.step(units[place].weight)
-            yield place, arrays
 
 
 @contextmanager
@@ -159,12 +162,14 @@ def _result(
     )
 
 
-def _write(result: ScanResult, out: Path) -> tuple[Path, ...]:
-    """Write reports and triggers; triggers of an earlier scan are removed."""
+def _write(result: ScanResult, out: Path, learned: Mapping[str, PatchDistribution]) -> tuple[Path, ...]:
+    """Write reports, triggers and distributions; triggers of an earlier scan are removed."""
     shutil.rmtree(out / TRIGGERS, ignore_errors=True)
     folders = trigger_folders(result)
     for name, trigger in folders.items():
         save_trigger(trigger.attack, out / TRIGGERS / name)
+    for name, distribution in learned.items():
+        save_distribution(distribution, out / TRIGGERS / name)
     written = {
         "scan.html": to_html(result, {name: f"{TRIGGERS}/{name}" for name in folders}),
         "scan.json": to_json(result),

@@ -18,6 +18,8 @@ from calibration.scan.inversion import Aim
 __all__ = ["Judgement", "Measured", "Rule", "candidates", "judge"]
 
 LEAST_OTHERS = 3
+MOST_LOST = 0.2
+"""Share of labels without a trigger, though there is one; with more, sizes are no sizes yet."""
 SMALLEST = 1e-9
 """Of a size; a trigger of nothing at all is taken for one so small."""
 MOST_BEFORE = 0.2
@@ -219,7 +221,7 @@ def _doubts(measured: Sequence[Measured], rule: Rule) -> list[str]:
             f"{len(reference)} labels are too few to tell what is usual; {LEAST_OTHERS + 1} are needed"
         )
     lost = sum(not one.won for one in reference)
-    if rule.reaches_all and 2 * lost > len(reference):
+    if rule.reaches_all and lost > MOST_LOST * len(reference):
         doubts.append(
             f"no trigger was found for {lost} of {len(reference)} labels, though a large enough one leads to "
             f"any; search longer (--steps), and see that preprocessing and range are those of the model"

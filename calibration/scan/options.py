@@ -15,9 +15,12 @@ from calibration.scan.base import Scanner
 from calibration.scan.table import SCANNERS
 from guard.artifact.signature import Layout
 
-__all__ = ["ExecutorName", "ScanOptions", "read_settings"]
+__all__ = ["PARTIAL", "ExecutorName", "ScanOptions", "read_settings"]
 
 ExecutorName = Literal["local", "ray"]
+
+PARTIAL = "partial"
+"""Folder in ``--out`` for what is kept of a scan that may be broken off."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ScanOptions:
         address: Of a Ray cluster; None starts one here.
         workers: Of Ray; None for as many as fit.
         threads: Of torch, here or in each worker; None for one a core, or one in each worker.
+        distribution: Learn for each flagged label the distribution of its small patches, for a repair.
         anew: Do again what an earlier scan into the same folder has done.
         quiet: Show no progress.
 
@@ -68,7 +72,7 @@ class ScanOptions:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     alpha: float = 0.01
     images: int = 500
-    made: int = 500
+    made: int = 100
     transform: Transform = field(default_factory=Transform)
     layout: Layout | None = None
     seed: int = 0
@@ -76,6 +80,7 @@ class ScanOptions:
     address: str | None = None
     workers: int | None = None
     threads: int | None = None
+    distribution: bool = False
     anew: bool = False
     quiet: bool = False
 
@@ -107,6 +112,13 @@ class ScanOptions:
         names = self.scanners or tuple(
             name for name, entry in SCANNERS.items() if entry.usual and self._has(name)
         )
+        if self.training_set is not None and not any(
+            SCANNERS[name].needs == "training set" for name in names
+        ):
+            raise OptionError(
+                f"--training-set {self.training_set} was given, but none of {', '.join(names)} looks at it; "
+                f"leave it out, or name a scanner that does"
+            )
         lacking = [name for name in names if not self._has(name)]
         if lacking:
             raise OptionError(f"{', '.join(lacking)} needs the training set; give one with --training-set")

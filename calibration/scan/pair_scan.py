@@ -48,10 +48,8 @@ class PairScan(Scanner):
 
     Deviations:
         The search is ours. It has no null distribution of its own, as in an all-to-all backdoor every class
-        is
-        one: the shares are set so that clean networks stay below them (``benchmarks/results/scan``), and no
-            p-value
-        is given.
+        is one: the shares are set so that clean networks stay below them (``benchmarks/results/scan.md``),
+        and no p-value is given.
     """
 
     name: ClassVar[str] = "pair_scan"
@@ -152,12 +150,7 @@ class PairScan(Scanner):
         near = [finding for finding in findings if self.doubtful_share <= finding.score < self.least_share]
         unseen = [f"{skipped} classes have too few images to judge; give more"] if skipped else []
         if flagged:
-            said = [
-                f"pair {one.name}: a patch of {size} x {size} pixels sends {one.score:.0%} of its held "
-                f"images to class {one.target}"
-                for one in flagged
-            ]
-            return "backdoored", (*said, *unseen)
+            return "backdoored", (*_said(flagged, size), *unseen)
         if near or skipped or not findings:
             said = [
                 f"pair {one.name}: {one.score:.0%} of the held images go, between the "
@@ -185,3 +178,16 @@ class PairScan(Scanner):
         )
         aim = Aim(finding.target, finding.source)
         return as_found(attack, aim, bench, form="patch", asr=finding.score, size=float(height * width))
+
+
+def _said(flagged: Sequence[Finding], size: int) -> list[str]:
+    """Return a sentence for each target: what patches send there, and how much of it at least."""
+    by_target: dict[int, list[Finding]] = {}
+    for finding in flagged:
+        by_target.setdefault(finding.target, []).append(finding)
+    return [
+        f"a patch of {size} x {size} pixels sends images of class "
+        f"{', '.join(str(one.source) for one in sorted(found, key=lambda one: one.source or 0))} to class "
+        f"{target}: at least {min(one.score for one in found):.0%} of each on held images"
+        for target, found in sorted(by_target.items())
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ __all__ = ["Searched", "search"]
 
 VALUES_AT_ONCE = 256 * 3 * 32 * 32
 """Numbers in the images of one call of the model; more gain nothing on a CPU and cost memory."""
+STEPS_AT_ONCE = 50
+"""Steps of a unit: how finely progress is shown, and what is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,19 +92,26 @@ def search(
         if state is not None and rung.aims < len(rows):
             chosen = _likeliest(state, [rows.index(row) for row in sorted(sample)], rung.aims)
             rows, state = [rows[row] for row in chosen], state.rows(chosen)
-        units = _units(
-            bench, [aims[row] for row in rows], state, replace(plan, batch=rung.batch), rung.steps, seed
-        )
-        if place == len(stretches) - 1:
-            units = [replace(unit, judge=True) for unit in units]
-        found = gather(executor, units)
-        before = 0 if state is None else int((state.steps * rung.batch).sum())
-        state = State.join([State.from_arrays(arrays) for arrays in found])
-        images += int((state.steps * rung.batch).sum()) - before
+        for piece, last in _pieces(rung.steps):
+            units = _units(
+                bench, [aims[row] for row in rows], state, replace(plan, batch=rung.batch), piece, seed
+            )
+            if last and place == len(stretches) - 1:
+                units = [replace(unit, judge=True) for unit in units]
+            found = gather(executor, units)
+            before = 0 if state is None else int((state.steps * rung.batch).sum())
+            state = State.join([State.from_arrays(arrays) for arrays in found])
+            images += int((state.steps * rung.batch).sum()) - before
     assert state is not None
     kept = np.array([row in sample for row in rows]) | (len(rows) == len(aims))
     asr = np.concatenate([arrays["asr"] for arrays in found])
     return Searched(tuple(aims[row] for row in rows), state, asr, kept, len(aims), images)
+
+
+def _pieces(steps: int) -> Iterator[tuple[int, bool]]:
+    """Yield steps to do at once, and whether they are the last; a scan broken off loses one piece."""
+    for done in range(0, steps, STEPS_AT_ONCE):
+        yield min(STEPS_AT_ONCE, steps - done), done + STEPS_AT_ONCE >= steps
 
 
 def _likeliest(state: State, sample: list[int], count: int) -> list[int]:

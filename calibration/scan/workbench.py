@@ -13,10 +13,12 @@ from calibration.errors import DataError, OptionError
 from calibration.outputs import accuracy_of, check_labels, kind_of
 from calibration.prediction import predict
 from calibration.preprocessing import Prepare, plan_input
-from calibration.scan.base import Bench, Labelled
+from calibration.progress import Progress
+from calibration.scan.base import Bench, Executor, Labelled
+from calibration.scan.executor import Keeping, LocalExecutor, Watched
 from calibration.scan.generated import generate_images
 from calibration.scan.logits import Logits
-from calibration.scan.options import ScanOptions
+from calibration.scan.options import PARTIAL, ScanOptions
 from calibration.sources import read_images
 from calibration.trainable import TrainableModel, load_trainable
 
@@ -119,9 +121,17 @@ def _made(model: TrainableModel, options: ScanOptions) -> Laid:
     network, answers = _network(model, probe * spread + low.numpy()[:, None, None], options.model)
     classes = answers.shape[1]
     _check_targets(options, classes)
-    made = generate_images(
-        network, _shape(model), classes, low, high, count=2 * options.made, seed=options.seed
-    )
+    with Progress(0, "making images", options.quiet) as progress:
+        made = generate_images(
+            network,
+            _shape(model),
+            classes,
+            low,
+            high,
+            count=2 * options.made,
+            seed=options.seed,
+            executor=Watched(_maker(network, model, classes, (low, high), options), progress),
+        )
     order = torch.from_numpy(np.random.default_rng(options.seed).permutation(len(made)))
     images, labels = made.images[order], made.labels[order]
     half = (len(made) + 1) // 2
@@ -140,6 +150,19 @@ def _made(model: TrainableModel, options: ScanOptions) -> Laid:
         f"{float(low.min()):g} and {float(high.max()):g}; real ones make a scan more reliable"
     )
     return Laid(_named(bench, model), model, "made from the model", digest, None, None, (note,))
+
+
+def _maker(
+    network: Logits,
+    model: TrainableModel,
+    classes: int,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    options: ScanOptions,
+) -> Executor:
+    """Return what makes images: here, kept in the scan's folder."""
+    none = Labelled(torch.empty((0, *_shape(model))), torch.empty(0, dtype=torch.int64))
+    bench = Bench(network, classes, none, none, *ends, generated=True)
+    return Keeping(LocalExecutor(bench), options.out / PARTIAL, _named(bench, model).digest)
 
 
 def _check_targets(options: ScanOptions, classes: int) -> None:

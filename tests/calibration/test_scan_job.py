@@ -17,14 +17,19 @@ torch = pytest.importorskip("torch")
 from calibration.errors import OptionError  # noqa: E402
 from calibration.preprocessing import Transform  # noqa: E402
 from calibration.scan import job  # noqa: E402
-from calibration.scan.base import Arrays, ScanReport, Unit, Verdict  # noqa: E402
+from calibration.scan.base import Arrays, Bench, Finding, Labelled, ScanReport, Unit, Verdict  # noqa: E402
 from calibration.scan.executor import LocalExecutor  # noqa: E402
 from calibration.scan.job import EXIT_CODES, combined, scan_model  # noqa: E402
 from calibration.scan.table import SCANNERS  # noqa: E402
 from calibration.trigger import load_trigger  # noqa: E402
+from tests.calibration.backdoored_nets import CLASSES, TARGET, CornerNet, striped  # noqa: E402
 from tests.calibration.scan_files import answers, images_of, options_for, write  # noqa: E402
 from tests.tiny_models import linear_classifier  # noqa: E402
 
+QUICK = {
+    "size": 2, "betas": (0.5, 0.9), "steps": 12, "batch": 16, "crowd": 32, "width": 16, "chunk": 4,
+    "samples": 4, "grid": 3, "grid_steps": 15, "judged": 60,
+}  # fmt: skip
 FILES = {"scan.html", "scan.json", "scan.sarif", "model_card.md", "triggers", "partial"}
 
 
@@ -238,3 +243,17 @@ def test_a_cluster_finds_the_same_and_the_record_says_where(tmp_path: Path) -> N
     here, there = (without_times(record(tmp_path / name)) for name in ("here", "there"))
     assert there["executor"] == "ray: 1 workers of 1 threads on a local cluster"
     assert there["reports"] == here["reports"]
+
+
+def test_the_distribution_of_a_flagged_label_is_learned_and_written(tmp_path: Path) -> None:
+    net = CornerNet(gain=40.0)
+    images, labels = striped(80)
+    part = Labelled(images, labels)
+    bench = Bench(net, CLASSES, part, part, torch.zeros(1), torch.ones(1), digest="corner")
+    options = options_for(tmp_path, settings={"trigger_distribution": QUICK})
+    found = ScanReport("one", "backdoored", (), (Finding(TARGET, 1.0, flagged=True), Finding(0, 0.1)))
+    learned = job._learn(options, bench, [found], LocalExecutor(bench))
+    assert list(learned) == [f"distribution-{TARGET}"]
+    stamped = learned[f"distribution-{TARGET}"].stamp(images, torch.Generator().manual_seed(0))
+    assert (net(stamped).argmax(1) == TARGET).float().mean() > 0.9
+    assert job._learn(options, bench, [report("clean")], LocalExecutor(bench)) == {}

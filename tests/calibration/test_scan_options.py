@@ -128,3 +128,8 @@ def test_a_file_that_holds_anything_else_is_refused(tmp_path: Path, text: str | 
         (tmp_path / "c.toml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(OptionError, match=message):
         read_settings(tmp_path / "c.toml")
+
+
+def test_a_training_set_that_no_scanner_looks_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"train.npz was given, but none of neural_cleanse looks at it"):
+        options(tmp_path, training_set=tmp_path / "train.npz", scanners=("neural_cleanse",))

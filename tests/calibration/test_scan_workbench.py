@@ -144,7 +144,7 @@ def test_a_training_set_lies_beside_the_clean_images_prepared_alike(tmp_path: Pa
     write(tmp_path)
     train = images_of(30, seed=8)
     np.savez(tmp_path / "train.npz", images=train, labels=np.arange(30) % 10)
-    bench = lay_out(options_for(tmp_path, training_set=tmp_path / "train.npz")).bench
+    bench = lay_out(options_for(tmp_path, training_set=tmp_path / "train.npz", scanners=None)).bench
     assert bench.training is not None
     np.testing.assert_allclose(
         bench.training.images.numpy(), train.transpose(0, 3, 1, 2).astype(np.float32) / 255, atol=1e-6
@@ -168,7 +168,7 @@ def test_a_training_set_that_does_not_fit_is_named(
 ) -> None:
     np.savez(tmp_path / "train.npz", **arrays)
     with pytest.raises(DataError, match=message):
-        lay_out(options_for(tmp_path, training_set=tmp_path / "train.npz"))
+        lay_out(options_for(tmp_path, training_set=tmp_path / "train.npz", scanners=None))
 
 
 def digest(folder: Path, **changes: Any) -> str:
@@ -191,8 +191,8 @@ def test_the_digest_is_another_for_other_weights_images_labels_ranges_or_trainin
         digest(tmp_path, transform=Transform(mean=(0.5,))),
         digest(tmp_path, seed=1),
         lay_out(options_for(tmp_path, linear_classifier(SHAPE, seed=1))).bench.digest,
-        digest(tmp_path, training_set=train),
+        digest(tmp_path, training_set=train, scanners=None),
     ]
     np.savez(train, images=images, labels=(answers(images) + 1) % 10)
-    others.append(digest(tmp_path, training_set=train))
+    others.append(digest(tmp_path, training_set=train, scanners=None))
     assert len({same, *others}) == len(others) + 1
