@@ -38,15 +38,19 @@ def main() -> None:
     """Scan what is asked for and is not there yet."""
     options = read_options()
     torch.set_num_threads(options.threads)
+    changed = {} if options.goal is None else {"goal": options.goal}
+    suffix = "" if options.goal is None else f"-goal{options.goal:g}"
     for seed in options.seeds:
         for name in options.subjects:
             subject, bench = bench_of(name, options.data, seed)
             for scanner in options.scanners:
-                path = RESULTS / f"{name}-{scanner}-{seed}.json"
+                path = RESULTS / f"{name}-{scanner}-{seed}{suffix}.json"
                 if path.exists() and not options.again:
                     continue
                 start = time.process_time()
-                report = SCANNERS[scanner].make().scan(bench, seed=seed, executor=LocalExecutor(bench))
+                report = (
+                    SCANNERS[scanner].make(**changed).scan(bench, seed=seed, executor=LocalExecutor(bench))
+                )
                 record = record_of(subject, bench, report, seed, options)
                 record["cpu_seconds"] = time.process_time() - start
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=names())
     parser.add_argument("--scanners", nargs="+", default=list(SCANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--goal", type=float, help="in place of the scanners' own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--again", action="store_true", help="also what is there already")
     return parser.parse_args()
