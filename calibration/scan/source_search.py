@@ -7,6 +7,7 @@ this class, all of them go to one class, and which one that is, is what is found
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,8 @@ class SourceSearch(Unit):
 
     @property
     def key(self) -> str:
-        """All of it."""
-        return f"source {self}"
+        """The class, and a digest of all of it."""
+        return f"source-{self.source}-{hashlib.sha256(repr(self).encode()).hexdigest()[:32]}"
 
     @property
     def weight(self) -> int:
