@@ -207,6 +207,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_the_command_is_broken_off_and_goes_on(tmp_path: Path) -> None:
     write(tmp_path)
     endless = ["--scanners", "neural_cleanse", "warp_inversion", "--config"]
