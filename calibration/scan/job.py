@@ -91,7 +91,7 @@ def _learn(
     labels = tuple(sorted({finding.target for report in reports for finding in report.flagged}))
     if not labels:
         return {}
-    settings = dict(options.settings.get("trigger_distribution", {})) | {"labels": labels}
+    settings = options.settings_of("trigger_distribution") | {"labels": labels}
     with Progress(0, "distribution", options.quiet) as progress:
         kept = Watched(Keeping(executor, options.out / PARTIAL, bench.digest), progress)
         learned = TriggerDistribution(**settings).learn(bench, seed=options.seed, executor=kept)

@@ -126,13 +126,17 @@ class ScanOptions:
         sharing = max(1, sum("alpha" in SCANNERS[name].flags for name in names))
         return tuple(self._make(name, sharing) for name in names)
 
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return the options given for a scanner."""
+        return {key: _frozen(value) for key, value in self.settings.get(name, {}).items()}
+
     def _has(self, name: str) -> bool:
         return SCANNERS[name].needs == "images" or self.training_set is not None
 
     def _make(self, name: str, count: int) -> Scanner:
         entry = SCANNERS[name]
         known = set(entry.load().__dataclass_fields__)
-        given = dict(self.settings.get(name, {}))
+        given = self.settings_of(name)
         unknown = sorted(set(given) - known)
         _require(not unknown, f"{name}: {', '.join(unknown)}", f"options among {', '.join(sorted(known))}")
         flags = {
@@ -141,9 +145,8 @@ class ScanOptions:
             "steps": self.steps,
         }
         usual = {flag: flags[flag] for flag in entry.flags if flags[flag] is not None}
-        fitting = {key: _frozen(value) for key, value in given.items()}
         try:
-            return entry.make(**(usual | fitting))
+            return entry.make(**(usual | given))
         except (TypeError, ValueError) as error:
             raise OptionError(f"{name}: {error}") from error
 
