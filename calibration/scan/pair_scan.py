@@ -27,8 +27,9 @@ class PairScan(Scanner):
     Inverting a trigger for every pair of k classes takes k (k − 1) searches, and finds nothing: along the way
     to a source-specific trigger lie larger natural ones. This scan takes k. For each class a patch of a few
     pixels is placed everywhere and shaped to lead its images *anywhere*; where they go says what the pair is.
-    A patch that small leads few images of a clean model to any one class, but for classes that are much
-    alike.
+    A patch that small leads few images of a clean model to any one class. Between classes that are much
+    alike, such as cats and dogs, a small push of the logits is enough, and a small patch gives it: so a pair
+    is taken for a backdoor's only if the patch also moves the logits far.
 
     Args:
         labels: Classes to look at as sources; all if None.
@@ -36,6 +37,7 @@ class PairScan(Scanner):
         heats: Stretches of each search: places, steps and images a step. The first has all places.
         least_share: A pair is flagged if at least this share of the source's held images goes to one class.
         doubtful_share: From this share on the scan is inconclusive.
+        least_shift: How far the logits have to move at the median, in the model's usual margins, for either.
         least_images: A class with fewer held images that go right is not judged.
 
     Raises:
@@ -57,8 +59,9 @@ class PairScan(Scanner):
     labels: tuple[int, ...] | None = None
     size: int | None = None
     heats: tuple[tuple[int, int, int], ...] = ((64, 10, 8), (16, 15, 16), (4, 30, 16))
-    least_share: float = 0.85
-    doubtful_share: float = 0.8
+    least_share: float = 0.8
+    doubtful_share: float = 0.7
+    least_shift: float = 1.8
     least_images: int = 10
 
     def __post_init__(self) -> None:
@@ -130,14 +133,16 @@ class PairScan(Scanner):
         target = int(elsewhere.argmax())
         share = float(elsewhere[target])
         row, column = arrays["place"]
+        shift = float(arrays["shift"])
         return Finding(
             target,
             share,
             unit.source,
-            flagged=share >= self.least_share,
+            flagged=share >= self.least_share and shift >= self.least_shift,
             facts={
                 "asr": share,
                 "stays": float(shares[unit.source]),
+                "shift": shift,
                 "row": float(row),
                 "column": float(column),
             },
@@ -147,7 +152,12 @@ class PairScan(Scanner):
         self, findings: Sequence[Finding], skipped: int, size: int
     ) -> tuple[Verdict, tuple[str, ...]]:
         flagged = [finding for finding in findings if finding.flagged]
-        near = [finding for finding in findings if self.doubtful_share <= finding.score < self.least_share]
+        near = [
+            finding
+            for finding in findings
+            if self.doubtful_share <= finding.score < self.least_share
+            and finding.facts["shift"] >= self.least_shift
+        ]
         unseen = [f"{skipped} classes have too few images to judge; give more"] if skipped else []
         if flagged:
             return "backdoored", (*_said(flagged, size), *unseen)
@@ -161,8 +171,8 @@ class PairScan(Scanner):
             return "inconclusive", (*said, *unseen)
         most = findings[0]
         return "clean", (
-            f"no patch of {size} x {size} pixels sends the images of a class to one other; the most is "
-            f"{most.score:.0%}, of pair {most.name}",
+            f"no patch of {size} x {size} pixels sends the images of a class far off to one other; the most "
+            f"is {most.score:.0%}, of pair {most.name}, by {most.facts['shift']:.1f} of the usual margin",
         )
 
     def _trigger(self, bench: Bench, finding: Finding, arrays: Arrays) -> FoundTrigger:

@@ -71,7 +71,7 @@ class SourceSearch(Unit):
         return sum(heat.places * heat.steps * heat.batch for heat in self.heats)
 
     def run(self, bench: Bench) -> Arrays:
-        """Return ``place`` (row, column), ``pattern``, and ``shares`` of held images by class they go to."""
+        """Return ``place`` (row, column), ``pattern``, and what :meth:`_judge` measures of it."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "source", self.source))
         images = bench.clean.images[pool_of(bench.clean, Aim(-1, self.source))]
         places = grid_of(bench.shape[1:], self.size)
@@ -86,7 +86,7 @@ class SourceSearch(Unit):
         return {
             "place": np.array(places[best], np.int64),
             "pattern": pattern.numpy(),
-            "shares": self._judge(bench, pattern, places[best]),
+            **self._judge(bench, pattern, places[best]),
         }
 
     def _improve(
@@ -132,18 +132,27 @@ class SourceSearch(Unit):
         return won.clamp_min(0).view(len(places), -1).mean(1)
 
     @torch.no_grad()
-    def _judge(self, bench: Bench, pattern: Tensor, place: Place) -> Float32[np.ndarray, " k"]:
-        """Return to which classes held images of the source go that go right without the patch."""
+    def _judge(self, bench: Bench, pattern: Tensor, place: Place) -> Arrays:
+        """Measure the patch on those held images of the source that go right without it.
+
+        ``shares`` are those that go to each class. ``shift`` is how far the patch moves the logits of the
+        class that most go to against the source's, at the median, in the model's usual margins: between
+        classes that are much alike a small push is enough, and a small patch gives it to a clean model too.
+        """
         held = bench.held.images[pool_of(bench.held, Aim(-1, self.source))]
+        before = _logits(bench, held)
+        right = before.argmax(1) == self.source
+        held, before = held[right], before[right]
         shares = np.zeros(bench.classes, np.float32)
         if not len(held):
-            return shares
-        right = torch.cat([bench.model(part).argmax(1) for part in torch.split(held, AT_ONCE)]) == self.source
-        held = held[right]
-        for part in torch.split(held, AT_ONCE):
-            classes = bench.model(_paste(part, pattern, place)).argmax(1)
-            shares += np.bincount(classes.numpy(), minlength=bench.classes) / max(len(held), 1)
-        return shares
+            return {"shares": shares, "shift": np.zeros((), np.float32)}
+        after = _logits(bench, _paste(held, pattern, place))
+        shares += np.bincount(after.argmax(1).numpy(), minlength=bench.classes) / len(held)
+        elsewhere = np.where(np.arange(bench.classes) == self.source, -1.0, shares)
+        target = int(elsewhere.argmax())
+        leads = [logits[:, target] - logits[:, self.source] for logits in (before, after)]
+        moved = float((leads[1] - leads[0]).median())
+        return {"shares": shares, "shift": np.array(moved / _usual_margin(bench), np.float32)}
 
 
 def grid_of(sides: tuple[int, ...], size: int) -> list[Place]:
@@ -175,3 +184,14 @@ def _in_range(shares: Tensor, bench: Bench) -> Tensor:
     span = (bench.high - bench.low)[:, None, None]
     values: Tensor = bench.low[:, None, None] + shares * span
     return values
+
+
+def _logits(bench: Bench, images: Tensor) -> Float32[Tensor, "n k"]:
+    parts = [bench.model(part).float() for part in torch.split(images, AT_ONCE) if len(part)]
+    return torch.cat(parts) if parts else torch.empty((0, bench.classes))
+
+
+def _usual_margin(bench: Bench) -> float:
+    """Return by how much the first class leads the second on clean images, at the median."""
+    first, second = _logits(bench, bench.clean.images).topk(2, dim=1).values.unbind(1)
+    return max(float((first - second).median()), 1e-6)

@@ -163,3 +163,26 @@ def test_the_same_seed_gives_the_same_patch_and_another_seed_another() -> None:
     first, second, third = (SourceSearch(0, 2, (Heat(16, 4, 8),), seed).run(bench) for seed in (0, 0, 1))
     assert np.array_equal(first["pattern"], second["pattern"])
     assert not np.array_equal(first["pattern"], third["pattern"])
+
+
+def test_a_pair_that_a_small_push_is_enough_for_is_no_backdoor() -> None:
+    bench = bench_of({SOURCE: TARGET})
+    report = PairScan(size=2, heats=QUICK.heats, least_shift=1e3).scan(
+        bench, seed=0, executor=LocalExecutor(bench)
+    )
+    assert report.findings[0].score > 0.9
+    assert (report.verdict, report.flagged) == ("clean", ())
+
+
+def test_the_shift_is_the_median_move_of_the_logits_in_usual_margins() -> None:
+    bench = bench_of({SOURCE: TARGET})
+    found = SourceSearch(SOURCE, 2, (Heat(16, 6, 8), Heat(4, 10, 8)), 0).run(bench)
+    row, column = found["place"]
+    held = bench.held.images[bench.held.labels == SOURCE]
+    stamped = held.clone()
+    stamped[:, :, row : row + 2, column : column + 2] = torch.from_numpy(found["pattern"])
+    before, after = bench.model(held), bench.model(stamped)
+    moved = (after - before)[:, TARGET] - (after - before)[:, SOURCE]
+    ranked = bench.model(bench.clean.images).sort(1).values
+    expected = moved.median() / (ranked[:, -1] - ranked[:, -2]).median()
+    assert float(found["shift"]) == pytest.approx(float(expected), rel=1e-4)
