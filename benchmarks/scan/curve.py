@@ -51,6 +51,8 @@ def main() -> None:
                 "verdict": report.verdict,
                 "flagged": [finding.name for finding in report.flagged],
                 "p_value": report.p_value,
+                "likeliest": report.findings[0].name,
+                "ratio": report.findings[0].facts["ratio"],
             }
         )
         print(rows[-1], flush=True)

@@ -26,14 +26,15 @@ SCANNERS = ("neural_cleanse", "wave_inversion", "warp_inversion", "pair_scan")
 
 def main() -> None:
     """Print all tables."""
+    print(render(), end="")
+
+
+def render() -> str:
+    """Return all tables of the committed records as Markdown."""
     paths = sorted((RESULTS / "scan" / "zoo").glob("*.json"))
     records = [json.loads(path.read_text()) for path in paths if "-goal" not in path.stem]
-    print(HEAD)
-    print(verdicts(records))
-    print(rates(records))
-    print(details(records))
-    print(peer(records))
-    print(curve())
+    parts = (HEAD, rates(records), verdicts(records), details(records), peer(records), curve())
+    return "\n".join(part for part in parts if part)
 
 
 def verdicts(records: list[dict[str, Any]]) -> str:
@@ -124,13 +125,15 @@ def curve() -> str:
     lines = [
         "## Cost against the number of labels",
         "",
-        "| labels | seconds | times the first | linear would be | images | flagged |",
-        "|---|---|---|---|---|---|",
+        "A network's head is widened with made-up labels, whose triggers scatter far more than real ones do.",
+        "",
+        "| labels | seconds | times the first | linear would be | images | likeliest | ratio to usual | flagged |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['labels']} | {row['cpu_seconds']:.0f} | {row['cpu_seconds'] / first['cpu_seconds']:.1f} | "
         f"{row['labels'] / first['labels']:.1f} | {row['images']:,.0f} | "
-        f"{', '.join(row['flagged']) or 'none'} |"
+        f"{row['likeliest']} | {row['ratio']:.2f} | {', '.join(row['flagged']) or 'none'} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
