@@ -127,7 +127,7 @@ def curve() -> str:
         "",
         "A network's head is widened with made-up labels, whose triggers scatter far more than real ones do.",
         "",
-        "| labels | seconds | times the first | linear would be | images | likeliest | ratio to usual | flagged |",
+        "| labels | seconds | times the first | linear would be | images | likeliest | ratio | flagged |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
