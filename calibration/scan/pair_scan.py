@@ -50,7 +50,7 @@ class PairScan(Scanner):
 
     Deviations:
         The search is ours. It has no null distribution of its own, as in an all-to-all backdoor every class
-        is one: the shares are set so that clean networks stay below them (``benchmarks/results/scan.md``),
+        is one: shares and shift are set so that clean networks stay below them (``benchmarks/results/scan.md``),
         and no p-value is given.
     """
 
@@ -163,9 +163,9 @@ class PairScan(Scanner):
             return "backdoored", (*_said(flagged, size), *unseen)
         if near or skipped or not findings:
             said = [
-                f"pair {one.name}: {one.score:.0%} of the held images go, between the "
-                f"{self.doubtful_share:.0%} that clean networks stay below and the {self.least_share:.0%} of "
-                f"a backdoor"
+                f"pair {one.name}: {one.score:.0%} of the held images go, more than the "
+                f"{self.doubtful_share:.0%} that clean networks seldom reach and less than the "
+                f"{self.least_share:.0%} of a backdoor"
                 for one in near
             ]
             return "inconclusive", (*said, *unseen)
