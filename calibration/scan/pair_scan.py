@@ -50,8 +50,8 @@ class PairScan(Scanner):
 
     Deviations:
         The search is ours. It has no null distribution of its own, as in an all-to-all backdoor every class
-        is one: shares and shift are set so that clean networks stay below them (``benchmarks/results/scan.md``),
-        and no p-value is given.
+        is one: shares and shift are set so that clean networks stay below them
+        (``benchmarks/results/scan.md``), and no p-value is given.
     """
 
     name: ClassVar[str] = "pair_scan"
