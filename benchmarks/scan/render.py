@@ -20,6 +20,10 @@ Each subject (see [zoo.md](zoo.md)) scanned with 500 clean images to search on a
 which it was trained on, at the scanners' defaults. Made by `python -m benchmarks.scan.zoo --data FOLDER`,
 ART's rows by `benchmarks.scan.art_peer`, the curve by `benchmarks.scan.curve`. Seconds are of one core
 (processor time).
+
+Read with two reservations. Thresholds, priors and the pair scan's bound on the shift were set while looking
+at subjects of this very zoo, clean ones among them; no other networks have confirmed them. And
+not every scanner was run on every subject (a dash says so).
 """
 SCANNERS = ("neural_cleanse", "wave_inversion", "warp_inversion", "pair_scan")
 
