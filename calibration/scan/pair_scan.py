@@ -31,6 +31,10 @@ class PairScan(Scanner):
     alike, such as cats and dogs, a small push of the logits is enough, and a small patch gives it: so a pair
     is taken for a backdoor's only if the patch also moves the logits far.
 
+    Traffic signs that differ in a small part are another matter: there a small patch moves the logits far,
+    in a clean model too. A lone pair therefore leaves the scan inconclusive; it takes two classes that lead
+    to one, or half of all classes that lead somewhere.
+
     Args:
         labels: Classes to look at as sources; all if None.
         size: Height and width of the patch; an eighth of the image's shorter side if None.
@@ -159,8 +163,14 @@ class PairScan(Scanner):
             and finding.facts["shift"] >= self.least_shift
         ]
         unseen = [f"{skipped} classes have too few images to judge; give more"] if skipped else []
-        if flagged:
+        if flagged and _is_pattern(flagged, len(findings)):
             return "backdoored", (*_said(flagged, size), *unseen)
+        if flagged:
+            lone = (
+                "but no two lead to one class and most classes lead nowhere: two classes that differ in a "
+                "small part look like this too; look at the pictures, and scan again with more images"
+            )
+            return "inconclusive", (*_said(flagged, size), lone, *unseen)
         if near or skipped or not findings:
             said = [
                 f"pair {one.name}: {one.score:.0%} of the held images go, more than the "
@@ -188,6 +198,12 @@ class PairScan(Scanner):
         )
         aim = Aim(finding.target, finding.source)
         return as_found(attack, aim, bench, form="patch", asr=finding.score, size=float(height * width))
+
+
+def _is_pattern(flagged: Sequence[Finding], judged: int) -> bool:
+    """Tell whether pairs are more than two classes that are much alike: a common target, or most classes."""
+    targets = [finding.target for finding in flagged]
+    return len(set(targets)) < len(targets) or 2 * len(flagged) >= judged
 
 
 def _said(flagged: Sequence[Finding], size: int) -> list[str]:

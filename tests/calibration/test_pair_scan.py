@@ -48,9 +48,10 @@ def report_of(*pairs: tuple[int, int]) -> ScanReport:
     return QUICK.scan(bench, seed=0, executor=LocalExecutor(bench))
 
 
-def test_a_backdoor_for_one_class_is_found_with_its_source_and_target() -> None:
+def test_a_pair_alone_is_flagged_with_its_source_and_target_and_leaves_it_open() -> None:
     report = report_of((SOURCE, TARGET))
-    assert report.verdict == "backdoored"
+    assert report.verdict == "inconclusive"
+    assert "no two lead to one class" in report.reasons[1]
     assert [finding.name for finding in report.flagged] == [f"{SOURCE}→{TARGET}"]
     assert report.findings[0].facts["asr"] > 0.9
     assert f"images of class {SOURCE} to class {TARGET}" in report.reasons[0]
@@ -85,6 +86,7 @@ def test_a_network_without_a_backdoor_is_clean() -> None:
 
 def test_sources_of_one_target_are_named_together() -> None:
     report = report_of((0, TARGET), (1, TARGET))
+    assert report.verdict == "backdoored"
     assert len(report.reasons) == 1
     assert f"images of class 0, 1 to class {TARGET}" in report.reasons[0]
 
@@ -108,9 +110,9 @@ def test_classes_with_too_few_images_leave_it_open() -> None:
 def test_a_share_between_the_two_bounds_leaves_it_open() -> None:
     bench = bench_of({SOURCE: TARGET})
     wide = PairScan(size=2, heats=QUICK.heats, least_share=1.0, doubtful_share=0.5)
-    share = report_of((SOURCE, TARGET)).findings[0].score
-    verdict = wide.scan(bench, seed=0, executor=LocalExecutor(bench)).verdict
-    assert verdict == ("backdoored" if share == 1.0 else "inconclusive")
+    report = wide.scan(bench, seed=0, executor=LocalExecutor(bench))
+    assert report.verdict == "inconclusive"
+    assert "more than the 50%" in report.reasons[0] or report.flagged
 
 
 @pytest.mark.parametrize(
