@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from calibration.command import run_or_explain
+from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 from guard.detection.superimpose import BLEND_RULES
 
 __all__ = ["CALIBRATE", "Calibrate"]
@@ -47,7 +48,7 @@ class Calibrate:
         parser.add_argument("--out", type=Path, required=True, metavar="REPO/NAME", help="where to write")
         parser.add_argument("--name", help="model name (default: the last part of --out)")
         _add_check(parser.add_argument_group("the check"))
-        _add_preprocessing(parser.add_argument_group("preprocessing, (v * scale - mean) / std"))
+        add_preprocessing(parser)
         _add_running(parser.add_argument_group("running"))
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -63,18 +64,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.options import CalibrateOptions
     from calibration.preprocessing import Transform
 
-    transform = Transform(
-        scale=arguments.scale,
-        mean=tuple(arguments.mean) if arguments.mean else None,
-        std=tuple(arguments.std) if arguments.std else None,
-        resize=tuple(arguments.resize) if arguments.resize else None,
-        value_range=tuple(arguments.value_range) if arguments.value_range else None,
-    )
     same_name = (
         "model", "data", "labels", "out", "name", "overlays", "blend", "threshold", "frr", "confidence",
         "layout", "seed", "device", "threads", "quiet",
     )  # fmt: skip
-    options = CalibrateOptions(**{flag: getattr(arguments, flag) for flag in same_name}, transform=transform)
+    options = CalibrateOptions(
+        **{flag: getattr(arguments, flag) for flag in same_name},
+        transform=Transform(**preprocessing_of(arguments)),
+    )
     for line in calibrate(options).lines():
         print(line)
     return 0
@@ -98,26 +95,6 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         "--confidence", type=float, default=0.95, help="of the guarantee (default %(default)s)"
     )
     group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh, secret one)")
-
-
-def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--scale", type=float, help="factor on stored values (default: 1/255 for 8-bit images, else 1)"
-    )
-    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="one value, or one a channel")
-    group.add_argument("--std", type=float, nargs="+", metavar="S", help="one value, or one a channel")
-    group.add_argument(
-        "--resize", type=int, nargs=2, metavar=("H", "W"), help="resize images (bilinear, antialiased)"
-    )
-    group.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the model, where its shape is unclear")
-    group.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        dest="value_range",
-        help="range of floating-point images before preprocessing (default: 0 1 if they fit, else their own)",
-    )
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:

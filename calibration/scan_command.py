@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from calibration.command import run_or_explain
+from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 
 __all__ = ["SCAN", "Scan"]
 
@@ -59,7 +60,7 @@ class Scan:
         _add_looking(parser.add_argument_group("what to look for"))
         _add_training_set(parser.add_argument_group("a training set that may be poisoned"))
         _add_model(parser.add_argument_group("the model"))
-        _add_preprocessing(parser.add_argument_group("preprocessing, (v * scale - mean) / std"))
+        add_preprocessing(parser)
         _add_running(parser.add_argument_group("running"))
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -76,13 +77,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.scan.options import PARTIAL, ScanOptions, read_settings
     from calibration.scan.reports import to_text
 
-    transform = Transform(
-        scale=arguments.scale,
-        mean=tuple(arguments.mean) if arguments.mean else None,
-        std=tuple(arguments.std) if arguments.std else None,
-        resize=tuple(arguments.resize) if arguments.resize else None,
-        value_range=tuple(arguments.value_range) if arguments.value_range else None,
-    )
     same_name = (
         "model", "data", "labels", "out", "weights", "training_set", "training_labels", "alpha", "images",
         "made", "steps", "layout", "seed", "executor", "distribution", "address", "workers", "threads",
@@ -94,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
         scanners=tuple(arguments.scanners) if arguments.scanners else None,
         targets=tuple(arguments.targets) if arguments.targets else None,
         settings=read_settings(arguments.config) if arguments.config else {},
-        transform=transform,
+        transform=Transform(**preprocessing_of(arguments)),
     )
     try:
         scanned = scan_model(options)
@@ -151,26 +145,6 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", type=Path, metavar="W.safetensors", help="weights of a factory")
     group.add_argument(
         "--input", type=int, nargs=3, metavar=("C", "H", "W"), help="image that a factory's network takes"
-    )
-    group.add_argument("--layout", choices=("NCHW", "NHWC"), help="where the model's shape is unclear")
-
-
-def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--scale", type=float, help="factor on stored values (default: 1/255 for 8-bit images, else 1)"
-    )
-    group.add_argument("--mean", type=float, nargs="+", metavar="M", help="one value, or one a channel")
-    group.add_argument("--std", type=float, nargs="+", metavar="S", help="one value, or one a channel")
-    group.add_argument(
-        "--resize", type=int, nargs=2, metavar=("H", "W"), help="resize images (bilinear, antialiased)"
-    )
-    group.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        dest="value_range",
-        help="range of floating-point images before preprocessing (default: 0 1 if they fit, else their own)",
     )
 
 
