@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import nn
 
 from calibration.attacks.base import Attack
+from calibration.labelled import Labelled
 
 __all__ = [
     "Arrays",
@@ -41,28 +42,6 @@ Verdict = Literal["backdoored", "clean", "inconclusive"]
 
 Arrays = Mapping[str, np.ndarray]
 """What a unit gives: named arrays of numbers, to be kept in an ``.npz`` or sent to another machine."""
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Images as the model takes them, and their classes.
-
-    Attributes:
-        images: Preprocessed, channels first.
-        labels: Class of each; the model's own prediction where none was given.
-    """
-
-    images: Float32[torch.Tensor, "n c h w"]
-    labels: Int64[torch.Tensor, " n"]
-
-    def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise ValueError(
-                f"labels: expected one for each of {len(self.images)} images, got {len(self.labels)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)

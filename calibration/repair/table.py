@@ -1,0 +1,58 @@
+"""Every repair there is: where it lies, what it needs, what it is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from calibration.annotated import require_fitting
+from calibration.repair.base import Repair
+
+__all__ = ["REPAIRS", "Entry", "Need"]
+
+Need = Literal["images", "labels", "trigger", "distribution", "poisoned set"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One repair.
+
+    Args:
+        module: The module in this package that holds it.
+        kind: Its class there.
+        needs: What it cannot do without, beside the model: clean images, their labels, a trigger that leads
+            to the target label, a distribution of such triggers, the training set that may be poisoned.
+        does: What it does, in a few words.
+    """
+
+    module: str
+    kind: str
+    needs: tuple[Need, ...]
+    does: str
+
+    def load(self) -> Any:
+        """Return the repair's class; this imports its module."""
+        return getattr(import_module(f"calibration.repair.{self.module}"), self.kind)
+
+    def make(self, **options: object) -> Repair:
+        """Return the repair with options in place of its own defaults.
+
+        Raises:
+            ValueError: If there is no such option, or its value is of another type or out of its range.
+        """
+        kind = self.load()
+        require_fitting(kind, options)
+        repair: Repair = kind(**options)
+        return repair
+
+
+REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
+    {
+        "fine_tuning": Entry(
+            "fine_tuning", "FineTuning", ("images", "labels"), "trains on clean images at a high rate"
+        ),
+    }
+)
