@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from calibration.data import Geometry, ImageSet, digest_of
+from calibration.data import ImageSet, digest_of
 from calibration.errors import DataError, OptionError
+from calibration.intake import declared_range, ends_of, geometry_of, image_shape, rows_of
 from calibration.outputs import accuracy_of, check_labels, kind_of
 from calibration.prediction import predict
 from calibration.preprocessing import Prepare, plan_input
@@ -67,7 +68,7 @@ def lay_out(options: ScanOptions) -> Laid:
     )
     if options.data is None:
         return _made(model, options)
-    images = read_images(options.data, options.labels, _geometry(model, options))
+    images = read_images(options.data, options.labels, geometry_of(model.signature, options.transform))
     if len(images) < LEAST_IMAGES:
         raise DataError(
             f"{options.data} holds {len(images)} images, expected at least {LEAST_IMAGES}; add some"
@@ -78,7 +79,7 @@ def lay_out(options: ScanOptions) -> Laid:
 
 def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: ScanOptions) -> Laid:
     chosen = np.random.default_rng(options.seed).permutation(len(images))[: 2 * options.images]
-    rows = _rows(images.images[chosen], prepare, model)
+    rows = rows_of(images.images[chosen], prepare, model.signature)
     network, answers = _network(model, rows, options.model)
     predicted = answers.argmax(1)
     classes = answers.shape[1]
@@ -97,7 +98,7 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
             )
     _check_targets(options, classes)
     half = (len(chosen) + 1) // 2
-    low, high = (_ends(ends, rows.shape[1]) for ends in (prepare.source.low, prepare.source.high))
+    low, high = _ends(ends_of(prepare, model.signature))
     tensors, classed = torch.from_numpy(rows), torch.from_numpy(np.asarray(labels, np.int64))
     bench = Bench(
         network,
@@ -115,8 +116,8 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
 
 def _made(model: TrainableModel, options: ScanOptions) -> Laid:
     """Make the images from the model; without a declared range they are within 0 and 1."""
-    low, high = _declared_range(model, options)
-    probe = np.random.default_rng(options.seed).random((16, *_shape(model)), np.float32)
+    low, high = _ends(declared_range(model.signature, options.transform))
+    probe = np.random.default_rng(options.seed).random((16, *image_shape(model.signature)), np.float32)
     spread = (high - low).numpy()[:, None, None]
     network, answers = _network(model, probe * spread + low.numpy()[:, None, None], options.model)
     classes = answers.shape[1]
@@ -124,7 +125,7 @@ def _made(model: TrainableModel, options: ScanOptions) -> Laid:
     with Progress(0, "making images", options.quiet) as progress:
         made = generate_images(
             network,
-            _shape(model),
+            image_shape(model.signature),
             classes,
             low,
             high,
@@ -160,7 +161,7 @@ def _maker(
     options: ScanOptions,
 ) -> Executor:
     """Return what makes images: here, kept in the scan's folder."""
-    none = Labelled(torch.empty((0, *_shape(model))), torch.empty(0, dtype=torch.int64))
+    none = Labelled(torch.empty((0, *image_shape(model.signature))), torch.empty(0, dtype=torch.int64))
     bench = Bench(network, classes, none, none, *ends, generated=True)
     return Keeping(LocalExecutor(bench), options.out / PARTIAL, _named(bench, model).digest)
 
@@ -176,7 +177,9 @@ def _check_targets(options: ScanOptions, classes: int) -> None:
 def _training(model: TrainableModel, prepare: Prepare, classes: int, options: ScanOptions) -> Labelled | None:
     if options.training_set is None:
         return None
-    images = read_images(options.training_set, options.training_labels, _geometry(model, options))
+    images = read_images(
+        options.training_set, options.training_labels, geometry_of(model.signature, options.transform)
+    )
     if images.labels is None:
         raise DataError(
             f"--training-set {options.training_set} holds no labels; give those that the model was trained "
@@ -189,7 +192,9 @@ def _training(model: TrainableModel, prepare: Prepare, classes: int, options: Sc
             f"--training-set {options.training_set} is stored otherwise than --data {options.data} "
             f"(scale {again.record.scale:g} and {prepare.record.scale:g}); store both alike"
         )
-    return Labelled(torch.from_numpy(_rows(images.images, again, model)), torch.from_numpy(images.labels))
+    return Labelled(
+        torch.from_numpy(rows_of(images.images, again, model.signature)), torch.from_numpy(images.labels)
+    )
 
 
 def _network(model: TrainableModel, rows: np.ndarray, where: str) -> tuple[Logits, np.ndarray]:
@@ -202,40 +207,9 @@ def _network(model: TrainableModel, rows: np.ndarray, where: str) -> tuple[Logit
     return network, answers
 
 
-def _rows(images: np.ndarray, prepare: Prepare, model: TrainableModel) -> np.ndarray:
-    """Return images as the model takes them, float32, channels first."""
-    rows = prepare(images).astype(np.float32)
-    first = rows if model.signature.layout == "NCHW" else rows.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(first)
-
-
-def _shape(model: TrainableModel) -> tuple[int, int, int]:
-    first, second, third = model.signature.shape
-    return (first, second, third) if model.signature.layout == "NCHW" else (third, first, second)
-
-
-def _geometry(model: TrainableModel, options: ScanOptions) -> Geometry:
-    channels, height, width = _shape(model)
-    return Geometry(
-        channels,
-        (height, width),
-        channels_first=model.signature.layout == "NCHW",
-        resize=options.transform.resize is not None,
-    )
-
-
-def _declared_range(model: TrainableModel, options: ScanOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the range that a tiny stored image, black and white, would have after preprocessing."""
-    channels, height, width = _shape(model)
-    eight_bits = model.signature.datatype == "UINT8"
-    ends = np.zeros((2, height, width, channels), np.uint8 if eight_bits else np.float32)
-    ends[1] = 255 if eight_bits else 1
-    prepare = plan_input(model.signature, ends, options.transform)
-    return _ends(prepare.source.low, channels), _ends(prepare.source.high, channels)
-
-
-def _ends(values: tuple[float, ...], channels: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32).expand(channels).clone()
+def _ends(ends: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = map(torch.from_numpy, ends)
+    return low, high
 
 
 def _named(bench: Bench, model: TrainableModel) -> Bench:
