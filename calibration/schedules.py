@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
-__all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Steps"]
+__all__ = ["Constant", "Cosine", "HoldThenFall", "OneCycle", "Schedule", "Steps"]
 
 
 @runtime_checkable
@@ -111,6 +111,41 @@ class OneCycle:
         if step <= peak:
             return _between(self.start, 1.0, step / peak)
         return _between(1.0, self.end, (step - peak) / max(steps - 1 - peak, 1e-9))
+
+
+@dataclass(frozen=True)
+class HoldThenFall:
+    r"""The full rate at first, then down along a straight line, then what is left of it.
+
+    Args:
+        hold: The share of the training at the full rate.
+        fall: The share of the training after which the fall is over, above ``hold``.
+        end: The factor from there on.
+
+    Raises:
+        ValueError: If the shares are not 0 <= hold < fall <= 1.
+
+    References:
+        Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, NeurIPS 2018, arXiv
+        1802.10026, appendix A.1.
+    """
+
+    name: ClassVar[str] = "hold then fall"
+
+    hold: float = 0.5
+    fall: float = 0.9
+    end: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold < self.fall <= 1:
+            raise ValueError(
+                f"hold, fall: expected shares with hold below fall, got {self.hold} and {self.fall}"
+            )
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the factor; ``end`` from step ``fall * steps`` on."""
+        fallen = (step / steps - self.hold) / (self.fall - self.hold)
+        return 1.0 + (self.end - 1.0) * min(max(fallen, 0.0), 1.0)
 
 
 def _between(first: float, last: float, share: float) -> float:

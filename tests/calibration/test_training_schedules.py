@@ -2,7 +2,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from calibration.schedules import Constant, Cosine, OneCycle, Schedule, Steps  # noqa: E402
+from calibration.schedules import Constant, Cosine, HoldThenFall, OneCycle, Schedule, Steps  # noqa: E402
 
 
 def factors(schedule: Schedule, steps: int) -> list[float]:
@@ -35,7 +35,14 @@ def test_a_constant_is_constant() -> None:
     assert factors(Constant(), 3) == [1.0] * 3
 
 
-@pytest.mark.parametrize("schedule", [Constant(), Cosine(), Steps(), OneCycle()], ids=lambda s: s.name)
+def test_hold_then_fall_holds_falls_along_a_line_and_keeps_what_is_left() -> None:
+    expected = [1.0] * 6 + [0.7525, 0.505, 0.2575, 0.01]
+    assert factors(HoldThenFall(0.5, 0.9, 0.01), 10) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Constant(), Cosine(), Steps(), OneCycle(), HoldThenFall()], ids=lambda s: s.name
+)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 200])
 def test_factors_stay_between_0_and_1_however_few_steps_there_are(schedule: Schedule, steps: int) -> None:
     assert all(0 <= factor <= 1 for factor in factors(schedule, steps))
@@ -51,3 +58,9 @@ def test_milestones_that_do_not_rise_within_the_training_are_refused(milestones:
 def test_a_cycle_that_only_rises_or_only_falls_is_refused(rising: float) -> None:
     with pytest.raises(ValueError, match=r"^rising: expected a share"):
         OneCycle(rising)
+
+
+@pytest.mark.parametrize(("hold", "fall"), [(0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)])
+def test_a_fall_that_does_not_come_after_the_hold_is_refused(hold: float, fall: float) -> None:
+    with pytest.raises(ValueError, match=r"^hold, fall: expected shares"):
+        HoldThenFall(hold, fall)
