@@ -11,9 +11,12 @@ from typing import Any, Final, Literal
 from calibration.annotated import require_fitting
 from calibration.repair.base import Repair
 
-__all__ = ["REPAIRS", "Entry", "Need"]
+__all__ = ["DEFAULT_METHOD", "REPAIRS", "Entry", "Need"]
 
 Need = Literal["images", "labels", "trigger", "distribution", "poisoned set"]
+
+DEFAULT_METHOD: Final = "fine_tuning"
+"""What ``guard repair`` does unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
