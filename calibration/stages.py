@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from calibration.shapes import SAMPLE_BATCH, carrying, node_shapes
 
-__all__ = ["Stage", "features", "find_stages"]
+__all__ = ["Stage", "features", "find_stages", "tapped"]
 
 Layout = Literal["NCHW", "NHWC", "NTC"]
 
@@ -113,46 +113,53 @@ def find_stages(
 
 
 def features(module: fx.GraphModule, images: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, list[Tensor]]:
-    """Run a network and return its logits and its stages' feature maps, both differentiable.
-
-    The network is run node by node and left as it was; there are no hooks.
+    """Run a network once and return its logits and its stages' feature maps, both differentiable.
 
     Args:
-        module: The network.
+        module: The network; it is left as it was, and there are no hooks.
         images: A batch, as the network takes it.
         stages: What to return, from :func:`find_stages` on the same network.
 
     Returns:
         The logits, and one map ``(n, channels, height, width)`` for each stage, in the order given.
     """
-    catcher = _Catcher(module, {stage.node for stage in stages})
-    logits: Tensor = catcher.run(images)
-    return logits, [_as_map(catcher.caught[stage.node], stage) for stage in stages]
+    logits, maps = tapped(module, stages)(images)
+    return logits, maps
 
 
-class _Catcher(fx.Interpreter):
-    """Runs a graph and keeps what some of its nodes give."""
+def tapped(module: fx.GraphModule, stages: Sequence[Stage], *, logits: bool = True) -> fx.GraphModule:
+    """Return a network over the same layers and weights that gives the stages' feature maps as well.
 
-    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
-        super().__init__(module)
-        self.wanted = wanted
-        self.caught: dict[str, Tensor] = {}
+    In a training loop it is made once, and is as fast as the network itself.
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node."""
-        result = super().run_node(n)
-        if n.name in self.wanted:
-            self.caught[n.name] = result
-        return result
+    Args:
+        module: The network; it is left as it was. What is trained of one is trained of the other.
+        stages: Whose maps to give, from :func:`find_stages` on the same network.
+        logits: Whether the logits are wanted; if not, nothing after the last of the stages is computed.
+
+    Returns:
+        A module from images to the logits, or None, and a list of maps as :func:`features` returns them.
+    """
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    answer = graph.graph_copy(module.graph, copied)
+    places = {node.name: copied[node] for node in module.graph.nodes if node in copied}
+    graph.output(
+        (answer if logits else None, [_as_map(graph, places[stage.node], stage) for stage in stages])
+    )
+    both = fx.GraphModule(module, graph)
+    both.graph.eliminate_dead_code()
+    both.recompile()
+    return both
 
 
-def _as_map(value: Tensor, stage: Stage) -> Tensor:
+def _as_map(graph: fx.Graph, value: fx.Node, stage: Stage) -> fx.Node:
     if stage.layout == "NCHW":
         return value
     if stage.layout == "NHWC":
-        return value.permute(0, 3, 1, 2)
-    pixels = value[:, value.shape[1] - stage.height * stage.width :]
-    return pixels.transpose(1, 2).reshape(-1, stage.channels, stage.height, stage.width)
+        return graph.call_method("permute", (value, (0, 3, 1, 2)))
+    pixels = (slice(None), slice(-stage.height * stage.width, None))
+    turned = graph.call_method("transpose", (graph.call_function(operator.getitem, (value, pixels)), 1, 2))
+    return graph.call_method("reshape", (turned, (-1, stage.channels, stage.height, stage.width)))
 
 
 def _cuts(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> list[fx.Node]:

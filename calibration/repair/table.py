@@ -57,5 +57,17 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
         "fine_tuning": Entry(
             "fine_tuning", "FineTuning", ("images", "labels"), "trains on clean images at a high rate"
         ),
+        "nad": Entry(
+            "nad",
+            "NeuralAttentionDistillation",
+            ("images", "labels"),
+            "draws it to where a fine-tuned copy of it looks",
+        ),
+        "argd": Entry(
+            "argd",
+            "AttentionRelationGraphDistillation",
+            ("images", "labels"),
+            "draws it to how a fine-tuned copy's attention hangs together",
+        ),
     }
 )

@@ -145,6 +145,8 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "fine_tuning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "nad": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "argd": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
 }
 
 
