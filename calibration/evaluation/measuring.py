@@ -20,7 +20,7 @@ from calibration.evaluation.numbers import (
 )
 from calibration.scoring import batch_size
 
-__all__ = ["COPIES", "Answer", "Known", "Measured", "Outcome", "Task", "measure"]
+__all__ = ["COPIES", "Answer", "Known", "Measured", "Outcome", "Task", "measure", "stamped"]
 
 COPIES = (4, 9)
 """Copies of a patch at test time, besides one: a repair that only weakened the trigger shows there."""
@@ -172,22 +172,27 @@ def _answers(
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         images = task.take(some)
-        yield answer(images if known is None else _stamped(known, images))
+        yield answer(images if known is None else stamped(known, images))
         step(len(some))
 
 
-def _stamped(known: Known, images: Images) -> Images:
+def stamped(known: Known, images: Images) -> Images:
+    """Return images with a trigger on.
+
+    Raises:
+        DataError: If it was made for images of another shape.
+    """
     try:
-        stamped = known.attack.stamp(images)
+        changed = known.attack.stamp(images)
     except _MISFITS as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(
             f"trigger {known.name} cannot be put on images of {' x '.join(map(str, images.shape[1:]))}: "
             f"{said}; give one that was made for this model"
         ) from error
-    if stamped.shape != images.shape:
+    if changed.shape != images.shape:
         raise DataError(
-            f"trigger {known.name} makes images of {stamped.shape[1:]} out of {images.shape[1:]}; give one "
+            f"trigger {known.name} makes images of {changed.shape[1:]} out of {images.shape[1:]}; give one "
             f"that was made for this model"
         )
-    return stamped
+    return changed
