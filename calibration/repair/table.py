@@ -69,5 +69,17 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
             ("images", "labels"),
             "draws it to how a fine-tuned copy's attention hangs together",
         ),
+        "mcr": Entry(
+            "mcr",
+            "MCR",
+            ("images", "labels"),
+            "joins it to a fine-tuned copy by a curve of accurate networks and takes one of them",
+        ),
+        "anti_backdoor_learning": Entry(
+            "anti_backdoor_learning",
+            "AntiBackdoorLearning",
+            ("poisoned set",),
+            "trains a fresh network on the poisoned set, less what is learned too easily",
+        ),
     }
 )

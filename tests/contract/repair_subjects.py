@@ -147,6 +147,16 @@ ROWS: Mapping[str, Row] = {
     "fine_tuning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
     "nad": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "argd": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "mcr": Row({"epochs": 2, "endpoint_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "anti_backdoor_learning": Row(
+        {
+            "isolation_epochs": 1,
+            "training_epochs": 2,
+            "unlearning_epochs": 1,
+            "batch": 16,
+            "precision": "float32",
+        }
+    ),
 }
 
 
