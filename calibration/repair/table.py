@@ -81,5 +81,23 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
             ("poisoned set",),
             "trains a fresh network on the poisoned set, less what is learned too easily",
         ),
+        "unlearning": Entry(
+            "unlearning",
+            "Unlearning",
+            ("images", "labels", "trigger"),
+            "trains on clean images, some with the trigger and their true labels",
+        ),
+        "distillation": Entry(
+            "distillation",
+            "Distillation",
+            ("images",),
+            "teaches a fresh network what the old one says of clean images",
+        ),
+        "gdm": Entry(
+            "gdm",
+            "GenerativeModelling",
+            ("images", "labels", "distribution"),
+            "trains on clean images, a few with patches from a learned distribution",
+        ),
     }
 )

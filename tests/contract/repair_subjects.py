@@ -12,9 +12,11 @@ from torch import Tensor, fx, nn
 
 from calibration.attacks.base import Material
 from calibration.attacks.table import make as make_attack
+from calibration.attacks.tensors import arrays_of
 from calibration.augmentation import Augmentation
 from calibration.repair.base import Labelled, Repair, Supplies
 from calibration.repair.table import REPAIRS
+from calibration.scan.patch_generator import Generator, PatchDistribution
 
 SIDE = 8
 
@@ -95,7 +97,7 @@ def network_of(shape: Shape, seed: int = 7) -> fx.GraphModule:
 
 
 def supplies_of(shape: Shape, seed: int = 3) -> Supplies:
-    """Images of one brightness and stripe a class, all else noise; a trigger, a poisoned set."""
+    """Images of one brightness and stripe a class, all else noise; a trigger, patches, a poisoned set."""
     generator = torch.Generator().manual_seed(seed)
     train, held = (_images(shape, count, generator) for count in (shape.train, shape.held))
     spread = torch.full((shape.channels,), shape.high - shape.low)
@@ -117,9 +119,19 @@ def supplies_of(shape: Shape, seed: int = 3) -> Supplies:
         low=torch.full((shape.channels,), shape.low),
         high=torch.full((shape.channels,), shape.low) + spread,
         triggers=(trigger,),
+        distributions={1: patches_of(shape)},
         poisoned=Labelled(stamped, labels),
         augmentation=Augmentation(padding=1),
     )
+
+
+def patches_of(shape: Shape, seed: int = 11) -> PatchDistribution:
+    """Small patches from two generators that have learned nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        members = tuple(arrays_of(Generator(shape.channels, 3, chunk=2, width=4)) for _ in range(2))
+    bounds = (np.full(shape.channels, bound, np.float32) for bound in (shape.low, shape.high))
+    return PatchDistribution(1, (0.5, 0.9), members, shape.channels, 3, 2, 4, 0.1, "corners", *bounds)
 
 
 def _images(shape: Shape, count: int, generator: torch.Generator) -> Labelled:
@@ -145,6 +157,11 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "fine_tuning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "unlearning": Row({"epochs": 2, "batch": 16, "precision": "float32"}),
+    "distillation": Row(
+        {"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02, "fine_tune_epochs": 1}
+    ),
+    "gdm": Row({"epochs": 2, "batch": 16, "share": 0.25, "precision": "float32"}),
     "nad": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "argd": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "mcr": Row({"epochs": 2, "endpoint_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
