@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,18 @@ __all__ = ["fingerprint", "read_checkpoint", "write_checkpoint"]
 FORMAT = "guard-training-1"
 
 
+Optimisers = Optimizer | Sequence[Optimizer]
+
+
 def write_checkpoint(
-    path: Path, model: nn.Module, optimiser: Optimizer, generator: torch.Generator, state: dict[str, Any]
+    path: Path, model: nn.Module, optimiser: Optimisers, generator: torch.Generator, state: dict[str, Any]
 ) -> None:
     """Write a checkpoint; a file of that name is replaced only once the new one is whole.
 
     Args:
         path: The file to write, ``.safetensors``.
         model: Its parameters and buffers are saved.
-        optimiser: Its state for each parameter is saved.
+        optimiser: Its state for each parameter is saved; of several, that of each.
         generator: Its state is saved.
         state: Anything else, as JSON can hold it.
     """
@@ -49,7 +52,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, model: nn.Module, optimiser: Optimizer, generator: torch.Generator, expected: dict[str, Any]
+    path: Path, model: nn.Module, optimiser: Optimisers, generator: torch.Generator, expected: dict[str, Any]
 ) -> dict[str, Any]:
     """Put model, optimiser and generator where the checkpoint left them, and return the rest of its state.
 
@@ -122,24 +125,28 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return state, tensors
 
 
-def _parameters(optimiser: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def _parameters(optimiser: Optimisers) -> list[tuple[Optimizer, Tensor]]:
+    several = [optimiser] if isinstance(optimiser, Optimizer) else optimiser
+    return [
+        (one, parameter) for one in several for group in one.param_groups for parameter in group["params"]
+    ]
 
 
-def _optimiser_tensors(optimiser: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for position, parameter in enumerate(_parameters(optimiser)):
-        for name, value in optimiser.state.get(parameter, {}).items():
+def _optimiser_tensors(optimiser: Optimisers) -> Iterator[tuple[str, Tensor]]:
+    for position, (one, parameter) in enumerate(_parameters(optimiser)):
+        for name, value in one.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 yield f"{position}.{name}", value
 
 
-def _restore(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
-    optimiser.state.clear()
+def _restore(optimiser: Optimisers, tensors: dict[str, Tensor]) -> None:
     parameters = _parameters(optimiser)
+    for one, _ in parameters:
+        one.state.clear()
     for key, saved in tensors.items():
         if key.startswith("optimiser."):
             _, position, name = key.split(".", 2)
-            parameter = parameters[int(position)]
+            one, parameter = parameters[int(position)]
             alike = saved.shape == parameter.shape  # step counters are scalars, and stay where torch has them
             value = torch.empty_like(parameter).copy_(saved) if alike and saved.ndim else saved
-            optimiser.state[parameter][name] = value.detach()
+            one.state[parameter][name] = value.detach()

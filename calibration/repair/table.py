@@ -75,6 +75,12 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
             ("images", "labels"),
             "joins it to a fine-tuned copy by a curve of accurate networks and takes one of them",
         ),
+        "dhbe": Entry(
+            "dhbe",
+            "DataFreeErasing",
+            (),
+            "teaches a copy to see through invented triggers on invented images",
+        ),
         "anti_backdoor_learning": Entry(
             "anti_backdoor_learning",
             "AntiBackdoorLearning",

@@ -165,6 +165,21 @@ ROWS: Mapping[str, Row] = {
     "nad": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "argd": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "mcr": Row({"epochs": 2, "endpoint_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "dhbe": Row(
+        {
+            "epochs": 2,
+            "iterations": 1,
+            "student_steps": 2,
+            "trigger_steps": 1,
+            "batch": 8,
+            "pool": 16,
+            "prime_steps": 3,
+            "width": 4,
+            "latent": 8,
+            "patch": 3,
+            "precision": "float32",
+        }
+    ),
     "anti_backdoor_learning": Row(
         {
             "isolation_epochs": 1,
