@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch.nn import functional
 from calibration.augmentation import augment
 from calibration.checkpoint import fingerprint, read_checkpoint, write_checkpoint
 from calibration.errors import CalibrationError, DataError
+from calibration.hooks import Epoch, Finish, Hooks
 from calibration.prediction import as_floats, autocast, device_of, predict
 from calibration.progress import Progress
 from calibration.recipe import Recipe
@@ -37,9 +38,6 @@ __all__ = ["DivergedError", "Epoch", "Hooks", "Recipe", "TrainingData", "Trainin
 
 LOOK_EVERY = 25
 """Steps between two looks at whether the loss is still a number; a look waits for the device."""
-
-Finish = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class DivergedError(CalibrationError):
@@ -69,38 +67,6 @@ class TrainingData:
             )
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
             raise DataError(f"training data: expected uint8 or float32 images, got {self.images.dtype}")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """How one epoch went; ``rate`` is that of its last step."""
-
-    number: int
-    loss: float
-    rate: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Where others take part in the loop.
-
-    Args:
-        finish: Gets a batch after augmentation, float32 in the data's range, the rows it was made from, and
-            the generator; returns what is trained on. For triggers that must be whole.
-        objective: Gets the network, images and targets, under autocast; returns the loss, a scalar. Cross
-            entropy if None.
-        after_step: Gets the network after each step of the optimiser.
-        after_epoch: Gets how an epoch went, and the network; true ends the training.
-        identity: Says what the hooks do, in other words where they do something else: a checkpoint that was
-            written under others is not gone on from.
-    """
-
-    finish: Finish | None = None
-    objective: Objective | None = None
-    after_step: Callable[[nn.Module], None] | None = None
-    after_epoch: Callable[[Epoch, nn.Module], bool | None] | None = None
-    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,15 +184,27 @@ def _take_step(
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()
+    loss = _gradients(model, images, targets, recipe, hooks)
+    if hooks.perturb is not None:
+        put_back = hooks.perturb(model)
+        optimiser.zero_grad()
+        with _statistics_at_rest(model):
+            _gradients(model, images, targets, recipe, hooks)
+        put_back()
+    optimiser.step()
+    if hooks.after_step is not None:
+        hooks.after_step(model)
+    return loss
+
+
+def _gradients(model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, hooks: Hooks) -> Tensor:
+    """Give every weight its gradient, and return the loss."""
     with autocast(images.device, recipe.precision):
         if hooks.objective is None:
             loss = _cross_entropy(model(images), targets, recipe.label_smoothing)
         else:
             loss = hooks.objective(model, images, targets)
     loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    if hooks.after_step is not None:
-        hooks.after_step(model)
     return loss.detach()
 
 
@@ -256,6 +234,25 @@ def _enter_training(model: nn.Module, frozen_statistics: bool) -> None:
     for module in model.modules():
         if frozen_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+@contextmanager
+def _statistics_at_rest(model: nn.Module) -> Iterator[None]:
+    """Let batch norms go on using each batch's statistics, but not gather them."""
+    gathering = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.track_running_stats
+    ]
+    for module in gathering:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in gathering:
+            module.track_running_stats = True
 
 
 @contextmanager

@@ -105,5 +105,29 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
             ("images", "labels", "distribution"),
             "trains on clean images, a few with patches from a learned distribution",
         ),
+        "fst": Entry(
+            "fst",
+            "FeatureShiftTuning",
+            ("images", "labels"),
+            "trains a fresh classifier that is kept away from the old one, so that features move",
+        ),
+        "ft_sam": Entry(
+            "ft_sam",
+            "SharpnessAwareFineTuning",
+            ("images", "labels"),
+            "trains on clean images where the loss is highest near by, which moves large weights",
+        ),
+        "i_bau": Entry(
+            "i_bau",
+            "ImplicitUnlearning",
+            ("images", "labels"),
+            "finds one perturbation that misleads on all images, and unlearns it",
+        ),
+        "sau": Entry(
+            "sau",
+            "SharedAdversarialUnlearning",
+            ("images", "labels"),
+            "unlearns perturbations that mislead the old network and the new one alike",
+        ),
     }
 )
