@@ -127,11 +127,11 @@ def known_triggers(folders: Iterable[Path], scan: Path | None) -> tuple[Known, .
     """
     paths = [*folders, *(read_findings(scan).triggers if scan is not None else ())]
     known: dict[str, Known] = {}
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        name, count = path.name, 1
+    for whole, path in {path.resolve(): path for path in paths}.items():
+        name, count = whole.name, 1
         while name in known:
             count += 1
-            name = f"{path.name}-{count}"
+            name = f"{whole.name}-{count}"
         known[name] = Known(name, load_trigger(path))
     return tuple(known.values())
 

@@ -28,6 +28,9 @@ __all__ = ["Repaired", "to_json", "to_markdown", "to_text"]
 
 FORMAT = 1
 
+_MUCH = 0.05
+"""Accuracy that a repair may lose without a word."""
+
 
 @dataclass(frozen=True, eq=False)
 class Repaired:
@@ -68,6 +71,12 @@ class Repaired:
         if self.after is not None and self.laid.known and "trigger" in self.options.entry.needs:
             notes.append(
                 "the triggers below are those that the repair was given; rates of others may be higher"
+            )
+        lost = _lost(self.before, self.after)
+        if lost > _MUCH:
+            notes.append(
+                f"accuracy fell by {100 * lost:.1f} points on the held images; try more images, a lower rate "
+                f"(--explain {self.options.method}), or another repair (--list)"
             )
         if self.after is None:
             notes.append("no images were held back, so nothing was measured; use guard evaluate")
@@ -166,6 +175,12 @@ def _record(repaired: Repaired) -> dict[str, Any]:
         "started": repaired.started,
         "seconds": repaired.seconds,
     }
+
+
+def _lost(before: Measured | None, after: Measured | None) -> float:
+    if before is None or after is None or before.acc is None or after.acc is None:
+        return 0.0
+    return before.acc.value - after.acc.value
 
 
 def _finite(value: Any) -> Any:

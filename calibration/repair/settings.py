@@ -108,6 +108,19 @@ def _checked(method: str, name: str, value: Any, where: str) -> Any:
             f"{where}: {method}'s {name} is {spelled(hint)}, got {value!r}; "
             f"see guard repair --explain {method}"
         )
+    return _as_floats(value, hint)
+
+
+def _as_floats(value: Any, hint: Any) -> Any:
+    """Return a value whose whole numbers are floats where floats are meant."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return _as_floats(value, next(part for part in parts if fits(value, part)))
+    if hint is float:
+        return float(value)
+    if isinstance(value, tuple):
+        kinds = parts if Ellipsis not in parts else (parts[0],) * len(value)
+        return tuple(map(_as_floats, value, kinds))
     return value
 
 
