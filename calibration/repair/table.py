@@ -57,6 +57,12 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
         "fine_tuning": Entry(
             "fine_tuning", "FineTuning", ("images", "labels"), "trains on clean images at a high rate"
         ),
+        "fine_pruning": Entry(
+            "fine_pruning",
+            "FinePruning",
+            ("images", "labels"),
+            "takes out the channels that clean images leave quiet, then trains the rest",
+        ),
         "nad": Entry(
             "nad",
             "NeuralAttentionDistillation",

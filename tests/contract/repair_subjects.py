@@ -157,6 +157,7 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "fine_tuning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "fine_pruning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
     "unlearning": Row({"epochs": 2, "batch": 16, "precision": "float32"}),
     "distillation": Row(
         {"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02, "fine_tune_epochs": 1}

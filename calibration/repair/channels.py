@@ -1,0 +1,195 @@
+"""Finds the channels that the last convolutional stage of a network gives after its activation.
+
+Theory of operation. The stage's last feature map is followed through the norm and the activation after it, if
+that is all that follows, so that a pre-activation network is read after its last norm, as others are. All
+paths from image to logits go through that map: the network falls into a part before it and a part after it,
+and what pruning does to the answers is found from the maps of the images, computed once.
+
+A layer lets a channel pass if it gives the same whether channels are zeroed before it or after it; that is
+tried on the layer itself, on maps drawn at random, and goes for pooling, dropout and most activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from calibration.errors import ModelError
+from calibration.prediction import device_of
+from calibration.shapes import node_shapes
+from calibration.stages import find_stages
+
+__all__ = ["Site", "find_site", "is_norm", "lets_channels_pass", "parts", "run_node"]
+
+_NORMS: Final = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+_MIXING: Final = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A feature map whose channels can be told apart.
+
+    Attributes:
+        node: Name of the graph's node that computes it.
+        shape: Its channels, height and width, in the order in which the node's value has them.
+        axis: Which axis of that value, the batch's counted, is the channels'.
+    """
+
+    node: str
+    shape: tuple[int, int, int]
+    axis: int = 1
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return self.shape[self.axis - 1]
+
+    def means(self, maps: Float[Tensor, "n ..."]) -> Float[Tensor, " c"]:
+        """Return the mean absolute value of each channel, over images and space."""
+        return maps.abs().mean([axis for axis in range(maps.ndim) if axis != self.axis])
+
+
+def find_site(module: fx.GraphModule, row: Sequence[int], method: str) -> Site:
+    """Return the map that the last convolutional stage ends with, after the norm and activation on it.
+
+    Args:
+        module: The network, in evaluation mode.
+        row: Shape of one image, channels first.
+        method: Who asks, for the message.
+
+    Raises:
+        ModelError: If there is no such map.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+        >>> find_site(fx.symbolic_trace(net).eval(), (3, 8, 8), "pruning")
+        Site(node='_1', shape=(8, 6, 6), axis=1)
+    """
+    stages = find_stages(module, row)
+    if not stages or stages[-1].layout == "NTC":
+        raise ModelError(
+            f"{method} needs a convolutional stage, got a network of {len(stages)} stages"
+            f"{' that ends with tokens' if stages else ''}; choose a repair that needs none"
+        )
+    axis = 1 if stages[-1].layout == "NCHW" else 3
+    shapes, place = node_shapes(module, row), {node: at for at, node in enumerate(module.graph.nodes)}
+    node = next(node for node in place if node.name == stages[-1].node)
+    classifier = _last_mixing(module)
+    if classifier is not None and place[classifier] <= place[node]:
+        node = classifier.all_input_nodes[0]  # the last map holds the classes themselves
+    if node.op == "placeholder" or len(shapes[node]) != 4:
+        raise ModelError(
+            f"{method} needs a convolution before the classifier, got none; choose another repair"
+        )
+    follower = _follower(module, shapes, node, axis)
+    while follower is not None:
+        node, follower = follower, _follower(module, shapes, follower, axis)
+    first, second, third = shapes[node][1:]
+    return Site(node.name, (first, second, third), axis)
+
+
+def _last_mixing(module: fx.GraphModule) -> fx.Node | None:
+    """Return the node of the last linear layer or convolution: the classifier, as a rule."""
+    mixing = [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), _MIXING)
+    ]
+    return mixing[-1] if mixing else None
+
+
+def parts(module: fx.GraphModule, site: Site) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return what comes before a map and what comes after it, over the same layers and weights.
+
+    Returns:
+        A module from images to maps, and one from images and maps to logits, which takes of the images
+        no more than their number.
+    """
+    before, after = (_copied(module) for _ in range(2))
+    before_graph, places, _ = before
+    before_graph.output(places[site.node])
+    after_graph, places, answer = after
+    entry = next(node for node in after_graph.nodes if node.op == "placeholder")
+    with after_graph.inserting_after(entry):
+        maps = after_graph.placeholder("maps")
+    after_graph.output(answer)
+    places[site.node].replace_all_uses_with(maps)
+    return _as_module(module, before_graph), _as_module(module, after_graph)
+
+
+def lets_channels_pass(module: fx.GraphModule, node: fx.Node, shape: Sequence[int], axis: int) -> bool:
+    """Tell whether zeroing channels before a node is the same as zeroing them after it.
+
+    Args:
+        module: The network, in evaluation mode.
+        node: Computed from one value alone.
+        shape: Of that value, without the batch axis.
+        axis: Its channels', of the node's value too.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn((2, *shape), generator=generator).to(device_of(module))
+    gone = torch.arange(0, values.shape[axis], 2, device=values.device)
+    for scale in (1.0, 10.0):
+        after = run_node(module, node, values * scale)
+        before = run_node(module, node, (values * scale).index_fill(axis, gone, 0.0))
+        if after is None or before is None or after.ndim != values.ndim:
+            return False
+        if after.shape[axis] != values.shape[axis]:
+            return False
+        if not torch.equal(before, after.index_fill(axis, gone, 0.0)):
+            return False
+    return True
+
+
+@torch.no_grad()
+def run_node(module: fx.GraphModule, node: fx.Node, value: Tensor) -> Tensor | None:
+    """Return what a node gives of a value, or None if it takes more than one, or fails on that one."""
+    if len(node.all_input_nodes) != 1 or node.op not in {"call_module", "call_function", "call_method"}:
+        return None
+    args = fx.node.map_arg(node.args, lambda _: value)
+    named = fx.node.map_arg(node.kwargs, lambda _: value)
+    interpreter = fx.Interpreter(module)
+    try:
+        given: Any = getattr(interpreter, node.op)(node.target, args, named)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return given if isinstance(given, Tensor) else None
+
+
+def _follower(
+    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node, axis: int
+) -> fx.Node | None:
+    """Return the norm or activation that is all that follows a node."""
+    users = list(node.users)
+    if len(users) != 1 or shapes.get(users[0]) != shapes[node] or users[0].op == "output":
+        return None
+    (user,) = users
+    if is_norm(module, user) and axis == 1:
+        return user
+    return user if lets_channels_pass(module, user, shapes[node][1:], axis) else None
+
+
+def is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node is a norm with a scale and a shift for each channel."""
+    if node.op != "call_module":
+        return False
+    layer = module.get_submodule(str(node.target))
+    return isinstance(layer, _NORMS) and isinstance(layer.weight, nn.Parameter)
+
+
+def _copied(module: fx.GraphModule) -> tuple[fx.Graph, dict[str, fx.Node], Any]:
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    answer = graph.graph_copy(module.graph, copied)
+    return graph, {node.name: copied[node] for node in module.graph.nodes if node in copied}, answer
+
+
+def _as_module(module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    made = fx.GraphModule(module, graph)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made.eval()
