@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,12 +12,12 @@ from torch.nn import functional
 
 from calibration.augmentation import Augmentation
 from calibration.checkpoint import fingerprint
+from calibration.hooks import Hooks, Objective
 from calibration.prediction import predict
 from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Labelled, Repair, RepairResult, Sitting, StageRecord, Supplies, copy_of
 from calibration.repair.fresh import fresh_copy
 from calibration.schedules import OneCycle
-from calibration.training import Hooks
 
 __all__ = ["Distillation", "divergence", "without_disputed"]
 
@@ -157,7 +156,7 @@ def divergence(
     return loss
 
 
-def distilling(teacher: nn.Module, temperature: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+def distilling(teacher: nn.Module, temperature: float) -> Objective:
     """Return the loss of a student against a teacher on the same images; labels are not looked at."""
 
     def objective(student: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

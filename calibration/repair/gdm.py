@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from calibration.augmentation import Augmentation
 from calibration.checkpoint import fingerprint
 from calibration.errors import DataError
+from calibration.hooks import Finish, Hooks
 from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, copy_of
 from calibration.scan.patch_generator import PatchDistribution, paste, places_of
 from calibration.schedules import Constant
-from calibration.training import Hooks
 
 __all__ = ["GenerativeModelling"]
 
@@ -145,9 +145,7 @@ class Counted(nn.Module):
         self.steps += 1
 
 
-def put_on(
-    learned: Sequence[PatchDistribution], share: float, counted: Counted, steps: int
-) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+def put_on(learned: Sequence[PatchDistribution], share: float, counted: Counted, steps: int) -> Finish:
     """Return what pastes patches on a batch's images, each with a probability of ``share``.
 
     Args:

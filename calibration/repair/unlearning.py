@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,11 +11,11 @@ from torch import Tensor, fx
 
 from calibration.augmentation import Augmentation
 from calibration.errors import DataError
+from calibration.hooks import Finish, Hooks
 from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, copy_of
 from calibration.repair.stamping import Stamp, fingerprint_of, hand_out, stamps_of
 from calibration.schedules import Constant
-from calibration.training import Hooks
 
 __all__ = ["Unlearning"]
 
@@ -109,7 +109,7 @@ class Unlearning(Repair):
         return Hooks(finish=put_on(stamps_of(triggers, images), self.share), identity=told)
 
 
-def put_on(stamps: Sequence[Stamp], share: float) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+def put_on(stamps: Sequence[Stamp], share: float) -> Finish:
     """Return what puts a trigger on a share of each batch, rounded, on one image at least."""
 
     def finish(images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
