@@ -221,7 +221,10 @@ def _described(
         "isolated_label_share": alike,
     }
     if alike >= SUSPICIOUS:
-        return facts, (f"{alike:.0%} of the isolated images are labelled {label}: likely the target label",)
+        return facts, (
+            f"{alike:.0%} of the isolated images are labelled {label}: an attack's target, or a class that is "
+            f"learned early, as in a clean set",
+        )
     return facts, (
         f"the isolated images have many labels, none more often than {alike:.0%}: an attack on all labels, "
         f"or none was isolated",

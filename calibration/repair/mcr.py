@@ -84,6 +84,7 @@ class MCR(Repair):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         self.recipe(Augmentation())
+        self.endpoint_recipe(Augmentation())
 
     def recipe(self, augmentation: Augmentation) -> Recipe:
         """Return how the curve is trained; its weight decay is part of the objective."""
