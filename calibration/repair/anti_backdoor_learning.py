@@ -222,8 +222,8 @@ def _described(
     }
     if alike >= SUSPICIOUS:
         return facts, (
-            f"{alike:.0%} of the isolated images are labelled {label}: an attack's target, or a class that is "
-            f"learned early, as in a clean set",
+            f"{alike:.0%} of the isolated images are labelled {label}: an attack's target, or a class "
+            f"that is learned early, as in a clean set",
         )
     return facts, (
         f"the isolated images have many labels, none more often than {alike:.0%}: an attack on all labels, "
