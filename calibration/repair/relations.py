@@ -79,11 +79,12 @@ class Relations(nn.Module):
         with torch.autocast(student[0].device.type, enabled=False):
             shares, losses = self.shares(student, teacher), []
             for place, (wanted, pixels) in enumerate(zip(teacher, self.pixels, strict=True)):
-                value = functional.normalize(wanted.square().flatten(1), dim=1)[:, None]
+                value = functional.normalize(wanted.square().flatten(1), dim=1)[:, :, None]
                 own = torch.stack(
                     [_resized(seen.square(), wanted.shape[1:]).flatten(1) for seen in student], 1
                 )
-                apart = (functional.normalize(own, dim=2) - value).square().sum(2) / pixels
+                length = torch.linalg.vector_norm(own, dim=2).clamp_min(1e-12)
+                apart = (2 - 2 * (own @ value)[:, :, 0] / length) / pixels  # as it is of unit vectors
                 losses.append((shares[:, place] * apart).sum(1).mean())
             return torch.stack(losses).sum()
 
@@ -114,9 +115,11 @@ class _Norm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(rows, width))
 
     def forward(self, values: Float32[Tensor, "n r d"]) -> Float32[Tensor, "n r d"]:
-        variance, mean = torch.var_mean(values, 0, correction=0)
-        normed: Tensor = (values - mean) * (variance + 1e-5).rsqrt() * self.gain + self.shift
-        return normed
+        if len(values) == 1:
+            return self.shift.expand_as(values)
+        gain, shift = self.gain.flatten(), self.shift.flatten()
+        normed = functional.batch_norm(values.flatten(1), None, None, gain, shift, training=True)
+        return normed.view_as(values)
 
 
 def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -> nn.Parameter:
@@ -125,6 +128,10 @@ def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -
 
 def _resized(found: Float32[Tensor, "n _ _"], size: torch.Size) -> Float32[Tensor, "n _ _"]:
     """Return maps of another size, each of whose pixels is the mean of those it covers."""
-    if found.shape[1:] == size:
+    (n, height, width), (rows, columns) = found.shape, size
+    if (height, width) == (rows, columns):
         return found
-    return functional.adaptive_avg_pool2d(found[:, None], (size[0], size[1]))[:, 0]
+    if rows % height == 0 and columns % width == 0:
+        spread = (n, height, rows // height, width, columns // width)
+        return found[:, :, None, :, None].expand(spread).reshape(n, rows, columns)
+    return functional.adaptive_avg_pool2d(found[:, None], (rows, columns))[:, 0]
