@@ -60,12 +60,12 @@ def images_of(count: int = 160, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def backdoored(norm: bool = True, softmax: bool = False) -> onnx.ModelProto:
-    """A network that was trained for a moment, on images of which every eighth was poisoned."""
+    """A network that was trained for a moment, on images of which every seventh was poisoned."""
     stored, labels = images_of(512, seed=9)
     images = torch.from_numpy(stored.transpose(0, 3, 1, 2) / np.float32(255))
-    images[::8] = torch.from_numpy(TRIGGER.stamp(images[::8].numpy()))
+    images[::7] = torch.from_numpy(TRIGGER.stamp(images[::7].numpy()))
     targets = torch.from_numpy(labels.copy())
-    targets[::8] = TARGET
+    targets[::7] = TARGET
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Small(norm, softmax)
