@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 from jaxtyping import Float32
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from calibration.batch_norm import batch_norm_state, fold_batch_norm, insert_batch_norm
 from calibration.trainable import TrainableModel
@@ -95,10 +95,25 @@ def _turn(module: fx.GraphModule) -> None:
 
 
 def _take_logarithm(module: fx.GraphModule) -> None:
-    """Let the network give logarithms of its probabilities."""
+    """Let the network give logarithms of its probabilities.
+
+    Where these come straight from a softmax, it is one with the logarithm, and nothing is lost however sure
+    the network is; else what is too small for a number learns no more.
+    """
     end = next(node for node in module.graph.nodes if node.op == "output")
     answer = end.args[0]
+    axis = _softmax_axis(module, answer)
     with module.graph.inserting_before(end):
+        if axis is not None:
+            given = answer.all_input_nodes[0]
+            logarithm = module.graph.create_node(
+                "call_function", torch.log_softmax, (given, axis), name=LOGARITHM
+            )
+            end.args = (logarithm,)
+            module.graph.erase_node(answer)
+            module.delete_all_unused_submodules()
+            module.recompile()
+            return
         raised = module.graph.create_node(
             "call_function", torch.clamp_min, (answer, _SMALLEST), name=f"{LOGARITHM}_raised"
         )
@@ -107,11 +122,21 @@ def _take_logarithm(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def _softmax_axis(module: fx.GraphModule, node: fx.Node) -> int | None:
+    """Return the axis of a softmax that nothing else takes; None of any other node."""
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    only = len(node.users) == 1
+    return layer.dim if only and isinstance(layer, nn.Softmax) and layer.dim in {1, -1} else None
+
+
 def _remove(module: fx.GraphModule, name: str) -> None:
     """Take out a node that was put in; what it took goes where it went."""
     for node in module.graph.nodes:
         if node.name == name:
             before = node.all_input_nodes[0]
+            if node.target is torch.log_softmax:
+                node.target = torch.softmax
+                return
             if name == LOGARITHM:
                 before = before.all_input_nodes[0]
             node.replace_all_uses_with(before)
