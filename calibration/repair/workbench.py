@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,19 +14,18 @@ from calibration.attacks.base import Images
 from calibration.augmentation import Augmentation
 from calibration.checkpoint import fingerprint
 from calibration.data import ImageSet
-from calibration.errors import DataError, OptionError
+from calibration.errors import DataError
 from calibration.evaluation.job import known_triggers
-from calibration.evaluation.measuring import Known, stamped
+from calibration.evaluation.measuring import Known
 from calibration.findings import Findings, read_findings
 from calibration.intake import declared_range, ends_of, geometry_of, image_shape, rows_of
 from calibration.labelled import Labelled
 from calibration.outputs import Kind, accuracy_of, check_labels, kind_of, warnings_of
 from calibration.prediction import predict
 from calibration.preprocessing import Prepare, plan_input
+from calibration.repair.backdoor import check_scan, check_triggers, load_distributions
 from calibration.repair.base import Supplies, options_of
 from calibration.repair.options import RepairOptions
-from calibration.scan.distribution_file import load_distribution
-from calibration.scan.patch_generator import PatchDistribution
 from calibration.sources import read_images
 from calibration.trainable import TrainableModel, load_trainable
 from calibration.workable import Workable, make_workable
@@ -105,12 +103,12 @@ def lay_out(options: RepairOptions) -> Laid:
         layout=options.layout,
         size=options.transform.resize,
     )
-    _check_scan(findings, known, model, options)
+    check_scan(findings, known, model, options)
     clean = _without_images(model, options) if options.data is None else _with_images(model, options)
     kind = kind_of(clean.answers, options.model)
     classes = clean.answers.shape[1]
-    _check_triggers(known, clean.rows[:1], classes)
-    distributions = _distributions(findings, classes, image_shape(model.signature))
+    check_triggers(known, clean.rows[:1], classes)
+    distributions = load_distributions(findings, classes, image_shape(model.signature))
     flip, mirror = _mirroring(model, clean, options)
     side = min(image_shape(model.signature)[1:])
     padding = round(side / 8) if options.padding is None else options.padding
@@ -215,58 +213,6 @@ def _mirroring(model: TrainableModel, clean: _Clean, options: RepairOptions) -> 
     after = float((mirrored == clean.labels[rows]).mean())
     what = "accuracy" if clean.labelled else "agreement with itself"
     return before - after <= _MIRROR_LOSS, f"{what} {before:.1%} as they are, {after:.1%} mirrored"
-
-
-def _check_scan(
-    findings: Findings | None, known: tuple[Known, ...], model: TrainableModel, options: RepairOptions
-) -> None:
-    if findings is None:
-        return
-    if findings.model_sha256 != model.source_sha256:
-        raise OptionError(
-            f"--scan {findings.folder} is of another model (SHA-256 {findings.model_sha256[:12]}..., "
-            f"{options.model} has {model.source_sha256[:12]}...); scan this one, or name its triggers with "
-            f"--trigger"
-        )
-    if "trigger" in options.entry.needs and not known:
-        raise DataError(
-            f"--scan {findings.folder} flagged no label and so holds no trigger, and {options.method} needs "
-            f"one; give one with --trigger, or choose another repair (--list)"
-        )
-    if "distribution" in options.entry.needs and not findings.distributions:
-        raise DataError(
-            f"--scan {findings.folder} holds no distribution of triggers, and {options.method} needs one; "
-            f"run guard scan --distribution, which learns one for each flagged label"
-        )
-
-
-def _check_triggers(known: tuple[Known, ...], image: Images, classes: int) -> None:
-    """Refuse triggers that are not this model's before anything is learned."""
-    labels = np.arange(classes, dtype=np.int64)
-    for each in known:
-        stamped(each, image)
-        targets = each.attack.target_of(labels)
-        if (targets >= classes).any():
-            raise DataError(
-                f"trigger {each.name} leads to class {int(targets.max())}, the model has {classes} (0 to "
-                f"{classes - 1}); give one that was made for this model"
-            )
-
-
-def _distributions(
-    findings: Findings | None, classes: int, shape: tuple[int, int, int]
-) -> Mapping[int, PatchDistribution]:
-    learned = {} if findings is None else findings.distributions
-    loaded = {label: load_distribution(folder) for label, folder in learned.items()}
-    for label, distribution in loaded.items():
-        fits = label < classes and distribution.channels == shape[0] and distribution.size <= min(shape[1:])
-        if not fits:
-            raise DataError(
-                f"{learned[label]}: patches of {distribution.size} pixels and {distribution.channels} "
-                f"channel(s) for label {label} do not fit a model of {classes} classes and images of "
-                f"{' x '.join(map(str, shape))}; scan this model again"
-            )
-    return loaded
 
 
 def _training_set(
