@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from calibration.shapes import SAMPLE_BATCH, carrying, node_shapes
 
-__all__ = ["Stage", "features", "find_stages", "tapped"]
+__all__ = ["Stage", "cuts", "features", "find_stages", "tapped"]
 
 Layout = Literal["NCHW", "NHWC", "NTC"]
 
@@ -162,7 +162,7 @@ def _as_map(graph: fx.Graph, value: fx.Node, stage: Stage) -> fx.Node:
     return graph.call_method("reshape", (turned, (-1, stage.channels, stage.height, stage.width)))
 
 
-def _cuts(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> list[fx.Node]:
+def cuts(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> list[fx.Node]:
     """Return the nodes that all paths go through, in order."""
     place = {node: index for index, node in enumerate(module.graph.nodes)}
     carriers = carrying(module, shapes)
@@ -185,7 +185,7 @@ def _maps(
         if _has_weights(module, node) or any(parent in weighted for parent in node.all_input_nodes):
             weighted.add(node)
     found: list[_Map] = []
-    for node in _cuts(module, shapes):
+    for node in cuts(module, shapes):
         if node in weighted and shapes[node][0] == SAMPLE_BATCH:
             before = found[-1] if found else None
             seen = _read(node, shapes[node], before, size)

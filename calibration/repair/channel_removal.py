@@ -59,7 +59,7 @@ def find_slots(module: fx.GraphModule, row: Sequence[int], site: Site, method: s
     """
     node = next(node for node in module.graph.nodes if node.name == site.node)
     shapes = node_shapes(module, row)
-    slots = _makers(module, shapes, node, site) or _readers(module, shapes, node, site)
+    slots = _makers(module, shapes, node) or _readers(module, node, site)
     if not slots:
         raise ModelError(
             f"{method} needs a last feature map whose channels come from one norm or convolution, or go to "
@@ -78,10 +78,10 @@ def zero_channels(module: nn.Module, slots: Iterable[Slot], channels: Tensor) ->
 
 
 def _makers(
-    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node, site: Site
+    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node
 ) -> tuple[Slot, ...]:
     """Go back through what lets channels pass to the layer that makes them; none if they are a sum."""
-    while site.axis == 1 and len(node.all_input_nodes) == 1:
+    while len(node.all_input_nodes) == 1:
         made = _made_by(module, node)
         (before,) = node.all_input_nodes
         if made:
@@ -89,7 +89,7 @@ def _makers(
             return (*made, *(_made_by(module, before, norms=False) if alone else ()))
         if len(before.users) != 1 or before not in shapes:
             return ()
-        if not lets_channels_pass(module, node, shapes[before][1:], site.axis):
+        if not lets_channels_pass(module, node, shapes[before][1:]):
             return ()
         node = before
     return ()
@@ -107,16 +107,13 @@ def _made_by(module: fx.GraphModule, node: fx.Node, *, norms: bool = True) -> tu
     )
 
 
-def _readers(
-    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node, site: Site
-) -> tuple[Slot, ...]:
+def _readers(module: fx.GraphModule, node: fx.Node, site: Site) -> tuple[Slot, ...]:
     """Return the weights of the one layer that reads the channels.
 
     Maps in which channel c is c + 1 everywhere are sent on to it: its input tells which place is whose.
     """
     numbers = torch.arange(1.0, site.channels + 1, device=device_of(module))
-    sides = [site.channels if axis == site.axis else 1 for axis in range(4)]
-    value: Tensor | None = numbers.reshape(sides).expand(2, *site.shape).contiguous()
+    value: Tensor | None = numbers[:, None, None].expand(2, *site.shape).contiguous()
     while value is not None and len(node.users) == 1:
         (node,) = node.users
         layer = _layer(module, node)

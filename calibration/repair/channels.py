@@ -1,9 +1,10 @@
 """Finds the channels that the last convolutional stage of a network gives after its activation.
 
-Theory of operation. The stage's last feature map is followed through the norm and the activation after it, if
-that is all that follows, so that a pre-activation network is read after its last norm, as others are. All
-paths from image to logits go through that map: the network falls into a part before it and a part after it,
-and what pruning does to the answers is found from the maps of the images, computed once.
+Theory of operation. After the last convolution that is not the classifier, the first map that all paths go
+through is followed through the norm and the activation after it, if that is all that follows, so that a
+pre-activation network is read after its last norm, as others are. The network falls into a part before that
+map and a part after it, and what pruning does to the answers is found from the maps of the images, computed
+once.
 
 A layer lets a channel pass if it gives the same whether channels are zeroed before it or after it; that is
 tried on the layer itself, on maps drawn at random, and goes for pooling, dropout and most activations.
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 from calibration.errors import ModelError
 from calibration.prediction import device_of
 from calibration.shapes import node_shapes
-from calibration.stages import find_stages
+from calibration.stages import cuts, find_stages
 
 __all__ = ["Site", "find_site", "is_norm", "lets_channels_pass", "parts", "run_node"]
 
@@ -36,22 +37,20 @@ class Site:
 
     Attributes:
         node: Name of the graph's node that computes it.
-        shape: Its channels, height and width, in the order in which the node's value has them.
-        axis: Which axis of that value, the batch's counted, is the channels'.
+        shape: Its channels, height and width.
     """
 
     node: str
     shape: tuple[int, int, int]
-    axis: int = 1
 
     @property
     def channels(self) -> int:
         """How many there are."""
-        return self.shape[self.axis - 1]
+        return self.shape[0]
 
-    def means(self, maps: Float[Tensor, "n ..."]) -> Float[Tensor, " c"]:
+    def means(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " c"]:
         """Return the mean absolute value of each channel, over images and space."""
-        return maps.abs().mean([axis for axis in range(maps.ndim) if axis != self.axis])
+        return maps.abs().mean((0, 2, 3))
 
 
 def find_site(module: fx.GraphModule, row: Sequence[int], method: str) -> Site:
@@ -68,39 +67,51 @@ def find_site(module: fx.GraphModule, row: Sequence[int], method: str) -> Site:
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         >>> find_site(fx.symbolic_trace(net).eval(), (3, 8, 8), "pruning")
-        Site(node='_1', shape=(8, 6, 6), axis=1)
+        Site(node='_1', shape=(8, 6, 6))
     """
     stages = find_stages(module, row)
-    if not stages or stages[-1].layout == "NTC":
+    shapes = node_shapes(module, row)
+    if not stages or stages[-1].layout == "NTC" or _works_on_tokens(module, shapes):
         raise ModelError(
             f"{method} needs a convolutional stage, got a network of {len(stages)} stages"
-            f"{' that ends with tokens' if stages else ''}; choose a repair that needs none"
+            f"{' that works on tokens' if stages else ''}; choose a repair that needs none"
         )
-    axis = 1 if stages[-1].layout == "NCHW" else 3
-    shapes, place = node_shapes(module, row), {node: at for at, node in enumerate(module.graph.nodes)}
-    node = next(node for node in place if node.name == stages[-1].node)
-    classifier = _last_mixing(module)
-    if classifier is not None and place[classifier] <= place[node]:
-        node = classifier.all_input_nodes[0]  # the last map holds the classes themselves
-    if node.op == "placeholder" or len(shapes[node]) != 4:
+    node = _after_last_convolution(module, shapes)
+    if node is None:
         raise ModelError(
-            f"{method} needs a convolution before the classifier, got none; choose another repair"
+            f"{method} needs a convolution before the classifier whose maps all paths go through, got none; "
+            f"choose a repair that needs none"
         )
-    follower = _follower(module, shapes, node, axis)
+    follower = _follower(module, shapes, node)
     while follower is not None:
-        node, follower = follower, _follower(module, shapes, follower, axis)
+        node, follower = follower, _follower(module, shapes, follower)
     first, second, third = shapes[node][1:]
-    return Site(node.name, (first, second, third), axis)
+    return Site(node.name, (first, second, third))
 
 
-def _last_mixing(module: fx.GraphModule) -> fx.Node | None:
-    """Return the node of the last linear layer or convolution: the classifier, as a rule."""
-    mixing = [
-        node
+def _works_on_tokens(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> bool:
+    """Tell whether a linear layer mixes the channels of each pixel."""
+    layers = [node for node in module.graph.nodes if node.op == "call_module" and node in shapes]
+    return any(
+        isinstance(module.get_submodule(str(node.target)), nn.Linear) and len(shapes[node]) > 2
+        for node in layers
+    )
+
+
+def _after_last_convolution(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node | None:
+    """Return the first map after the last convolution, the classifier aside, that all paths go through."""
+    layers = {
+        node: module.get_submodule(str(node.target))
         for node in module.graph.nodes
-        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), _MIXING)
-    ]
-    return mixing[-1] if mixing else None
+        if node.op == "call_module"
+    }
+    mixing = [node for node, layer in layers.items() if isinstance(layer, _MIXING)]
+    convolutions = [node for node in mixing[:-1] if isinstance(layers[node], nn.Conv2d)]
+    if not convolutions:
+        return None
+    place = {node: at for at, node in enumerate(module.graph.nodes)}
+    later = [node for node in cuts(module, shapes) if place[node] >= place[convolutions[-1]]]
+    return later[0] if later and len(shapes[later[0]]) == 4 else None
 
 
 def parts(module: fx.GraphModule, site: Site) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -122,26 +133,25 @@ def parts(module: fx.GraphModule, site: Site) -> tuple[fx.GraphModule, fx.GraphM
     return _as_module(module, before_graph), _as_module(module, after_graph)
 
 
-def lets_channels_pass(module: fx.GraphModule, node: fx.Node, shape: Sequence[int], axis: int) -> bool:
+def lets_channels_pass(module: fx.GraphModule, node: fx.Node, shape: Sequence[int]) -> bool:
     """Tell whether zeroing channels before a node is the same as zeroing them after it.
 
     Args:
         module: The network, in evaluation mode.
         node: Computed from one value alone.
-        shape: Of that value, without the batch axis.
-        axis: Its channels', of the node's value too.
+        shape: Of that value: channels, height and width.
     """
     generator = torch.Generator().manual_seed(0)
     values = torch.randn((2, *shape), generator=generator).to(device_of(module))
-    gone = torch.arange(0, values.shape[axis], 2, device=values.device)
+    gone = torch.arange(0, values.shape[1], 2, device=values.device)
     for scale in (1.0, 10.0):
         after = run_node(module, node, values * scale)
-        before = run_node(module, node, (values * scale).index_fill(axis, gone, 0.0))
+        before = run_node(module, node, (values * scale).index_fill(1, gone, 0.0))
         if after is None or before is None or after.ndim != values.ndim:
             return False
-        if after.shape[axis] != values.shape[axis]:
+        if after.shape[1] != values.shape[1]:
             return False
-        if not torch.equal(before, after.index_fill(axis, gone, 0.0)):
+        if not torch.equal(before, after.index_fill(1, gone, 0.0)):
             return False
     return True
 
@@ -162,16 +172,16 @@ def run_node(module: fx.GraphModule, node: fx.Node, value: Tensor) -> Tensor | N
 
 
 def _follower(
-    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node, axis: int
+    module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]], node: fx.Node
 ) -> fx.Node | None:
     """Return the norm or activation that is all that follows a node."""
     users = list(node.users)
     if len(users) != 1 or shapes.get(users[0]) != shapes[node] or users[0].op == "output":
         return None
     (user,) = users
-    if is_norm(module, user) and axis == 1:
+    if is_norm(module, user):
         return user
-    return user if lets_channels_pass(module, user, shapes[node][1:], axis) else None
+    return user if lets_channels_pass(module, user, shapes[node][1:]) else None
 
 
 def is_norm(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -171,7 +171,7 @@ def choose_channels(
         with Progress(site.channels, "prune", quiet) as bar:
             for channel in order[:-1]:
                 for part in maps:
-                    part.index_fill_(site.axis, channel, 0.0)
+                    part.index_fill_(1, channel, 0.0)
                 now = right()
                 if now < lowest:
                     break
