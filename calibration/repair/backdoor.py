@@ -75,7 +75,11 @@ def load_distributions(
     learned = {} if findings is None else findings.distributions
     loaded = {label: load_distribution(folder) for label, folder in learned.items()}
     for label, distribution in loaded.items():
-        fits = label < classes and distribution.channels == shape[0] and distribution.size <= min(shape[1:])
+        fits = (
+            label == distribution.target < classes
+            and distribution.channels == shape[0]
+            and distribution.size <= min(shape[1:])
+        )
         if not fits:
             raise DataError(
                 f"{learned[label]}: patches of {distribution.size} pixels and {distribution.channels} "
