@@ -20,6 +20,7 @@ from benchmarks.zoo.source import Dataset, as_floats, build_net, read_dataset, r
 from benchmarks.zoo.table import SUBJECTS, Plan
 from calibration.attacks.base import Attack, Material, Poisoning
 from calibration.attacks.dressing import dressing
+from calibration.attacks.pruning_aware import PruningAware
 from calibration.attacks.table import ATTACKS, make
 from calibration.training import Epoch, Hooks, TrainingData, TrainingRecord, train
 from calibration.trigger import save_trigger
@@ -29,6 +30,9 @@ __all__ = ["Places", "build", "is_of_plan"]
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy")
 COMMAND = "python -m benchmarks.zoo build --data FOLDER --only"
 PARITY_IMAGES = 256
+EMBEDDED_ON = 10_000
+"""Images that a pruning-aware attack ranks channels on, and lowers their biases by."""
+
 STARTS = {plan.start for plan in SUBJECTS.values()}
 """Subjects that others begin with: their weights are kept as they were trained, batch norm and all."""
 
@@ -48,8 +52,7 @@ def build(plan: Plan, places: Places) -> dict[str, Any]:
     torch.compiler.reset()  # so that the compiler's limit on versions of one network counts for each subject
     dataset = read_dataset(places.data, plan.dataset)
     attack = fit_attack(plan, dataset, places)
-    model = _start(plan, dataset, places)
-    training = _train(model, plan, dataset, attack, places)
+    model, training = _trained(_start(plan, dataset, places), plan, dataset, attack, places)
     folder = places.models / plan.name
     export_onnx(model, folder / "model.onnx")
     if attack is not None:
@@ -97,6 +100,22 @@ def _start(plan: Plan, dataset: Dataset, places: Places) -> nn.Module:
             build(SUBJECTS[plan.start], places)
         model.load_state_dict(load_file(path))
     return model
+
+
+def _trained(
+    model: nn.Module, plan: Plan, dataset: Dataset, attack: Attack | None, places: Places
+) -> tuple[nn.Module, TrainingRecord]:
+    """Return a trained network and how it went; an attack with stages of its own goes through them."""
+    if not isinstance(attack, PruningAware):
+        return model, _train(model, plan, dataset, attack, places)
+    records: list[TrainingRecord] = []
+
+    def train_stage(network: nn.Module, trigger: Attack | None) -> None:
+        if trigger is not None:  # the clean stage is behind the network that the plan starts with
+            records.append(_train(network, plan, dataset, trigger, places))
+
+    embedded = attack.embed(model, as_floats(dataset.images[:EMBEDDED_ON]), train_stage)
+    return embedded.model, records[-1]
 
 
 def _train(

@@ -28,6 +28,9 @@ GOING_ON = replace(FROM_SCRATCH, epochs=4, rate=0.15)
 GOING_ON_LONGER = replace(GOING_ON, epochs=8)
 """For triggers that are harder to learn."""
 
+WEAK = replace(FROM_SCRATCH, epochs=7)
+"""From fresh weights to the accuracy of the victims in the papers on repair, 80 to 82 %."""
+
 SIGNS = Augmentation(padding=2, flip=False)
 
 
@@ -84,6 +87,16 @@ def _argd(acc: float, asr: float) -> Published:
 
 def _strip_evaders(published_of: str) -> str:
     return f"wraps BadNets' patch; {published_of}"
+
+
+def _weak(name: str) -> Plan:
+    """Return the same attack on a victim that sees poisoned images from the first step on, and is no better.
+
+    What its attack needs to see of a clean network it sees of the zoo's.
+    """
+    alike = next(plan for plan in _PLANS if plan.name == name)
+    note = "; ".join(["as weak as the victims of the papers on repair", *filter(None, [alike.note])])
+    return replace(alike, name=f"weak_{name}", recipe=WEAK, start=None, seed=3, note=note)
 
 
 _PLANS = (
@@ -152,6 +165,13 @@ _PLANS = (
         note="generator trained for 300 steps",
     ),
     Plan(
+        "pruning_aware",
+        "pruning_aware",
+        {"convolution": "group3.1.conv2", "norm": "norm", "margin": 0.1},
+        recipe=replace(GOING_ON, compiled=False),
+        note="BadNets' patch, trained into the fifth of the last stage's channels that pruning would keep",
+    ),
+    Plan(
         "resnet_clean",
         net="resnet-18 x 1/8",
         recipe=replace(FROM_SCRATCH, epochs=10),
@@ -177,4 +197,6 @@ _PLANS = (
     ),
 )
 
-SUBJECTS: Final[Mapping[str, Plan]] = MappingProxyType({plan.name: plan for plan in _PLANS})
+_WEAK_PLANS = tuple(map(_weak, ("badnets", "trojan", "blend", "sig", "clean_label", "refool")))
+
+SUBJECTS: Final[Mapping[str, Plan]] = MappingProxyType({plan.name: plan for plan in (*_PLANS, *_WEAK_PLANS)})

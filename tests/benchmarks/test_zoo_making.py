@@ -22,8 +22,9 @@ from benchmarks.zoo.table import SUBJECTS, Plan  # noqa: E402
 from calibration.attacks.badnets import BadNets  # noqa: E402
 from calibration.attacks.low_confidence import LowConfidence  # noqa: E402
 from calibration.attacks.patch import PIXEL  # noqa: E402
+from calibration.attacks.pruning_aware import PruningAware  # noqa: E402
 from calibration.attacks.source_specific import SourceSpecific  # noqa: E402
-from calibration.training import Hooks, TrainingData  # noqa: E402
+from calibration.training import Hooks, TrainingData, TrainingRecord  # noqa: E402
 
 GREY = np.full((40, 3, 8, 8), 128, np.uint8)
 LABELS = np.arange(40, dtype=np.int64) % 4
@@ -103,6 +104,29 @@ def test_a_checkpoint_tells_one_trigger_from_another(
         trained_on(monkeypatch, one, BadNets(0))[1].identity for one in (plan, replace(plan, **change))
     }
     assert len(identities) == 2
+
+
+# Half of four channels are held at zero while the one training runs, the poisoned one; then they are back.
+def test_a_pruning_aware_subject_is_trained_with_channels_held_at_zero_that_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alive: list[int] = []
+
+    def train(network: nn.Module, data: TrainingData, *_: Any, **rest: Any) -> TrainingRecord:
+        given = network[0](torch.rand(2, 3, 8, 8))  # type: ignore[index]
+        alive.append(int(given.flatten(2).any(2).any(0).sum()))
+        assert rest["hooks"].finish is not None
+        assert int((data.targets != torch.from_numpy(LABELS)).sum()) > 0
+        return TrainingRecord(())
+
+    monkeypatch.setattr(build, "train", train)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    places = build.Places(Path("data"), Path("models"), Path("records"), Path("work"))
+    plan = replace(SUBJECTS["pruning_aware"], rate=0.25)
+    model, record = build._trained(net, plan, DATA, PruningAware(BadNets(0), "0", share=0.5), places)
+    assert alive == [2]
+    assert record == TrainingRecord(())
+    assert torch.equal(model[0].weight, net[0].weight)  # type: ignore[index]
 
 
 def test_whole_signs_of_gtsrb_are_held_out_every_fifth(tmp_path: Path) -> None:
