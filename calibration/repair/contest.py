@@ -40,8 +40,7 @@ class Rules:
         clip: Longest gradient of the student.
         frozen_statistics: Whether the student's batch norms keep theirs.
         precision: What the networks compute in.
-        schedule: The factor on it.
-        generators_follow: Whether the generators' rates fall with it.
+        schedule: The factor on the rates of all nets.
     """
 
     batch: int
@@ -57,7 +56,6 @@ class Rules:
     frozen_statistics: bool
     precision: Precision
     schedule: Schedule
-    generators_follow: bool
 
     @property
     def steps(self) -> int:
@@ -222,6 +220,5 @@ class Contest:
     def _set_rates(self, step: int) -> None:
         factor = self.rules.schedule.factor(step, self.epochs * self.rules.steps)
         for name, optimiser in self.optimisers.items():
-            follows = name == "student" or self.rules.generators_follow
             for group in optimiser.param_groups:
-                group["lr"] = self.rates[name] * (factor if follows else 1.0)
+                group["lr"] = self.rates[name] * factor

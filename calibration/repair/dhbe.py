@@ -29,6 +29,8 @@ Places = Literal["image", "batch"]
 MILESTONES = (0.6, 0.8)
 PRIME_ROUND = 25
 """Steps of the image generator between two checkpoints, before there is a contest."""
+PRIME_RATE = 2e-3
+"""Of the image generator meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class DataFreeErasing(Repair):
     :mod:`calibration.repair.dhbe_losses`.
 
     The paper's own run: ``epochs=300 iterations=50 batch=256 student_steps=5 trigger_steps=1 rate=0.1
-    generator_rate=0.001 schedule=steps places=batch prior=0 prime_steps=0 pool=0 width=64 clip=0``. It is
-    75,000 steps of the copy: hours on an accelerator, a day on a CPU.
+    trigger_weight=0.1 schedule=steps places=batch prior=0 prime_steps=0 pool=0 width=64 clip=0``. It is
+    75,000 steps of the copy: a day on one CPU core for a small network, by what a step takes there.
 
     Args:
         epochs: Rounds, with a checkpoint after each.
@@ -52,8 +54,8 @@ class DataFreeErasing(Repair):
         trigger_steps: Steps of the triggers' generator in a turn; the images' has one.
         rate: Of the copy, by gradient descent with momentum 0.9.
         generator_rate: Of both generators, by Adam.
-        schedule: ``one cycle`` for the copy's rate, the generators' as they are; or ``steps``: all three a
-            tenth from 60 % of the training and again from 80 %.
+        schedule: Of all three rates: ``one cycle``, or ``steps``: a tenth from 60 % of the training and
+            again from 80 %.
         weight_decay: Factor on the copy's squared weights, over two, in what is minimised.
         trigger_weight: :math:`\lambda`, of the copy's answer to triggers.
         patch: Height and width of an invented trigger, in pixels.
@@ -83,27 +85,30 @@ class DataFreeErasing(Repair):
         the data before and throughout, a pool, one cycle, a place for each image, a narrower generator and a
         limit on gradients. Images are invented about the middle of each channel's range, with a quarter of it
         as deviation, in place of the training data's mean and deviation, which are not at hand; the
-        convolutions whose batch norm an exporter folded have none here unless there are clean images.
+        convolutions whose batch norm an exporter folded have none here unless there are clean images. The
+        defaults weigh the triggers three times as much. On a WRN-16-1 with a patch for a trigger they took
+        the attack from 99.6 % to 10.7 % and accuracy from 88.0 % to 84.3 % in 50 seconds of one core, on
+        2,000 images; other triggers, larger ones above all, were not tried.
     """
 
     name: ClassVar[str] = "dhbe"
 
-    epochs: int = 10
-    iterations: int = 10
-    batch: int = 128
+    epochs: int = 6
+    iterations: int = 5
+    batch: int = 64
     student_steps: int = 5
     trigger_steps: int = 3
-    rate: float = 0.05
-    generator_rate: float = 2e-3
+    rate: float = 0.02
+    generator_rate: float = 1e-3
     schedule: RateSchedule = "one cycle"
     weight_decay: float = 5e-4
-    trigger_weight: float = 0.1
+    trigger_weight: float = 0.3
     patch: int = 5
     places: Places = "image"
     smoothness: float = 1e-4
-    prior: float = 1.0
-    prime_steps: int = 200
-    pool: int = 2560
+    prior: float = 30.0
+    prime_steps: int = 100
+    pool: int = 640
     width: int = 32
     latent: int = 256
     clip: float = 5.0
@@ -143,7 +148,6 @@ class DataFreeErasing(Repair):
     @property
     def rules(self) -> Rules:
         """How the contest is played."""
-        cycle = self.schedule == "one cycle"
         return Rules(
             batch=self.batch,
             iterations=self.iterations,
@@ -157,8 +161,7 @@ class DataFreeErasing(Repair):
             clip=self.clip,
             frozen_statistics=self.frozen_statistics,
             precision=self.precision,
-            schedule=OneCycle() if cycle else Steps(MILESTONES),
-            generators_follow=not cycle,
+            schedule=OneCycle() if self.schedule == "one cycle" else Steps(MILESTONES),
         )
 
     def repair(
@@ -191,7 +194,7 @@ class DataFreeErasing(Repair):
     def _prime(
         self, contest: Contest, generator: torch.Generator, sitting: Sitting, identity: str
     ) -> StageRecord:
-        optimiser = Adam(contest.images.parameters(), self.generator_rate)
+        optimiser = Adam(contest.images.parameters(), PRIME_RATE)
         contest.begin({"images": optimiser}, 1)
         rounds = -(-self.prime_steps // PRIME_ROUND)
         each = -(-self.prime_steps // rounds)

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 from torch import fx, nn  # noqa: E402
 
 from calibration.checkpoint import fingerprint  # noqa: E402
-from calibration.repair.base import Labelled, Supplies  # noqa: E402
+from calibration.errors import ModelError  # noqa: E402
+from calibration.repair.base import Labelled, Sitting, Supplies  # noqa: E402
 from calibration.repair.contest import Contest  # noqa: E402
 from calibration.repair.dhbe import DataFreeErasing  # noqa: E402
 from calibration.repair.dhbe_losses import apart, logits_and_gap, total_variation  # noqa: E402
@@ -228,3 +229,34 @@ def test_no_generator_moves_the_student_and_no_student_the_generators() -> None:
     assert changed(lambda: contest.step_images(against=True)) == [False, True, False, False]
     assert changed(lambda: contest.step_triggers(images)) == [False, False, True, False]
     assert all(weight.grad is None for part in parts for weight in part.parameters())
+
+
+def test_a_copy_overlooks_patches_that_move_the_networks_answers() -> None:
+    model = line(1)
+    made = DataFreeErasing(**{**PAPERS, "epochs": 4, "iterations": 10, "trigger_weight": 3.0, "rate": 0.02})
+    done = made.repair(model, no_supplies(), generator=seeded(), sitting=Sitting())
+    images = torch.rand((64, 1, 6, 6), generator=seeded(5))
+    patches = torch.randint(2, (64, 1, 2, 2), generator=seeded(6)) * 2.0 - 1.0
+    stamped = paste(images, patches, draw_corners(64, (6, 6), 2, seeded(7)), torch.tensor([4.0]))
+    before, after = (apart(net(stamped), net(images)).item() for net in (model, done.model))
+    assert after < 0.8 * before
+    assert [stage.name for stage in done.stages] == ["erase"]
+
+
+def test_a_patch_larger_than_the_images_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"dhbe needs images of at least 7 pixels a side, got 6 x 6"):
+        DataFreeErasing(patch=7).repair(line(1), no_supplies(), generator=seeded(), sitting=Sitting())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("epochs", 0), ("batch", 1), ("pool", -1), ("rate", -0.1)],
+)
+def test_an_option_out_of_its_range_is_refused_by_name(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{option}: expected"):
+        DataFreeErasing(**{option: value})
+
+
+def test_images_can_only_be_primed_by_what_the_network_tells() -> None:
+    with pytest.raises(ValueError, match=r"^prime_steps: expected 0 where prior is 0"):
+        DataFreeErasing(prior=0.0)
