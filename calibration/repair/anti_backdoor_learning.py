@@ -21,7 +21,7 @@ from calibration.repair.fresh import fresh_copy
 from calibration.schedules import Constant, Steps
 from calibration.training import Hooks
 
-__all__ = ["AntiBackdoorLearning", "Trap", "isolate", "trapped"]
+__all__ = ["AntiBackdoorLearning", "Trap", "isolate", "losses_of", "trapped"]
 
 Trap = Literal["sample", "batch", "flooding"]
 

@@ -19,7 +19,7 @@ from calibration.repair.base import Labelled, Repair, RepairResult, Sitting, Sta
 from calibration.repair.fresh import fresh_copy
 from calibration.schedules import OneCycle
 
-__all__ = ["Distillation", "divergence", "without_disputed"]
+__all__ = ["Distillation", "distilling", "divergence", "without_disputed"]
 
 LEAST_IMAGES = 20
 

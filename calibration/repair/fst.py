@@ -29,7 +29,7 @@ from calibration.repair.classifier import find_classifier
 from calibration.schedules import Cosine
 from calibration.training import Hooks
 
-__all__ = ["FeatureShiftTuning"]
+__all__ = ["FeatureShiftTuning", "draw_anew", "restore_norm", "shifting_loss"]
 
 LEAST_IMAGES = 20
 

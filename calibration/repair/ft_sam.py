@@ -23,7 +23,7 @@ from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, cop
 from calibration.schedules import Cosine
 from calibration.training import Hooks
 
-__all__ = ["SharpnessAwareFineTuning"]
+__all__ = ["SharpnessAwareFineTuning", "ascent"]
 
 LEAST_IMAGES = 20
 

@@ -18,7 +18,7 @@ from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, cop
 from calibration.scan.patch_generator import PatchDistribution, paste, places_of
 from calibration.schedules import Constant
 
-__all__ = ["GenerativeModelling"]
+__all__ = ["Counted", "GenerativeModelling", "each_alone", "put_on"]
 
 LEAST_IMAGES = 20
 

@@ -35,7 +35,7 @@ from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, cop
 from calibration.schedules import Constant
 from calibration.training import Hooks
 
-__all__ = ["ImplicitUnlearning"]
+__all__ = ["ImplicitUnlearning", "misleading_loss", "with_hypergradient"]
 
 LEAST_IMAGES = 20
 

@@ -18,7 +18,7 @@ from calibration.repair.bezier import Curve
 from calibration.schedules import Cosine, HoldThenFall
 from calibration.training import Hooks
 
-__all__ = ["MCR"]
+__all__ = ["MCR", "furthest"]
 
 LEAST_IMAGES: Final = 20
 LEAST_HELD: Final = 10
@@ -152,7 +152,7 @@ class MCR(Repair):
         cross_entropy = functional.cross_entropy(curve.answer(weights, images).float(), targets)
         if not self.weight_decay:
             return cross_entropy
-        return cross_entropy + self.weight_decay / 2 * squared_norm(weights.values())
+        return cross_entropy + self.weight_decay / 2 * _squared_norm(weights.values())
 
     def _choose(self, curve: Curve, supplies: Supplies) -> tuple[float, fx.GraphModule, dict[str, float]]:
         """Return the point asked for, or the furthest one that is accurate on the images held back."""
@@ -172,6 +172,6 @@ def furthest(rates: dict[float, float], tolerance: float) -> float:
     return max(t for t, rate in rates.items() if rate >= max(rates.values()) - tolerance)
 
 
-def squared_norm(weights: Iterable[Tensor]) -> Tensor:
+def _squared_norm(weights: Iterable[Tensor]) -> Tensor:
     """Return the sum of all squared weights."""
     return torch.stack([weight.square().sum() for weight in weights]).sum()

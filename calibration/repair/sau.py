@@ -24,7 +24,7 @@ from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, cop
 from calibration.schedules import Constant
 from calibration.training import Hooks
 
-__all__ = ["SharedAdversarialUnlearning"]
+__all__ = ["SharedAdversarialUnlearning", "divergence", "misleading_loss", "unlearning_loss"]
 
 LEAST_IMAGES = 20
 

@@ -17,7 +17,7 @@ from calibration.repair.base import Repair, RepairResult, Sitting, Supplies, cop
 from calibration.repair.stamping import Stamp, fingerprint_of, hand_out, stamps_of
 from calibration.schedules import Constant
 
-__all__ = ["Unlearning"]
+__all__ = ["Unlearning", "put_on"]
 
 LEAST_IMAGES = 20
 
