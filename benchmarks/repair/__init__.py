@@ -1,0 +1,1 @@
+"""Repairs of the zoo's backdoored networks, measured."""
