@@ -36,6 +36,7 @@ class Recipe:
         augmentation: What is done to images before they are seen.
         precision: ``bfloat16`` runs the network under autocast, with weights and loss in float32.
         frozen_statistics: Leave every batch norm in evaluation mode, so that its statistics stay.
+        clip: Largest norm of all gradients of a step together; None bounds none.
         compiled: Compile the network first: up to a minute for the first batch, a quarter less for the rest.
 
     Raises:
@@ -54,6 +55,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: Precision = "bfloat16"
     frozen_statistics: bool = False
+    clip: float | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class Recipe:
         for name in ("rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip: expected more than 0, got {self.clip}")
         for name in ("momentum", "second_momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
@@ -75,8 +79,9 @@ class Recipe:
         return max(images // self.batch, 1)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the recipe as plain values, schedules by name."""
-        return {**asdict(self), "schedule": {"name": self.schedule.name, **vars(self.schedule)}}
+        """Return the recipe as plain values, schedules by name; no ``clip`` where there is none."""
+        plain = {**asdict(self), "schedule": {"name": self.schedule.name, **vars(self.schedule)}}
+        return {name: value for name, value in plain.items() if (name, value) != ("clip", None)}
 
     def build_optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return a fresh optimiser for those of the parameters that want gradients."""

@@ -191,6 +191,8 @@ def _take_step(
         with _statistics_at_rest(model):
             _gradients(model, images, targets, recipe, hooks)
         put_back()
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimiser.step()
     if hooks.after_step is not None:
         hooks.after_step(model)

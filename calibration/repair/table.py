@@ -15,7 +15,7 @@ __all__ = ["DEFAULT_METHOD", "REPAIRS", "Entry", "Need"]
 
 Need = Literal["images", "labels", "trigger", "distribution", "poisoned set"]
 
-DEFAULT_METHOD: Final = "fine_tuning"
+DEFAULT_METHOD: Final = "guided_unlearning"
 """What ``guard repair`` does unless it is told otherwise."""
 
 
@@ -128,6 +128,12 @@ REPAIRS: Final[Mapping[str, Entry]] = MappingProxyType(
             "ImplicitUnlearning",
             ("images", "labels"),
             "finds one perturbation that misleads on all images, and unlearns it",
+        ),
+        "guided_unlearning": Entry(
+            "guided_unlearning",
+            "GuidedUnlearning",
+            ("images",),
+            "finds what moves it most, and unlearns that, taught by itself",
         ),
         "sau": Entry(
             "sau",

@@ -1,0 +1,185 @@
+"""Unlearn what moves the network most, and keep what it knew; needs neither a trigger nor labels."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from calibration.augmentation import Augmentation
+from calibration.checkpoint import fingerprint
+from calibration.hooks import Hooks
+from calibration.prediction import device_of
+from calibration.recipe import Precision, Recipe
+from calibration.repair.base import Repair, RepairResult, Sitting, StageRecord, Supplies, copy_of
+from calibration.repair.perturbations import Range
+from calibration.repair.suspicion import Suspects, Suspicion, suspect
+from calibration.schedules import OneCycle
+
+__all__ = ["GuidedUnlearning", "divergence"]
+
+LEAST_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class GuidedUnlearning(Repair):
+    r"""Seek the labels that weak perturbations lead to best, and unlearn those by self-distillation.
+
+    .. math:: L = \frac1n \sum_i D(t(x_i) \,\|\, s(x_i)) + \frac{w}{m} \sum_j D(t(x_j) \,\|\, s(T_{p_j}(x_j)))
+
+    with the network as it was given, t, its copy s, clean images x, perturbations :math:`T_p` drawn by how
+    much better they reach their label than others of their kind reach another (``suspicion.py``), and the
+    divergence D of their answers. The copy is taught by the network's own answers on clean images, so that
+    2,500 images cost little accuracy; as it never sees a perturbed image itself, it teaches no backdoor.
+    The gradient's norm is bounded: the first perturbed images are answered with such certainty that their
+    gradients would tear through all that the network knows.
+
+    Args:
+        epochs: Passes over the clean images.
+        batch: Clean images a step.
+        perturbed: Perturbed images a step, as a share of the clean ones.
+        weight: w.
+        rate: Learning rate at its highest.
+        clip: Largest norm of a step's gradient.
+        weight_decay: Factor on the squared weights, over two, in what is minimised.
+        cutout: Side of the square that is blanked in each image, in pixels; 0 for none.
+        noise: Norm of noise that is sought, as in :class:`~calibration.repair.suspicion.Suspicion`.
+        shade: Norm of shades that are sought.
+        wave: Amplitude of waves that are tried.
+        patch: Side of patches that are sought, as a share of the image's shorter side.
+        search_steps: Steps of each search.
+        precision: What the network computes in.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    References:
+        Our own. The parts: universal perturbations that unlearning is aimed at, Zeng et al., I-BAU, ICLR
+        2022; unlearning of an inverted trigger, Wang et al., Neural Cleanse, IEEE S&P 2019; self-distillation
+        on clean data, Li et al., NAD, ICLR 2021.
+    """
+
+    name: ClassVar[str] = "guided_unlearning"
+
+    epochs: int = 12
+    batch: int = 64
+    perturbed: float = 0.5
+    weight: float = 1.0
+    rate: float = 0.05
+    clip: float = 0.5
+    weight_decay: float = 1e-4
+    cutout: int = 2
+    noise: float = 0.5
+    shade: float = 2.0
+    wave: float = 0.15
+    patch: float = 0.125
+    search_steps: int = 25
+    precision: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        self.recipe(Augmentation())
+        for name in ("noise", "shade", "wave", "patch", "weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if not 0 < self.perturbed <= 1:
+            raise ValueError(f"perturbed: expected a share in (0, 1], got {self.perturbed}")
+        if self.patch > 1:
+            raise ValueError(f"patch: expected a share of the image's side, got {self.patch}")
+        if self.search_steps < 1:
+            raise ValueError(f"search_steps: expected 1 or more, got {self.search_steps}")
+
+    def recipe(self, augmentation: Augmentation) -> Recipe:
+        """Return how it trains."""
+        return Recipe(
+            epochs=self.epochs,
+            batch=self.batch,
+            rate=self.rate,
+            schedule=OneCycle(rising=0.1),
+            weight_decay=self.weight_decay,
+            augmentation=replace(augmentation, cutout=self.cutout),
+            precision=self.precision,
+            clip=self.clip,
+        )
+
+    def repair(
+        self, model: fx.GraphModule, supplies: Supplies, *, generator: torch.Generator, sitting: Sitting
+    ) -> RepairResult:
+        """Return a copy without its backdoor; see :meth:`calibration.repair.base.Repair.repair`."""
+        supplies.require_images(self.name, LEAST_IMAGES)
+        teacher = copy_of(model).eval().requires_grad_(False)
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train = supplies.train.to(device_of(model))
+        ends, student = Range(supplies.low, supplies.high), copy_of(model)
+        started = time.perf_counter()
+        found = suspect(
+            teacher,
+            train.images,
+            ends,
+            supplies.classes,
+            Suspicion(self.noise, self.shade, self.wave, self.patch, steps=self.search_steps),
+            generator=generator,
+            precision=self.precision,
+        )
+        seeking = StageRecord("suspect", time.perf_counter() - started, found.images)
+        unlearning = sitting.train(
+            "unlearn",
+            student,
+            train,
+            self.recipe(supplies.augmentation),
+            generator=generator,
+            hooks=_Lesson(self, teacher, found, ends).hooks(),
+        )
+        facts = {"suspect_label": float(found.label), "perturbations": float(len(found.perturbations))}
+        facts |= {f"share_{family}": share for family, share in found.shares.items()}
+        return RepairResult(student, (seeking, unlearning), facts)
+
+
+class _Lesson:
+    """What is learned at a step: the teacher's answers on clean images, on those and on perturbed ones."""
+
+    def __init__(self, options: GuidedUnlearning, teacher: nn.Module, found: Suspects, ends: Range) -> None:
+        self.options, self.teacher, self.found, self.ends = options, teacher, found, ends
+
+    def hooks(self) -> Hooks:
+        held = self.found.perturbations
+        seen = [*self.teacher.state_dict().values(), held.keep, held.add, self.found.weights]
+        identity = f"guided unlearning, {asdict(self.options)}, {fingerprint(seen)}"
+        return Hooks(finish=self._perturb, objective=self._loss, identity=identity)
+
+    def _perturb(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a batch, and after it some of its images with a perturbation on."""
+        del rows
+        count = max(1, int(self.options.perturbed * len(images)))
+        which = torch.multinomial(self.found.weights, count, replacement=True, generator=generator)
+        units = self.ends.unit(images[:count])
+        return torch.cat([images, self.ends.full(self.found.perturbations.put(units, which))])
+
+    def _loss(self, student: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        clean = len(targets)
+        with torch.no_grad():
+            taught = self.teacher(images[:clean]).float()
+        answers = student(images).float()
+        count = len(images) - clean
+        perturbed = divergence(taught[:count], answers[clean:])
+        return divergence(taught, answers[:clean]) + self.options.weight * perturbed
+
+
+def divergence(taught: Tensor, answers: Tensor) -> Tensor:
+    r"""Return the mean Kullback-Leibler divergence of answers from what was taught, in nats.
+
+    .. math:: D(p \| q) = \sum_c p_c (\log p_c - \log q_c)
+
+    Args:
+        taught: Logits of p, (n, k).
+        answers: Logits of q, (n, k).
+    """
+    return functional.kl_div(
+        functional.log_softmax(answers, 1),
+        functional.log_softmax(taught, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
