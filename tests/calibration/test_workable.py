@@ -83,7 +83,14 @@ FACES = {
     "8 bits, channels last, probabilities": Face("UINT8", "NHWC", True),
     "half precision, channels last, probabilities": Face("FP16", "NHWC", True),
 }
-by_face = pytest.mark.parametrize("face", FACES.values(), ids=list(FACES))
+ONE_TRAIT = {"channels last", "8 bits", "half precision", "probabilities"}  # two others have them all
+by_face = pytest.mark.parametrize(
+    "face",
+    [
+        pytest.param(face, id=name, marks=[pytest.mark.slow] if name in ONE_TRAIT else [])
+        for name, face in FACES.items()
+    ],
+)
 
 
 def network_of(face: Face) -> nn.Module:
