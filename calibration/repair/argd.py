@@ -46,6 +46,7 @@ class AttentionRelationGraphDistillation(Repair):
         teacher_drops: The same for the teacher.
         weight_decay: Factor on the squared weights, over two, in what is minimised.
         cutout: Side of the square that is blanked in each image, in pixels; 0 for none.
+        clip: Largest norm of a step's gradient; None bounds none.
         precision: What the networks compute in; losses and weights are float32.
 
     Raises:
@@ -56,7 +57,8 @@ class AttentionRelationGraphDistillation(Repair):
         Distillation, IJCAI 2022, arXiv 2204.09975, section 3.
 
     Deviations:
-        Weights and rates are those of the authors' code. Its relations are drawn and never learned,
+        Weights and rates are those of the authors' code; the gradient's norm is bounded, without which victims
+        that were trained in few epochs end at 30 to 50 % accuracy. The code's relations are drawn and never learned,
         ``learn_relations=False``, while the paper learns them. Its teacher is a WRN-40-2 trained on the clean
         images from scratch; the paper's, and this one, is the network itself, fine-tuned. No loss depends on
         the size of the images, on which the code's means over pixels do; the last three stages of any network
@@ -78,6 +80,7 @@ class AttentionRelationGraphDistillation(Repair):
     teacher_drops: tuple[float, ...] = (0.3, 0.6)
     weight_decay: float = 1e-4
     cutout: int = 2
+    clip: float | None = 2.0
     precision: Precision = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -102,6 +105,7 @@ class AttentionRelationGraphDistillation(Repair):
             weight_decay=self.weight_decay,
             augmentation=replace(augmentation, cutout=self.cutout),
             precision=self.precision,
+            clip=self.clip,
         )
 
     def teacher_recipe(self, augmentation: Augmentation) -> Recipe:
