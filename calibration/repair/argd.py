@@ -57,12 +57,12 @@ class AttentionRelationGraphDistillation(Repair):
         Distillation, IJCAI 2022, arXiv 2204.09975, section 3.
 
     Deviations:
-        Weights and rates are those of the authors' code; the gradient's norm is bounded, without which victims
-        that were trained in few epochs end at 30 to 50 % accuracy. The code's relations are drawn and never learned,
-        ``learn_relations=False``, while the paper learns them. Its teacher is a WRN-40-2 trained on the clean
-        images from scratch; the paper's, and this one, is the network itself, fine-tuned. No loss depends on
-        the size of the images, on which the code's means over pixels do; the last three stages of any network
-        are looked at.
+        Weights and rates are those of the authors' code; the gradient's norm is bounded, without which
+        victims that were trained in few epochs end at 30 to 50 % accuracy. The code's relations are drawn and
+        never learned, ``learn_relations=False``, while the paper learns them. Its teacher is a WRN-40-2
+        trained on the clean images from scratch; the paper's, and this one, is the network itself,
+        fine-tuned. No loss depends on the size of the images, on which the code's means over pixels do; the
+        last three stages of any network are looked at.
     """
 
     name: ClassVar[str] = "argd"
