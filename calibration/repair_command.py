@@ -176,6 +176,6 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default auto)")
     group.add_argument("--threads", type=int, help="of torch (default: one a core)")
     group.add_argument(
-        "--anew", action="store_true", help="do again what a broken-off repair into --out has done"
+        "--anew", action="store_true", help="do again what this repair did before it was broken off"
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -8,7 +8,8 @@
     triggers                      held images   checked
 
 What is kept lies in ``<out>/partial``, named by all that the repaired weights depend on: a repair that was
-broken off goes on from there, and it is removed once the repaired model is written.
+broken off goes on from there, and it is removed once the repaired model is written; what others were broken
+off at, or a scan into the same folder, stays.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +33,7 @@ from calibration.export import ExportRecord, export_onnx
 from calibration.intake import model_rows
 from calibration.prediction import device_of, predict
 from calibration.repair.base import RepairResult, Sitting
-from calibration.repair.options import MODEL, PARTIAL, DeviceName, RepairOptions
+from calibration.repair.options import MODEL, PARTIAL, REPORT, DeviceName, RepairOptions
 from calibration.repair.report import Repaired, to_json, to_markdown
 from calibration.repair.workbench import Laid, lay_out
 from calibration.report import machine, package_versions
@@ -55,9 +57,9 @@ def repair_model(options: RepairOptions) -> tuple[Repaired, tuple[Path, ...]]:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
     laid = lay_out(options)
-    if options.anew:
-        shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
     folder = options.out / PARTIAL / f"{options.method}-{laid.digest[:16]}"
+    if options.anew:
+        shutil.rmtree(folder, ignore_errors=True)
     _make_folder(folder)
     result = options.make().repair(
         laid.workable.module.to(device),
@@ -82,7 +84,9 @@ def repair_model(options: RepairOptions) -> tuple[Repaired, tuple[Path, ...]]:
         seconds=time.perf_counter() - start,
     )
     places = _write(repaired, data)
-    shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others that were broken off are still to be gone on with
+        folder.parent.rmdir()
     return repaired, places
 
 
@@ -141,7 +145,7 @@ def _write(repaired: Repaired, data: bytes) -> tuple[Path, ...]:
     out = repaired.options.out
     written = {
         MODEL: data,
-        "repair.json": to_json(repaired).encode(),
+        REPORT: to_json(repaired).encode(),
         "repair.md": to_markdown(repaired).encode(),
     }
     for name, content in written.items():

@@ -15,7 +15,7 @@ from calibration.repair.settings import require_known
 from calibration.repair.table import DEFAULT_METHOD, REPAIRS, Entry
 from guard.artifact.signature import Layout
 
-__all__ = ["MODEL", "PARTIAL", "DeviceName", "RepairOptions"]
+__all__ = ["MODEL", "PARTIAL", "REPORT", "DeviceName", "RepairOptions"]
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -24,6 +24,9 @@ PARTIAL = "partial"
 
 MODEL = "model.onnx"
 """The repaired model in ``--out``."""
+
+REPORT = "repair.json"
+"""The report in ``--out``: a model beside it was written by a repair, and may be written anew."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RepairOptions:
         seed: Of everything random.
         threads: Of torch; None for one a core.
         device: Where it is trained.
-        anew: Do again what an earlier repair into the same folder has done.
+        anew: Do again what this repair has done before it was broken off.
         quiet: Show no progress.
 
     Raises:
@@ -147,6 +150,10 @@ class RepairOptions:
             raise OptionError(f"--out {self.out} is a file; expected a folder")
         if (self.out / MODEL).resolve() == Path(self.model).resolve():
             raise OptionError(f"--out {self.out} would overwrite {self.model}; choose another folder")
+        if (self.out / MODEL).exists() and not (self.out / REPORT).exists():
+            raise OptionError(
+                f"--out {self.out} would overwrite a {MODEL} that no guard repair wrote; choose another"
+            )
         there = next(path for path in (self.out.absolute(), *self.out.absolute().parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
             raise OptionError(f"--out {self.out} cannot be written: no permission in {there}; choose another")

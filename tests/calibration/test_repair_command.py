@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 from calibration.errors import DataError, OptionError  # noqa: E402
 from calibration.repair import job  # noqa: E402
 from calibration.repair.job import repair_model  # noqa: E402
+from calibration.repair.options import RepairOptions  # noqa: E402
 from calibration.repair.workbench import lay_out, split_by_class  # noqa: E402
 from calibration.trainable import load_trainable  # noqa: E402
 from guard.artifact.manifest import sha256_of  # noqa: E402
@@ -169,7 +170,7 @@ def test_a_repair_that_was_broken_off_goes_on_and_ends_as_an_unbroken_one(
     assert record(tmp_path / "broken")["repaired"] == record(tmp_path / "whole")["repaired"]
 
 
-def test_another_seed_does_not_go_on_from_what_is_left_and_anew_forgets_it(
+def test_another_seed_does_not_go_on_from_what_is_left_nor_takes_it_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*given: Any) -> Any:
@@ -182,9 +183,24 @@ def test_another_seed_does_not_go_on_from_what_is_left_and_anew_forgets_it(
                 repair_model(options_for(tmp_path, seed=seed))
         partial = tmp_path / "repaired" / "partial"
         assert len(list(partial.iterdir())) == 2
+        for checkpoint in partial.glob("*/*"):
+            checkpoint.write_bytes(b"damaged")
         with pytest.raises(KeyboardInterrupt):
-            repair_model(options_for(tmp_path, seed=3, anew=True))
-    assert len(list(partial.iterdir())) == 1
+            repair_model(options_for(tmp_path, seed=2, anew=True))
+    assert sorted(path.read_bytes() == b"damaged" for path in partial.glob("*/*")) == [False, True]
+    (partial / "scan.npz").touch()
+    repair_model(options_for(tmp_path, seed=2))
+    assert sorted(path.name == "scan.npz" for path in partial.iterdir()) == [False, True]
+
+
+def test_a_model_that_no_repair_wrote_is_not_overwritten(tmp_path: Path) -> None:
+    given = write(tmp_path)
+    given["out"].mkdir()
+    (given["out"] / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(OptionError, match=r"would overwrite a model\.onnx that no guard repair wrote"):
+        RepairOptions(**given)
+    (given["out"] / "repair.json").touch()
+    RepairOptions(**given)
 
 
 def test_a_scan_gives_the_triggers_that_it_flagged(tmp_path: Path) -> None:
