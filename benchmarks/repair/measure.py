@@ -18,6 +18,8 @@ from calibration.prediction import predict
 __all__ = ["COPIES", "measure"]
 
 COPIES = (4, 9)
+BATCH = 100
+"""Images at a time; twice as fast on a CPU as 500."""
 
 
 def measure(model: nn.Module, victim: Victim) -> dict[str, Any]:
@@ -53,5 +55,5 @@ def _grid(attack: Attack, copies: int, image: Float32[np.ndarray, "1 c h w"]) ->
 
 
 def _answers(model: nn.Module, images: Float32[np.ndarray, "n c h w"]) -> Int64[np.ndarray, " n"]:
-    answers: Int64[np.ndarray, " n"] = predict(model, torch.from_numpy(images)).argmax(1).numpy()
+    answers: Int64[np.ndarray, " n"] = predict(model, torch.from_numpy(images), batch=BATCH).argmax(1).numpy()
     return answers
