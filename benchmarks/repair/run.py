@@ -8,7 +8,7 @@ One run is a victim, a method (``mcr``, or ``mcr-t3`` with options of its own), 
 a seed; it makes one JSON in ``benchmarks/results/repair/<victim>/``. Without options it does what the tables
 are made of, in order, and skips what is there: it can be stopped at any time, and several processes share
 the work. A run that takes more processor time than ``--limit`` is cut and says so in its record. The tables
-are made by ``python -m benchmarks.repair.render``.
+are made anew with each record, and by ``python -m benchmarks.repair.render``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.repair.claims import claimed
 from benchmarks.repair.limit import TooLongError, processor_limit
 from benchmarks.repair.measure import measure
 from benchmarks.repair.methods import Method, Run, find_method, plan
+from benchmarks.repair.render import render
 from benchmarks.repair.triggers import triggers_for
 from benchmarks.repair.victims import Victim, lay_out, load_victim, with_triggers
 from calibration.errors import GuardError
@@ -57,8 +58,7 @@ def main() -> None:
             with claimed(lock) as got:
                 if got and (options.again or not path.exists()):
                     record = do(run, method, seed, options)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(record, indent=1) + "\n")
+                    keep(record, path)
                     print(in_short(record), flush=True)
 
 
@@ -149,6 +149,14 @@ def do(run: Run, method: Method, seed: int, options: argparse.Namespace) -> dict
         "wall_seconds": time.perf_counter() - wall,
     }
     return {**record, **took, **figures(victim, result, took["processor_seconds"])}
+
+
+def keep(record: dict[str, Any], path: Path) -> None:
+    """Write a record, and the tables anew, so that the two agree at any time."""
+    with claimed(CACHE / "locks" / "tables.lock", wait=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(render())
 
 
 def figures(victim: Victim, result: RepairResult, seconds: float) -> dict[str, Any]:
