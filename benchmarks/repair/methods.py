@@ -119,8 +119,8 @@ def _all() -> Iterator[Run]:
         yield Run("gtsrb_badnets", "distillation", round(share * GTSRB_TRAINING))
     for name in SLOW[1:-1]:
         yield from _each(WEAK, (name,))
-    for methods in (FIRST, QUICK, SLOW[:-1]):
-        yield from _each(STRONG, methods)
+    for group in (FIRST, QUICK, SLOW[:-1]):
+        yield from _each(STRONG, group)
     for images in (500, 5000, 10000):
         for method in ("argd", "nad", "fine_tuning"):
             yield from _each(WEAK, (method,), images)

@@ -30,9 +30,9 @@ from benchmarks.repair.methods import Method, Run, find_method, plan
 from benchmarks.repair.render import render
 from benchmarks.repair.triggers import triggers_for
 from benchmarks.repair.victims import Victim, lay_out, load_victim, with_triggers
-from calibration.errors import GuardError
 from calibration.repair.base import RepairResult, Sitting, options_of
 from calibration.trainable import load_trainable
+from guard.errors import GuardError
 
 __all__ = ["main"]
 
