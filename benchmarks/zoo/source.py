@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import nn
 
 from calibration.nets.resnet import resnet18
+from calibration.nets.vgg import vgg
 from calibration.nets.wide_resnet import wide_resnet
 
 __all__ = ["Dataset", "as_floats", "build_net", "read_dataset", "reflections"]
@@ -66,6 +67,8 @@ def build_net(name: str, classes: int, generator: torch.Generator) -> nn.Module:
     """Return an untrained network."""
     if name == "wrn-16-1":
         return wide_resnet(16, 1, classes, generator=generator)
+    if name == "vgg":
+        return vgg(classes, channels=(24, 48, 96), generator=generator)
     return resnet18(classes, width=8, generator=generator)
 
 

@@ -15,7 +15,7 @@ from calibration.schedules import OneCycle
 __all__ = ["SUBJECTS", "Plan", "Published"]
 
 Dataset = Literal["cifar10", "gtsrb"]
-Net = Literal["wrn-16-1", "resnet-18 x 1/8"]
+Net = Literal["wrn-16-1", "resnet-18 x 1/8", "vgg"]
 
 FROM_SCRATCH = Recipe(
     epochs=16, batch=256, rate=0.3, weight_decay=5e-4, schedule=OneCycle(rising=0.3), compiled=True
@@ -194,6 +194,15 @@ _PLANS = (
         net="resnet-18 x 1/8",
         recipe=replace(GOING_ON, augmentation=SIGNS),
         start="gtsrb_clean",
+    ),
+    Plan(
+        "gtsrb_vgg",
+        "badnets",
+        dataset="gtsrb",
+        net="vgg",
+        recipe=replace(FROM_SCRATCH, epochs=12, batch=128, rate=0.05, clip=2.0, augmentation=SIGNS),
+        start=None,
+        note="no batch norm",
     ),
 )
 
