@@ -39,7 +39,7 @@ def options_in_file(path: Path, method: str) -> dict[str, Any]:
     """
     try:
         tables = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from error
     for name, table in tables.items():
         if name not in REPAIRS or not isinstance(table, dict):
@@ -127,7 +127,7 @@ def _as_floats(value: Any, hint: Any) -> Any:
 def _value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return _frozen(parsed["value"]) if parsed.keys() == {"value"} else text
 

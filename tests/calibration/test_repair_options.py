@@ -136,3 +136,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_read(
 def test_options_reach_the_repair(tmp_path: Path) -> None:
     made = options(tmp_path, settings={"epochs": 3, "rate": 0.5}).make()
     assert (vars(made)["epochs"], vars(made)["rate"]) == (3, 0.5)
+
+
+def test_brackets_without_end_are_refused_as_other_text_is(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="rate is a number"):
+        options_in_words(["rate=" + "[" * 5000], "fine_tuning")
+    (tmp_path / "deep.toml").write_text("[fine_tuning]\nrate = " + "[" * 5000)
+    with pytest.raises(OptionError, match="cannot be read"):
+        options_in_file(tmp_path / "deep.toml", "fine_tuning")
