@@ -1,6 +1,7 @@
 """The committed tables of repairs, and what their records must hold."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ RECORDS = {path: json.loads(path.read_text()) for path in PATHS}
 DONE = {path: record for path, record in RECORDS.items() if "missing" not in record}
 
 
-def one(victim: str, method: str, asr: float, images: int = 2500, seed: int = 0) -> dict:
+def one(victim: str, method: str, asr: float, images: int = 2500, seed: int = 0) -> dict[str, Any]:
     return {
         "victim": victim,
         "method": method,
