@@ -167,7 +167,7 @@ def _run_epoch(
             total += _take_step(model, images, targets, recipe, hooks, course.optimiser, rate)
             if step % LOOK_EVERY == 0 or step == steps - 1:
                 _require_finite(total, number, recipe, rate)
-            bar.step(len(images))
+            bar.step(len(targets))  # a hook may have made more images of them
     course.epochs.append(Epoch(number, total.item() / steps, rate, time.perf_counter() - started))
 
 

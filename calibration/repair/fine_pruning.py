@@ -169,7 +169,7 @@ def choose_channels(
         before = after = right()
         lowest, count = before - budget * len(held) - 1e-6, 0
         with Progress(site.channels, "prune", quiet) as bar:
-            for channel in order[:-1]:
+            for channel in order[:-1].to(device):
                 for part in maps:
                     part.index_fill_(1, channel, 0.0)
                 now = right()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -12,17 +11,20 @@ from torch.nn import functional
 
 from calibration.augmentation import Augmentation
 from calibration.checkpoint import fingerprint
+from calibration.errors import ModelError
 from calibration.hooks import Hooks
 from calibration.prediction import device_of
 from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Repair, RepairResult, Sitting, StageRecord, Supplies, copy_of
 from calibration.repair.perturbations import Range
+from calibration.repair.suspects_file import found_once
 from calibration.repair.suspicion import Suspects, Suspicion, suspect
 from calibration.schedules import OneCycle
 
 __all__ = ["GuidedUnlearning", "divergence"]
 
 LEAST_IMAGES = 20
+LEAST_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -105,26 +107,50 @@ class GuidedUnlearning(Repair):
             clip=self.clip,
         )
 
+    def perturbed_of(self, images: int) -> int:
+        """Return how many perturbed images go with so many clean ones."""
+        return max(1, int(self.perturbed * images))
+
     def repair(
         self, model: fx.GraphModule, supplies: Supplies, *, generator: torch.Generator, sitting: Sitting
     ) -> RepairResult:
-        """Return a copy without its backdoor; see :meth:`calibration.repair.base.Repair.repair`."""
+        """Return a copy without its backdoor; see :meth:`calibration.repair.base.Repair.repair`.
+
+        Raises:
+            ModelError: If images are too small for waves.
+        """
         supplies.require_images(self.name, LEAST_IMAGES)
+        if min(supplies.shape[1:]) < LEAST_SIDE:
+            raise ModelError(
+                f"{self.name} needs images of at least {LEAST_SIDE} pixels a side, got {supplies.shape[1]} x "
+                f"{supplies.shape[2]}; choose another repair"
+            )
         teacher = copy_of(model).eval().requires_grad_(False)
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train = supplies.train.to(device_of(model))
         ends, student = Range(supplies.low, supplies.high), copy_of(model)
-        started = time.perf_counter()
-        found = suspect(
-            teacher,
-            train.images,
-            ends,
-            supplies.classes,
-            Suspicion(self.noise, self.shade, self.wave, self.patch, steps=self.search_steps),
+        wanted = Suspicion(self.noise, self.shade, self.wave, self.patch, steps=self.search_steps)
+
+        def seek() -> Suspects:
+            return suspect(
+                teacher,
+                train.images,
+                ends,
+                supplies.classes,
+                wanted,
+                generator=generator,
+                precision=self.precision,
+                quiet=sitting.quiet,
+            )
+
+        seen = fingerprint([*teacher.state_dict().values(), train.images, ends.low, ends.high])
+        found, seconds = found_once(
+            sitting.checkpoint("suspect"),
+            seek,
             generator=generator,
-            precision=self.precision,
+            identity=f"{wanted}, {self.precision}, {supplies.classes} classes, {seen}",
         )
-        seeking = StageRecord("suspect", time.perf_counter() - started, found.images)
+        seeking = StageRecord("suspect", seconds, found.images)
         unlearning = sitting.train(
             "unlearn",
             student,
@@ -133,6 +159,9 @@ class GuidedUnlearning(Repair):
             generator=generator,
             hooks=_Lesson(self, teacher, found, ends).hooks(),
         )
+        each = min(self.batch, len(train))
+        sent = unlearning.images // each * (each + self.perturbed_of(each))
+        unlearning = replace(unlearning, images=sent)
         facts = {"suspect_label": float(found.label), "perturbations": float(len(found.perturbations))}
         facts |= {f"share_{family}": share for family, share in found.shares.items()}
         return RepairResult(student, (seeking, unlearning), facts)
@@ -146,14 +175,15 @@ class _Lesson:
 
     def hooks(self) -> Hooks:
         held = self.found.perturbations
-        seen = [*self.teacher.state_dict().values(), held.keep, held.add, self.found.weights]
+        ends = (self.ends.low, self.ends.high)
+        seen = [*self.teacher.state_dict().values(), *ends, held.keep, held.add, self.found.weights]
         identity = f"guided unlearning, {asdict(self.options)}, {fingerprint(seen)}"
         return Hooks(finish=self._perturb, objective=self._loss, identity=identity)
 
     def _perturb(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return a batch, and after it some of its images with a perturbation on."""
         del rows
-        count = max(1, int(self.options.perturbed * len(images)))
+        count = self.options.perturbed_of(len(images))
         which = torch.multinomial(self.found.weights, count, replacement=True, generator=generator)
         units = self.ends.unit(images[:count])
         return torch.cat([images, self.ends.full(self.found.perturbations.put(units, which))])

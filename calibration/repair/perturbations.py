@@ -70,7 +70,8 @@ class Perturbations:
 
     def put(self, units: Float[Tensor, "n c h w"], which: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
         """Return images, from 0 to 1, each with one of the perturbations on."""
-        keep, add = self.keep.to(units.device)[which], self.add.to(units.device)[which]
+        which = which.to(self.add.device)  # a few are moved to the images, not all
+        keep, add = self.keep[which].to(units.device), self.add[which].to(units.device)
         return (units * keep + add).clamp(0, 1)
 
     def take(self, rows: Tensor) -> Perturbations:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from torch import Tensor, fx, nn  # noqa: E402
 
 from calibration.attacks.measure import asr  # noqa: E402
 from calibration.augmentation import NO_AUGMENTATION  # noqa: E402
+from calibration.errors import DataError, ModelError, OptionError  # noqa: E402
 from calibration.labelled import Labelled  # noqa: E402
 from calibration.prediction import predict  # noqa: E402
+from calibration.progress import Progress  # noqa: E402
 from calibration.recipe import Recipe  # noqa: E402
+from calibration.repair import seeking  # noqa: E402
 from calibration.repair.base import Sitting, Supplies, accuracy, stamped  # noqa: E402
 from calibration.repair.guided_unlearning import GuidedUnlearning, divergence  # noqa: E402
 from calibration.repair.perturbations import (  # noqa: E402
@@ -24,7 +28,9 @@ from calibration.repair.perturbations import (  # noqa: E402
     reflected_in_glass,
     sine_waves,
 )
-from calibration.repair.suspicion import Suspicion, gains_of, suspect  # noqa: E402
+from calibration.repair.seeking import Search  # noqa: E402
+from calibration.repair.suspects_file import found_once  # noqa: E402
+from calibration.repair.suspicion import Suspects, Suspicion, gains_of, suspect  # noqa: E402
 from calibration.training import TrainingData, train  # noqa: E402
 from tests.contract.repair_subjects import Shape, network_of, supplies_of  # noqa: E402
 
@@ -172,6 +178,72 @@ def test_it_takes_a_backdoor_out_without_labels_and_keeps_what_the_network_knew(
     assert done.facts["suspect_label"] == 1
     assert rate_of_success(done.model, supplies) < 0.2
     assert accuracy(done.model, supplies.held) > before - 0.05
+
+
+class Brightest(nn.Module):
+    """Says which of twelve pixels is brightest; it takes little to say the last."""
+
+    most = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.most = max(self.most, len(images))
+        scores = images[:, 0].flatten(1)[:, ::5][:, :12]
+        return 20 * scores * torch.tensor([1.0] * 11 + [1.6])
+
+
+def test_many_labels_are_sought_lot_by_lot_and_the_best_reached_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, options = 0.5 * torch.rand((40, 1, 8, 8), generator=seeded(1)), Suspicion(steps=3, judged=32)
+    ends, whole = Range(torch.zeros(1), torch.ones(1)), Brightest()
+    at_once = suspect(whole, images, ends, 12, options, generator=seeded())
+    assert whole.most == 12 * 3 * 16
+    monkeypatch.setattr(seeking, "LARGEST_BATCH", 200)
+    parted = Brightest()
+    found = suspect(parted, images, ends, 12, options, generator=seeded())
+    assert parted.most <= 200
+    assert found.images == at_once.images
+    assert found.label == at_once.label == 11
+    search = Search(
+        Brightest(), images, ends, options, seeded(), "float32", Progress(0, "suspect", quiet=True)
+    )
+    patches = search.all_families(torch.arange(12), reflected=4, waves=False)[2]
+    assert len(patches.labels.unique()) == seeking.KEPT
+    assert 11 in patches.labels
+
+
+def test_what_was_found_is_not_sought_again(tmp_path: Path) -> None:
+    """Where arithmetic does not repeat, another search would find something else to unlearn."""
+    path, told, sought = tmp_path / "suspect.safetensors", {"patch": 1.0}, []
+
+    def found(seed: int, identity: str = "search") -> tuple[Suspects, Tensor]:
+        generator = seeded(seed)
+
+        def seek() -> Suspects:
+            sought.append(torch.rand(1, generator=generator))
+            return Suspects(1, told, perturbations([1, 1], [0.5, 0.25]), torch.tensor([0.75, 0.25]), 7)
+
+        suspects, _ = found_once(path, seek, generator=generator, identity=identity)
+        return suspects, generator.get_state()
+
+    (first, after), (again, state) = found(0), found(0)
+    assert len(sought) == 1
+    assert torch.equal(state, after)
+    assert (again.label, again.shares, again.images) == (1, told, 7)
+    assert torch.equal(again.weights, first.weights)
+    assert torch.equal(again.perturbations.rates, first.perturbations.rates)
+    for seed, identity in ((1, "search"), (0, "another")):
+        with pytest.raises(OptionError, match="delete it"):
+            found(seed, identity)
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(DataError, match=r"suspect\.safetensors"):
+        found(0)
+
+
+def test_images_too_small_for_waves_are_refused() -> None:
+    supplies = dataclasses.replace(supplies_of(Shape(train=40, held=10)), shape=(1, 3, 28))
+    with pytest.raises(ModelError, match=r"guided_unlearning needs images of at least 4 .* 3 x 28"):
+        GuidedUnlearning().repair(network_of(Shape()), supplies, generator=seeded(), sitting=Sitting())
 
 
 @pytest.mark.parametrize(
