@@ -11,7 +11,9 @@ unlearned, the more it gains the more often.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float32
@@ -22,7 +24,7 @@ from calibration.recipe import Precision
 from calibration.repair.perturbations import Perturbations, Range, joined
 from calibration.repair.seeking import Search, Suspicion
 
-__all__ = ["Suspects", "Suspicion", "gains_of", "suspect"]
+__all__ = ["Suspects", "Suspicion", "gains_of", "suspect", "weights_of"]
 
 CLOSER = 2
 """Labels that are looked at more closely, each twice."""
@@ -80,17 +82,35 @@ def suspect(
         joined([part for part in (*coarse, *fine) if part.family == family.family], family.family)
         for family in coarse
     ]
-    gains = [gains_of(family, classes).square() for family in families]
-    total = sum(float(gain.sum()) for gain in gains)
-    if total <= 0:  # nothing gains on anything: unlearn what moves it, whatever the label
-        gains = [family.rates + 1e-3 for family in families]
-        total = sum(float(gain.sum()) for gain in gains)
-    weights = torch.cat(gains) / total
+    weights = torch.cat(weights_of(families, classes, options.floor))
     chosen = weights.nonzero()[:, 0]
-    shares = {family.family: float(gain.sum()) / total for family, gain in zip(families, gains, strict=True)}
+    ends_at = [0, *accumulate(map(len, families))]
+    shares = {
+        family.family: float(weights[start:end].sum())
+        for family, (start, end) in zip(families, pairwise(ends_at), strict=True)
+    }
     return Suspects(
         int(evidence.argmax()), shares, joined(families, "all").take(chosen), weights[chosen], search.images
     )
+
+
+def weights_of(families: Sequence[Perturbations], classes: int, floor: float) -> list[Float32[Tensor, " p"]]:
+    """Return how often each perturbation is to be unlearned; all of them sum to 1.
+
+    Args:
+        families: With rates and labels.
+        classes: k.
+        floor: Share that goes to all families alike, in each to what moves most, whatever the label. The rest
+            goes by the square of what is gained over the runner-up, all of it where nothing gains anything.
+    """
+    gains = [gains_of(family, classes).square() for family in families]
+    moves = [family.rates.square() + 1e-6 for family in families]
+    total = sum(float(gain.sum()) for gain in gains)
+    alike = floor if total > 0 else 1.0
+    return [
+        (1 - alike) * gain / max(total, 1e-12) + alike / len(families) * move.square() / move.square().sum()
+        for gain, move in zip(gains, moves, strict=True)
+    ]
 
 
 def gains_of(family: Perturbations, classes: int) -> Float32[Tensor, " p"]:

@@ -30,7 +30,7 @@ from calibration.repair.perturbations import (  # noqa: E402
 )
 from calibration.repair.seeking import Search  # noqa: E402
 from calibration.repair.suspects_file import found_once  # noqa: E402
-from calibration.repair.suspicion import Suspects, Suspicion, gains_of, suspect  # noqa: E402
+from calibration.repair.suspicion import Suspects, Suspicion, gains_of, suspect, weights_of  # noqa: E402
 from calibration.training import TrainingData, train  # noqa: E402
 from tests.contract.repair_subjects import Shape, network_of, supplies_of  # noqa: E402
 
@@ -65,6 +65,15 @@ def test_a_label_gains_what_it_is_reached_better_than_the_runner_up() -> None:
 
 def test_two_labels_that_are_reached_alike_gain_nothing() -> None:
     assert gains_of(perturbations([0, 1, 2], [0.6, 0.6, 0.2]), 3).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_unlearning_goes_by_the_square_of_what_is_gained_and_a_share_to_all_families_alike() -> None:
+    """Gains .5 and .1 in one family, none in the other: 25 : 1; half of the floor goes to each family."""
+    families = [perturbations([0, 0, 1], [0.9, 0.5, 0.4]), perturbations([1, 2], [0.3, 0.3])]
+    plain, floored = (torch.cat(weights_of(families, 3, floor)) for floor in (0.0, 0.5))
+    assert plain.tolist() == pytest.approx([25 / 26, 1 / 26, 0, 0, 0], abs=1e-5)
+    assert float(floored[3:].sum()) == pytest.approx(0.25, abs=1e-5)
+    assert float(floored.sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_part_of_an_image_is_kept_something_is_added_and_the_rest_clipped() -> None:
