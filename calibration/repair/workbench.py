@@ -131,7 +131,8 @@ def lay_out(options: RepairOptions) -> Laid:
         augmentation=Augmentation(padding=padding, flip=flip),
     )
     seen = supplies.poisoned if supplies.poisoned is not None and not len(train) else supplies.train
-    workable = make_workable(model, seen.images[:_STATISTICS], probabilities=kind == "probabilities")
+    spread = torch.linspace(0, len(seen) - 1, min(len(seen), _STATISTICS)).long()  # files lie class by class
+    workable = make_workable(model, seen.images[spread], probabilities=kind == "probabilities")
     acc = accuracy_of(clean.answers, clean.labels) if clean.labelled else None
     return Laid(
         workable,
