@@ -30,6 +30,6 @@ def test_batch_norm_is_put_back_with_images_of_every_class_though_files_lie_clas
     monkeypatch.setattr(workbench, "make_workable", taking)
     workbench.lay_out(options)
     half = SIDE // 2
-    quarters = taken[0].unfold(2, half, half).unfold(3, half, half).mean((1, 4, 5)).flatten(1)
-    assert len(taken[0]) == 12
+    quarters = taken[-1].unfold(2, half, half).unfold(3, half, half).mean((1, 4, 5)).flatten(1)
+    assert len(taken[-1]) == 12
     assert set(quarters.argmax(1).tolist()) == set(range(CLASSES))
