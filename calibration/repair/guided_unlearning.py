@@ -53,6 +53,8 @@ class GuidedUnlearning(Repair):
         shade: Norm of shades that are sought.
         wave: Amplitude of waves that are tried.
         patch: Side of patches that are sought, as a share of the image's shorter side.
+        floor: Share of the unlearning that goes to all kinds of perturbations alike, to what moves most in each;
+            the rest goes by what a label gains over the runner-up.
         search_steps: Steps of each search.
         precision: What the network computes in.
 
@@ -79,6 +81,7 @@ class GuidedUnlearning(Repair):
     shade: float = 2.0
     wave: float = 0.15
     patch: float = 0.125
+    floor: float = 0.4
     search_steps: int = 25
     precision: Precision = "bfloat16"
 
@@ -89,6 +92,8 @@ class GuidedUnlearning(Repair):
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         if not 0 < self.perturbed <= 1:
             raise ValueError(f"perturbed: expected a share in (0, 1], got {self.perturbed}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor: expected a share in [0, 1], got {self.floor}")
         if self.patch > 1:
             raise ValueError(f"patch: expected a share of the image's side, got {self.patch}")
         if self.search_steps < 1:
@@ -129,7 +134,9 @@ class GuidedUnlearning(Repair):
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train = supplies.train.to(device_of(model))
         ends, student = Range(supplies.low, supplies.high), copy_of(model)
-        wanted = Suspicion(self.noise, self.shade, self.wave, self.patch, steps=self.search_steps)
+        wanted = Suspicion(
+            self.noise, self.shade, self.wave, self.patch, steps=self.search_steps, floor=self.floor
+        )
 
         def seek() -> Suspects:
             return suspect(

@@ -56,7 +56,7 @@ class Suspicion:
     steps: int = 25
     images: int = 16
     judged: int = 64
-    floor: float = 0.0
+    floor: float = 0.4
 
 
 class Search:

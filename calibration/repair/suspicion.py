@@ -6,7 +6,8 @@ of several families, each kept weak, the best perturbation for every label is so
 shades, small patches, by gradients) or chosen from a fixed set (waves, reflections of other clean images),
 and what the label that is reached best gains over the runner-up is the family's evidence. The labels with
 most evidence are looked at more closely, and whatever gains over the runner-up in its family is to be
-unlearned, the more it gains the more often.
+unlearned, the more it gains the more often. A share goes to what moves most in every family, whatever the
+label: a network that is moved far by many things may hide a backdoor among them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Suspects:
     Attributes:
         label: The label with most evidence.
         shares: By family, how much of the unlearning goes to it.
-        perturbations: Those that gain over the runner-up of their family.
+        perturbations: Those that are to be unlearned at all.
         weights: How often each is to be unlearned; they sum to 1.
         images: Images that were sent through the network.
     """

@@ -132,7 +132,7 @@ def test_a_patch_that_leads_to_one_label_is_what_is_suspected() -> None:
     images[::2, ..., :4] += 0.25
     images[1::2, ..., 4:] += 0.25
     ends = Range(torch.zeros(1), torch.ones(1))
-    options = Suspicion(noise=0.05, shade=0.05, wave=0.01, patch=0.25, steps=8)
+    options = Suspicion(noise=0.05, shade=0.05, wave=0.01, patch=0.25, steps=8, floor=0.0)
     found = suspect(Sides(), images, ends, 3, options, generator=seeded())
     assert found.label == 2
     assert set(found.perturbations.labels.tolist()) == {2}
@@ -259,7 +259,7 @@ def test_images_too_small_for_waves_are_refused() -> None:
     ("option", "value"),
     [
         ("noise", 0.0), ("shade", -1.0), ("wave", 0.0), ("patch", 1.5), ("weight", 0.0), ("perturbed", 0.0),
-        ("perturbed", 1.1), ("search_steps", 0), ("clip", 0.0), ("epochs", 0),
+        ("perturbed", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0), ("clip", 0.0), ("epochs", 0),
     ],
 )  # fmt: skip
 def test_an_option_out_of_its_range_is_refused_by_name(option: str, value: float) -> None:
