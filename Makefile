@@ -17,7 +17,7 @@ setup: $(VENV)/.developer  ## Make .venv with everything a CPU-only machine need
 demo: $(VENV)/.serving  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, show the result
 	$(BIN)/python -m benchmarks.demo
 
-test: $(VENV)/.developer  ## Run the tests (about a minute)
+test: $(VENV)/.developer  ## Run the tests (about two minutes)
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-all: $(VENV)/.developer  ## Run the slow tests and those against Ray and other projects' servers and clients too

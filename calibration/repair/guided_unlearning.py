@@ -53,8 +53,8 @@ class GuidedUnlearning(Repair):
         shade: Norm of shades that are sought.
         wave: Amplitude of waves that are tried.
         patch: Side of patches that are sought, as a share of the image's shorter side.
-        floor: Share of the unlearning that goes to all kinds of perturbations alike, to what moves most in each;
-            the rest goes by what a label gains over the runner-up.
+        floor: Share of the unlearning that goes to all kinds of perturbations alike, in each to what moves
+            most; the rest goes by what a label gains over the runner-up.
         search_steps: Steps of each search.
         precision: What the network computes in.
 
