@@ -20,7 +20,7 @@ import numpy as np
 
 from calibration.data import ImageSet
 from calibration.errors import OptionError
-from calibration.evaluation.measuring import Known, Measured, Task, measure
+from calibration.evaluation.measuring import Known, Measured, Task, check_targets, measure
 from calibration.evaluation.numbers import Agreement, agreement
 from calibration.evaluation.options import EvaluateOptions
 from calibration.evaluation.subject import Candidate, read_candidate
@@ -88,6 +88,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     prepare = plan_input(model.signature, images.images, options.transform)
     row = rows_of(images.images[:1], prepare, model.signature)
     classes = model.classes(row)
+    check_targets(known, classes)
     if original is not None and original.classes(row) != classes:
         raise OptionError(
             f"--original {original.where} has {original.classes(row)} classes, {model.where} has {classes}; "

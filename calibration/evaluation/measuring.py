@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from calibration.evaluation.numbers import (
 )
 from calibration.scoring import batch_size
 
-__all__ = ["COPIES", "Answer", "Known", "Measured", "Outcome", "Task", "measure", "stamped"]
+__all__ = ["COPIES", "Answer", "Known", "Measured", "Outcome", "Task", "check_targets", "measure", "stamped"]
 
 COPIES = (4, 9)
 """Copies of a patch at test time, besides one: a repair that only weakened the trigger shows there."""
@@ -174,6 +174,22 @@ def _answers(
         images = task.take(some)
         yield answer(images if known is None else stamped(known, images))
         step(len(some))
+
+
+def check_targets(known: Iterable[Known], classes: int) -> None:
+    """Refuse triggers that lead where the model has nothing: their success would always be 0.
+
+    Raises:
+        DataError: If one leads to a class that there is not.
+    """
+    labels = np.arange(classes, dtype=np.int64)
+    for each in known:
+        target = int(each.attack.target_of(labels).max())
+        if target >= classes:
+            raise DataError(
+                f"trigger {each.name} leads to class {target}, the model has {classes} (0 to {classes - 1}); "
+                f"give one that was made for this model"
+            )
 
 
 def stamped(known: Known, images: Images) -> Images:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from calibration.attacks.base import Images
 from calibration.errors import DataError, OptionError
-from calibration.evaluation.measuring import Known, stamped
+from calibration.evaluation.measuring import Known, check_targets, stamped
 from calibration.findings import Findings
 from calibration.repair.options import RepairOptions
 from calibration.scan.distribution_file import load_distribution
@@ -53,15 +51,9 @@ def check_triggers(known: tuple[Known, ...], image: Images, classes: int) -> Non
     Raises:
         DataError: If one is for images of another shape, or leads to a class that there is not.
     """
-    labels = np.arange(classes, dtype=np.int64)
     for each in known:
         stamped(each, image)
-        targets = each.attack.target_of(labels)
-        if (targets >= classes).any():
-            raise DataError(
-                f"trigger {each.name} leads to class {int(targets.max())}, the model has {classes} (0 to "
-                f"{classes - 1}); give one that was made for this model"
-            )
+    check_targets(known, classes)
 
 
 def load_distributions(

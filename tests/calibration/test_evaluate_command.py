@@ -238,3 +238,13 @@ print("torch" in sys.modules, code)
     given = flags(tmp_path, "--trigger", str(tmp_path / "flood"))
     done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout.splitlines()[-1]) == ("", "False 0")
+
+
+def test_a_trigger_that_leads_to_no_class_of_the_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = np.ones(3, np.float32)
+    beyond = Inverted(CLASSES, mask=np.ones((1, 8, 8), np.float32), pattern=trigger().pattern, high=whole)
+    save_trigger(beyond, write(tmp_path) / "beyond")
+    assert main(flags(tmp_path, "--trigger", str(tmp_path / "beyond"))) == 2
+    assert "trigger beyond leads to class 10, the model has 10 (0 to 9)" in capsys.readouterr().err
