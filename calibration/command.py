@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 from guard.errors import GuardError
 
-__all__ = ["EXIT_ERROR", "run_or_explain"]
+__all__ = ["EXIT_ERROR", "REPAIR_PACKAGES", "run_or_explain"]
 
 EXIT_ERROR = 2
+
+REPAIR_PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "torch": "repair",
+        "safetensors": "repair",
+        "onnxscript": "repair",
+        "scipy": "repair",
+        "PIL": "repair",
+        "tqdm": "repair",
+        "matplotlib": "repair",
+        "onnxruntime": "cpu",
+    }
+)
+"""Packages that commands on trainable models need, and the extra that brings each."""
 
 
 def run_or_explain(name: str, needed: Mapping[str, str], run: Callable[[], int]) -> int:

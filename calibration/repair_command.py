@@ -5,30 +5,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
-from calibration.command import run_or_explain
+from calibration.command import REPAIR_PACKAGES, run_or_explain
 from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 
 __all__ = ["REPAIR", "RepairCommand"]
-
-
-_NEEDED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "torch": "repair",
-        "safetensors": "repair",
-        "onnxscript": "repair",
-        "scipy": "repair",
-        "PIL": "repair",
-        "tqdm": "repair",
-        "matplotlib": "repair",
-        "onnxruntime": "cpu",
-    }
-)
-"""Packages that only the workshop needs, and the extra that brings each."""
 
 
 class RepairCommand:
@@ -64,7 +47,7 @@ class RepairCommand:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Repair and print what was done; return the exit code."""
-        return run_or_explain(self.name, _NEEDED, lambda: _run(arguments))
+        return run_or_explain(self.name, REPAIR_PACKAGES, lambda: _run(arguments))
 
 
 REPAIR: Final = RepairCommand()

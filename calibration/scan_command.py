@@ -5,31 +5,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
-from calibration.command import run_or_explain
+from calibration.command import REPAIR_PACKAGES, run_or_explain
 from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 
 __all__ = ["SCAN", "Scan"]
 
 
-_NEEDED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "torch": "repair",
-        "safetensors": "repair",
-        "onnxscript": "repair",
-        "scipy": "repair",
-        "PIL": "repair",
-        "tqdm": "repair",
-        "matplotlib": "repair",
-        "ray": "ray",
-        "onnxruntime": "cpu",
-    }
-)
-"""Packages that only the workshop needs, and the extra that brings each."""
+_NEEDED: Final = {**REPAIR_PACKAGES, "ray": "ray"}
 
 
 class Scan:
