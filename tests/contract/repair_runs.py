@@ -11,7 +11,7 @@ import torch
 from calibration.checkpoint import fingerprint
 from calibration.repair.base import RepairResult, Sitting
 from calibration.repair.table import REPAIRS
-from tests.contract.repair_subjects import ROWS, SHAPES, network_of, quick, supplies_of
+from tests.contract.repair_subjects import ROWS, SHAPES, UNFIT, network_of, quick, supplies_of
 
 by_name = pytest.mark.parametrize("name", REPAIRS)
 
@@ -37,7 +37,7 @@ def seeded(seed: int = 5) -> torch.Generator:
 
 
 def run(name: str, shape: str = "residual", sitting: Sitting | None = None, seed: int = 5) -> RepairResult:
-    chosen = SHAPES[shape]
+    chosen = {**SHAPES, **UNFIT}[shape]
     return quick(name).repair(
         network_of(chosen), supplies_of(chosen), generator=seeded(seed), sitting=sitting or Sitting()
     )

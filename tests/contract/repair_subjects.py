@@ -83,11 +83,19 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
+UNFIT: Mapping[str, Shape] = {"no feature map": Shape(net="perceptron")}
+"""Networks that only those repairs are tried on which refuse them."""
+
+
 def network_of(shape: Shape, seed: int = 7) -> fx.GraphModule:
     """A small network as a graph, in evaluation mode, that asks for gradients."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = Residual(shape.classes, shape.channels) if shape.net == "residual" else None
+        net: nn.Module | None = None
+        if shape.net == "residual":
+            net = Residual(shape.classes, shape.channels)
+        if shape.net == "perceptron":
+            net = nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * SIDE**2, shape.classes))
         net = net or plain(shape.classes, shape.channels)
         for part in net.modules():
             if isinstance(part, nn.BatchNorm2d):
@@ -157,14 +165,22 @@ class Row:
 
 ROWS: Mapping[str, Row] = {
     "fine_tuning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
-    "fine_pruning": Row({"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "fine_pruning": Row(
+        {"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02}, {"no feature map": "needs"}
+    ),
     "unlearning": Row({"epochs": 2, "batch": 16, "precision": "float32"}),
     "distillation": Row(
         {"epochs": 2, "batch": 16, "precision": "float32", "rate": 0.02, "fine_tune_epochs": 1}
     ),
     "gdm": Row({"epochs": 2, "batch": 16, "share": 0.25, "precision": "float32"}),
-    "nad": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
-    "argd": Row({"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
+    "nad": Row(
+        {"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02},
+        {"no feature map": "needs"},
+    ),
+    "argd": Row(
+        {"epochs": 2, "teacher_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02},
+        {"no feature map": "needs"},
+    ),
     "mcr": Row({"epochs": 2, "endpoint_epochs": 1, "batch": 16, "precision": "float32", "rate": 0.02}),
     "dhbe": Row(
         {

@@ -257,7 +257,7 @@ def test_it_asks_for_what_it_cannot_do_without_and_for_nothing_else(
     ("name", "shape"), [(name, shape) for name in REPAIRS for shape in ROWS[name].refuses]
 )
 def test_a_network_it_cannot_work_on_is_refused_with_what_it_needs(name: str, shape: str) -> None:
-    with pytest.raises(CalibrationError, match=ROWS[name].refuses[shape]):
+    with pytest.raises(CalibrationError, match=f"{name} {ROWS[name].refuses[shape]}"):
         run(name, shape)
 
 
