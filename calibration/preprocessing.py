@@ -36,6 +36,17 @@ class Transform:
     resize: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
 
+    def words(self) -> list[str]:
+        """Return it as flags of a command.
+
+        Examples:
+            >>> Transform(mean=(0.5, 0.25), resize=(32, 48)).words()
+            ['--mean', '0.5', '0.25', '--resize', '32', '48']
+        """
+        flags = {"--mean": self.mean, "--std": self.std, "--resize": self.resize, "--range": self.value_range}
+        scale = [] if self.scale is None else ["--scale", str(self.scale)]
+        return scale + [str(word) for flag, values in flags.items() if values for word in (flag, *values)]
+
 
 @dataclass(frozen=True)
 class StoredRange:

@@ -22,6 +22,7 @@ from calibration.options import CalibrateOptions
 from calibration.outputs import warnings_of
 from calibration.preprocessing import Prepare
 from calibration.split import Split
+from calibration.wording import command_line
 from guard import __version__
 from guard.arrays import Logits
 from guard.artifact import BoundaryRecord, Profile
@@ -162,7 +163,7 @@ class CalibrationReport:
             yield f"note: {note}"
         for warning in found.warnings():
             yield f"warning: {warning}"
-        yield f"next: guard serve --repository {self.artifact.parent.parent}"
+        yield f"next: {command_line('guard', 'serve', '--repository', self.artifact.parent.parent)}"
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         profile = self.findings.profile

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 
-__all__ = ["number", "percentage", "printable", "seconds_text"]
+__all__ = ["command_line", "number", "percentage", "printable", "seconds_text"]
 
 
 def printable(text: str) -> str:
@@ -18,6 +19,18 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def command_line(*words: object) -> str:
+    r"""Return a command as it can be pasted into a shell, whatever its words hold.
+
+    What cannot be shown is spelled out, so that it cannot reach the terminal; such a path wants typing.
+
+    Examples:
+        >>> print(command_line("guard", "serve", "--repository", "my models/it's"))
+        guard serve --repository 'my models/it'"'"'s'
+    """
+    return printable(shlex.join(map(str, words)))
 
 
 def number(value: float | int | None) -> str:

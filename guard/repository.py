@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from pathlib import Path
 
 from guard.errors import MissingFileError
@@ -43,7 +44,7 @@ def find_models(root: Path) -> dict[str, Path]:
     if not models:
         raise MissingFileError(
             f"model repository {root} holds no model; expected {root}/<model>/<version>/: "
-            f"make one with `guard calibrate --out {root}/<model>`"
+            f"make one with `guard calibrate --out {shlex.quote(str(root))}/<model>`"
         )
     return models
 
@@ -60,6 +61,6 @@ def latest_version(model_directory: Path) -> Path:
     if not versions:
         raise MissingFileError(
             f"{model_directory} holds no version; expected a directory named 1, 2, …: "
-            f"make one with `guard calibrate --out {model_directory}`"
+            f"make one with `guard calibrate --out {shlex.quote(str(model_directory))}`"
         )
     return max(versions, key=lambda entry: int(entry.name))

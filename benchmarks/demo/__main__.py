@@ -8,6 +8,7 @@ BadNets trigger, and 3,000 real images it was never trained on. It leaves `build
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def calibrate() -> None:
         str(OUT / "clean.npz"),
     ]
     command += ["--frr", "0.01", "--seed", str(SEED), "--out", str(OUT / "repository" / NAME)]
-    print("$ guard calibrate " + " ".join(command[4:]), flush=True)
+    print(f"$ guard calibrate {shlex.join(command[4:])}", flush=True)
     subprocess.run(command, check=True)
 
 

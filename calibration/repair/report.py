@@ -22,7 +22,7 @@ from calibration.evaluation.report import (
 from calibration.repair.base import RepairResult, options_of
 from calibration.repair.options import MODEL, RepairOptions
 from calibration.repair.workbench import Laid
-from calibration.wording import number, percentage, printable, seconds_text
+from calibration.wording import command_line, number, percentage, printable, seconds_text
 
 __all__ = ["Repaired", "to_json", "to_markdown", "to_text"]
 
@@ -123,7 +123,7 @@ def to_text(repaired: Repaired, places: Sequence[Path] = (), columns: int = 100)
     if repaired.notes:
         lines += [""]
     lines += [line for note in repaired.notes for line in _wrapped("note: ", note, columns)]
-    lines += ["", *(f"written: {place}" for place in places)]
+    lines += ["", *(f"written: {printable(str(place))}" for place in places)]
     lines += [f"next: {step}" for step in _next(repaired)]
     return "\n".join(lines) + "\n"
 
@@ -256,10 +256,19 @@ def _options(repaired: Repaired) -> Table:
 
 
 def _next(repaired: Repaired) -> Iterator[str]:
+    """Yield commands that can be pasted into a shell; words in capitals are the reader's to fill in."""
     options = repaired.options
     made = options.out / MODEL
-    yield f"guard evaluate {made} --original {options.model} --data TEST_IMAGES"
-    yield f"guard calibrate --model {made} --data {options.data or 'CLEAN_IMAGES'} --out REPOSITORY/NAME"
+    layout = ["--layout", options.layout] if options.layout else []
+    alike = [*options.transform.words(), *layout]
+    weights = ["--original-weights", options.weights] if options.weights else []
+    shape = ["--input", *options.input_shape] if options.input_shape else []
+    original = ["--original", options.model, *weights, *shape]
+    yield command_line("guard", "evaluate", made, *original, "--data", "TEST_IMAGES", *alike)
+    labels = ["--labels", options.labels] if options.labels else []
+    data = ["--data", options.data or "CLEAN_IMAGES", *labels]
+    out = ["--out", "REPOSITORY/NAME"]
+    yield command_line("guard", "calibrate", "--model", made, *data, *out, *alike)
 
 
 def _wrapped(start: str, text: str, columns: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -338,3 +339,11 @@ def test_the_summary_says_what_a_person_wants_to_know(tmp_path: Path) -> None:
     assert f"accuracy {profile.calibration.accuracy:.2%}" in text
     assert f"artifact          {report.artifact} (report.json and entropies.png inside)" in text
     assert text.endswith(f"next: guard serve --repository {tmp_path / 'repository'}")
+
+
+def test_what_it_says_to_run_next_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "it's my $HOME"
+    folder.mkdir()
+    subject = write_subject(folder, images=pixels(), labels=np.arange(N_IMAGES) % 10)
+    *_, last = calibrate(CalibrateOptions(**subject)).lines()
+    assert shlex.split(last) == ["next:", "guard", "serve", "--repository", str(folder / "repository")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_it_writes_a_model_of_the_same_face_and_says_what_it_did(
     document = (out / "repair.md").read_text()
     for words in ("# Repair of `", "## Options", "| epochs | 2 |", "guard calibrate --model", source):
         assert words in document
+
+
+def test_what_it_says_to_run_next_runs_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's my $HOME"
+    write(folder)
+    prepared = ["--mean", "0.25", "--std", "0.5", "2.0", "1.0", "--layout", "NCHW"]
+    assert main(flags(folder, *prepared)) == 0
+    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line[:5] == "next:"]
+    written = (folder / "repaired" / "repair.md").read_text().splitlines()
+    assert [["next:", *shlex.split(line)] for line in written if line[:9] == "    guard"] == printed
+    (_, _, *evaluate), (_, _, *calibrate) = printed
+    data = str(folder / "data.npz")
+    assert evaluate[-len(prepared) :] == calibrate[-len(prepared) :] == prepared
+    assert calibrate[calibrate.index("--data") + 1] == data
+    assert main([data if word == "TEST_IMAGES" else word for word in evaluate]) == 0
 
 
 def test_what_is_measured_is_what_the_written_file_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_an_empty_repository_says_what_was_expected_in_it(tmp_path: Path) -> Non
         f"model repository {tmp_path} holds no model; expected {tmp_path}/<model>/<version>/: "
         f"make one with `guard calibrate --out {tmp_path}/<model>`"
     )
+
+
+def test_what_it_says_to_run_can_be_run_where_names_hold_spaces(tmp_path: Path) -> None:
+    (tmp_path / "my models" / "it's").mkdir(parents=True)
+    for call in (find_models, latest_version):
+        folder = tmp_path / "my models" if call is find_models else tmp_path / "my models" / "it's"
+        with pytest.raises(MissingFileError) as missing:
+            call(folder)
+        command = str(missing.value).split("`")[1]
+        given = folder / "<model>" if call is find_models else folder
+        assert shlex.split(command) == ["guard", "calibrate", "--out", str(given)]
 
 
 def unreadable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
