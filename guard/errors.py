@@ -21,6 +21,10 @@
     │   ├── UnsafeArrayError           an array that could run code when read (pickle)
     │   ├── ProfileError               profile or manifest malformed, or of another model
     │   └── UnfitModelError            the model is no image classifier the guard can serve
+    ├── OperationError             what an operator asked of a running guard cannot be done
+    │   ├── CandidateError             the version is unfit to serve; the old one serves on
+    │   ├── BusyError                  another operation on the model is under way
+    │   └── AccessDeniedError          whoever asks has not shown that they may
     └── SettingsError              the operator fixes flags, environment or settings file
 
 A message names the subject, what was expected, what came, and what to do next.
@@ -29,7 +33,10 @@ A message names the subject, what was expected, what came, and what to do next.
 from __future__ import annotations
 
 __all__ = [
+    "AccessDeniedError",
     "ArtifactError",
+    "BusyError",
+    "CandidateError",
     "CheckFailedError",
     "DeadlineError",
     "GuardError",
@@ -37,6 +44,7 @@ __all__ = [
     "InputRejectedError",
     "InvalidRequestError",
     "MissingFileError",
+    "OperationError",
     "ProfileError",
     "QueueFullError",
     "RequestError",
@@ -136,6 +144,22 @@ class ProfileError(ArtifactError):
 
 class UnfitModelError(ArtifactError):
     """The model is no image classifier that the guard can serve."""
+
+
+class OperationError(GuardError):
+    """What an operator asked of a running guard cannot be done."""
+
+
+class CandidateError(OperationError):
+    """A version cannot come to serve; whatever served before serves on."""
+
+
+class BusyError(OperationError):
+    """Another operation on the same model is under way."""
+
+
+class AccessDeniedError(OperationError):
+    """The caller has not shown that they may do this."""
 
 
 class SettingsError(GuardError):

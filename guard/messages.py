@@ -49,6 +49,7 @@ class InferRequest:
         parameters: Request parameters, wire names kept.
         timeout_s: Seconds the caller still waits, counted from the call to
             :meth:`guard.dataplane.DataPlane.infer`; None for no deadline.
+        client: Address that the request came from, without its port; empty where it is not known.
     """
 
     model_name: str
@@ -58,6 +59,7 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
     timeout_s: float | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True)

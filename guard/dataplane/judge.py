@@ -7,7 +7,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from guard.arrays import Logits
 from guard.dataplane.answer import Finding
+from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.detection.strip import Decision
 from guard.detection.threshold import Verdict, p_value, verdict_of
@@ -28,6 +30,8 @@ class Judge:
 
     Attributes:
         unfit: Rows that were not to be checked, and why.
+        logits: What the model answers, row by row.
+        reporter: Told of every row that is not simply accepted.
     """
 
     request: InferRequest
@@ -35,6 +39,8 @@ class Judge:
     model: LoadedModel
     metrics: Metrics
     unfit: Mapping[int, UncheckableReason]
+    logits: Logits
+    reporter: Reporter
 
     def judge(self, rows: list[Row]) -> list[Finding]:
         """Return a finding for each row, counted and reported.
@@ -65,18 +71,24 @@ class Judge:
             findings = [self._finding(row) for row in rows.result()]
             self._record(rows.result(), findings, Outcome.ANSWERED)
             return
-        count = len(self.request.inputs[0].data)
-        self.metrics.uncheckable(self.model.name, UncheckableReason.CHECK_FAILED, Outcome.ANSWERED, count)
+        count, why = len(self.logits), UncheckableReason.CHECK_FAILED
+        self.metrics.uncheckable(self.model.name, why, Outcome.ANSWERED, count)
         self.metrics.verdicts(self.model.name, Verdict.UNCHECKED, count)
+        self.reporter.unchecked(dict.fromkeys(range(count), why))
 
     def _record(self, rows: list[Row], findings: list[Finding], outcome: Outcome) -> None:
         for index, (row, finding) in enumerate(zip(rows, findings, strict=True)):
             self.metrics.verdicts(self.model.name, finding.verdict, 1)
+            reason = ""
             if finding.verdict is Verdict.UNCHECKED:
-                self.metrics.uncheckable(self.model.name, self._why_unchecked(index, row), outcome, 1)
+                why = self._why_unchecked(index, row)
+                self.metrics.uncheckable(self.model.name, why, outcome, 1)
+                reason = why.value
             else:
                 bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
                 self.metrics.checked(self.model.name, finding.passes, bits)
+            if finding.verdict is not Verdict.ACCEPT:
+                self.reporter.tell(index, finding, reason, int(self.logits[index].argmax()))
         self._log_suspicious(findings)
 
     def _why_unchecked(self, index: int, row: Row) -> UncheckableReason:

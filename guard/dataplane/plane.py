@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,6 +16,7 @@ import guard
 from guard.arrays import Logits
 from guard.dataplane.answer import build_answer
 from guard.dataplane.judge import Judge
+from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.dataplane.validation import accepted_images, uncheckable_rows
 from guard.detection.threshold import Policy, Verdict
@@ -27,6 +28,7 @@ from guard.errors import (
     UncheckableInputError,
     UnknownModelError,
 )
+from guard.incidents import Witness
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription, TensorSpec
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
 from guard.runtime.loader import LoadedModel
@@ -46,6 +48,7 @@ class DataPlane:
         metrics: Where everything is counted.
         max_request_rows: Most rows in one request.
         request_timeout_s: Longest a request may take when the caller sets no shorter deadline.
+        witnesses: Told of every row that is not simply accepted.
     """
 
     def __init__(
@@ -55,11 +58,13 @@ class DataPlane:
         *,
         max_request_rows: int,
         request_timeout_s: float,
+        witnesses: Sequence[Witness] = (),
     ) -> None:
         self._models = models
         self._metrics = metrics
         self._max_request_rows = max_request_rows
         self._request_timeout_s = request_timeout_s
+        self._witnesses = tuple(witnesses)
         self._draining = False
 
     def live(self) -> bool:
@@ -114,15 +119,21 @@ class DataPlane:
         with served.slot.lease() as model:
             images = accepted_images(request, model.profile, self._max_request_rows)
             to_check, reasons = uncheckable_rows(images, model.profile.input)
+            reporter = Reporter(request, model, served.policy, images, self._witnesses)
+            unfit = {row: reason for row, (reason, _) in reasons.items()}
             if reasons and served.outcome_of_uncheckable is Outcome.REFUSED:
+                reporter.unchecked(unfit)
                 self._refuse_uncheckable(request, reasons)
             monitor = served.policy is Policy.MONITOR
             submission = self._submit(
                 model, partial(model.scheduler.submit, images, to_check, answer_first=monitor)
             )
-            logits, rows = await self._await(request, model, submission, answer_first=monitor)
-            unfit = {row: reason for row, (reason, _) in reasons.items()}
-            judge = Judge(request, served, model, self._metrics, unfit)
+            try:
+                logits, rows = await self._await(request, model, submission, answer_first=monitor)
+            except CheckFailedError:
+                reporter.unchecked(dict.fromkeys(range(len(images)), UncheckableReason.CHECK_FAILED))
+                raise
+            judge = Judge(request, served, model, self._metrics, unfit, logits, reporter)
             if rows is None:
                 submission.rows.add_done_callback(judge.record_later)
             findings = None if rows is None else judge.judge(rows)

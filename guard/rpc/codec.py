@@ -40,12 +40,15 @@ MAX_ID_CHARACTERS: Final = 128
 """More of any is no request but a load: two bytes buy an element, and each costs the event loop time."""
 
 
-def decode_request(request: pb.ModelInferRequest, *, timeout_s: float | None = None) -> InferRequest:
+def decode_request(
+    request: pb.ModelInferRequest, *, timeout_s: float | None = None, client: str = ""
+) -> InferRequest:
     """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
 
     Args:
         request: As it came.
         timeout_s: Seconds that the caller still waits, None for no deadline.
+        client: Address that it came from.
 
     Raises:
         InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice), or
@@ -65,6 +68,7 @@ def decode_request(request: pb.ModelInferRequest, *, timeout_s: float | None = N
         outputs=outputs,
         parameters=MappingProxyType(parameters),
         timeout_s=timeout_s,
+        client=client,
     )
 
 

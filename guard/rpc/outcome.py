@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import grpc
 
 from guard.rpc.status import metadata_of, status_of
 
-__all__ = ["Context", "OnRpc", "answering", "ignore_rpc"]
+__all__ = ["Context", "OnRpc", "address_of", "answering", "ignore_rpc"]
 
 # A caller's clock started before ours and its deadline was rounded up on the way, so it hangs up a
 # little before our copy of the deadline has passed.
@@ -41,6 +42,21 @@ class Context(Protocol):
     def time_remaining(self) -> float | None:
         """Return the seconds until the caller's deadline, None if it set none."""
         ...
+
+    def peer(self) -> str:
+        """Return where the call comes from, such as ``ipv4:127.0.0.1:52817`` or ``unix:``."""
+        ...
+
+
+def address_of(peer: str) -> str:
+    """Return where a call comes from without the port, which differs from call to call.
+
+    Examples:
+        >>> address_of("ipv4:10.0.0.7:52817"), address_of("ipv6:%5B::1%5D:50412"), address_of("unix:")
+        ('ipv4:10.0.0.7', 'ipv6:[::1]', 'unix:')
+    """
+    plain = unquote(peer)
+    return plain.rpartition(":")[0] if plain.startswith(("ipv4:", "ipv6:")) else plain
 
 
 def ignore_rpc(method: str, model: str, code: str, seconds: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
-from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
+from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.status import UnservedRpcError
@@ -136,7 +136,9 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     @_answers
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Check one request and answer it."""
-        decoded = decode_request(request, timeout_s=context.time_remaining())
+        decoded = decode_request(
+            request, timeout_s=context.time_remaining(), client=address_of(context.peer())
+        )
         return encode_response(await self._dataplane.infer(decoded))
 
     ModelStreamInfer = _refuses("ModelStreamInfer", _STREAM)

@@ -68,6 +68,10 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.UnsafeArrayError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.ProfileError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.UnfitModelError: grpc.StatusCode.FAILED_PRECONDITION,
+        errors.OperationError: grpc.StatusCode.FAILED_PRECONDITION,
+        errors.CandidateError: grpc.StatusCode.FAILED_PRECONDITION,
+        errors.BusyError: grpc.StatusCode.ABORTED,
+        errors.AccessDeniedError: grpc.StatusCode.UNAUTHENTICATED,
         errors.SettingsError: grpc.StatusCode.INTERNAL,
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import guard
 from guard.dataplane import DataPlane, ServedModel
 from guard.dataplane.answer import Finding, worst
 from guard.dataplane.judge import Judge
+from guard.dataplane.reporter import Reporter
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Decision, Evidence, Strip, passes_needed
 from guard.detection.threshold import Policy, Verdict
@@ -32,6 +33,7 @@ from guard.errors import (
     UnknownModelError,
     UnsupportedRequestError,
 )
+from guard.incidents import NO_LABEL, Incident, Witness
 from guard.messages import InferRequest, InferResponse, ModelDescription, Tensor, TensorSpec
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
@@ -110,6 +112,7 @@ class Builder:
         max_queue_rows: int = 100,
         max_request_rows: int = 16,
         request_timeout_s: float = PATIENCE_S,
+        witnesses: Sequence[Witness] = (),
         **artifact: object,
     ) -> House:
         options = RuntimeOptions(device="cpu", threads=1, max_queue_rows=max_queue_rows)
@@ -126,6 +129,7 @@ class Builder:
             metrics,
             max_request_rows=max_request_rows,
             request_timeout_s=request_timeout_s,
+            witnesses=witnesses,
         )
         self.built.append(House(plane, model, registry, device, slot, Policy(policy)))
         return self.built[-1]
@@ -763,7 +767,10 @@ async def test_what_monitor_finds_later_is_logged_with_its_policy(
 
 def judge_of(house: House, registry: CollectorRegistry) -> Judge:
     served = ServedModel(house.slot, house.policy, "refuse")
-    return Judge(request(CLEAN[:2]), served, house.model, Metrics(registry, ["tiny"]), {})
+    asked = request(CLEAN[:2])
+    reporter = Reporter(asked, house.model, house.policy, CLEAN[:2], ())
+    logits = np.zeros((2, 4), np.float32)
+    return Judge(asked, served, house.model, Metrics(registry, ["tiny"]), {}, logits, reporter)
 
 
 async def test_a_check_that_failed_is_told_before_a_row_that_is_suspicious(build: Build) -> None:
@@ -792,3 +799,61 @@ async def test_a_check_that_was_given_up_with_its_request_counts_nothing(build: 
         if sample.name in {"guard_inputs_total", "guard_uncheckable_inputs_total"}
     ]
     assert set(counted) == {0.0}
+
+
+@dataclass
+class Notebook:
+    """Writes down every incident; may fail at it."""
+
+    incidents: list[Incident] = field(default_factory=list)
+    broken: bool = False
+
+    def saw(self, incident: Incident) -> None:
+        self.incidents.append(incident)
+        if self.broken:
+            raise RuntimeError("the pencil broke")
+
+    def told(self) -> list[tuple[int, str, str]]:
+        return [(one.row, one.verdict.value, one.reason) for one in self.incidents]
+
+
+async def test_witnesses_are_told_of_what_is_suspicious_and_of_nothing_else(build: Build) -> None:
+    first, second = Notebook(broken=True), Notebook()
+    house = build("flag", witnesses=(first, second))
+    images = np.concatenate([CLEAN[:1], SUSPICIOUS[:1]])
+
+    answer = await house.infer(images, client="ipv4:10.0.0.7")
+
+    [incident] = first.incidents
+    assert second.incidents == [incident]
+    (score, p_value, passes) = expected_findings(images)[1]
+    assert (incident.row, incident.verdict, incident.passes) == (1, Verdict.FLAG, passes)
+    assert incident.score == pytest.approx(score, abs=1e-5)
+    assert incident.p_value == pytest.approx(p_value)
+    assert (incident.model, incident.version, incident.digest) == ("tiny", "1", house.model.digest)
+    assert (incident.request_id, incident.client, incident.reason) == ("id-7", "ipv4:10.0.0.7", "")
+    assert incident.label == answer.outputs[0].data[1].argmax()
+    np.testing.assert_array_equal(incident.image, images[1])
+
+
+async def test_witnesses_are_told_of_what_is_refused(build: Build) -> None:
+    notebook = Notebook()
+    house = build("enforce", witnesses=(notebook,))
+
+    with pytest.raises(InputRejectedError):
+        await house.infer(SUSPICIOUS[:2])
+    with pytest.raises(UncheckableInputError):
+        await house.infer(np.full_like(CLEAN[:1], np.nan))
+
+    assert notebook.told() == [(0, "reject", ""), (1, "reject", ""), (0, "unchecked", "non_finite")]
+    assert notebook.incidents[-1].label == NO_LABEL
+
+
+async def test_witnesses_hear_of_an_answered_request_after_its_check(build: Build) -> None:
+    notebook = Notebook()
+    house = build("monitor", witnesses=(notebook,))
+
+    await house.infer(SUSPICIOUS[:1])
+    await house.idle()
+
+    assert notebook.told() == [(0, "flag", "")]
