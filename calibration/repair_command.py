@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
     from calibration.repair.explain import explain_method, list_methods
     from calibration.repair.job import repair_model
-    from calibration.repair.options import PARTIAL, RepairOptions
+    from calibration.repair.options import RepairOptions
     from calibration.repair.report import to_text
     from calibration.repair.settings import options_in_file, options_in_words, require_known
     from calibration.repair.table import DEFAULT_METHOD
@@ -85,12 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         input_shape=tuple(arguments.input) if arguments.input else None,
         transform=Transform(**preprocessing_of(arguments)),
     )
-    try:
-        repaired, places = repair_model(options)
-    except KeyboardInterrupt:
-        if (options.out / PARTIAL).is_dir():
-            sys.stderr.write(f"broken off; the same command goes on from {options.out / PARTIAL}\n")
-        raise
+    repaired, places = repair_model(options)
     print(to_text(repaired, places, columns=columns), end="")
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +58,7 @@ SCAN: Final = Scan()
 def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
     from calibration.scan.job import scan_model
-    from calibration.scan.options import PARTIAL, ScanOptions, read_settings
+    from calibration.scan.options import ScanOptions, read_settings
     from calibration.scan.reports import to_text
 
     same_name = (
@@ -75,12 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         settings=read_settings(arguments.config) if arguments.config else {},
         transform=Transform(**preprocessing_of(arguments)),
     )
-    try:
-        scanned = scan_model(options)
-    except KeyboardInterrupt:
-        if (options.out / PARTIAL).is_dir():
-            sys.stderr.write(f"broken off; the same command goes on from {options.out / PARTIAL}\n")
-        raise
+    scanned = scan_model(options)
     columns = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
     print(to_text(scanned.result, [str(place) for place in scanned.places], columns=columns), end="")
     return scanned.exit_code

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calibration.command import going_on_from
 from calibration.errors import OptionError
 from calibration.evaluation.measuring import Answer, Measured, Task, measure
 from calibration.evaluation.numbers import agreement
@@ -51,6 +52,7 @@ def repair_model(options: RepairOptions) -> tuple[Repaired, tuple[Path, ...]]:
     Raises:
         GuardError: Model, images or options are not fit, or the repair diverges; nothing is written then but
             what the same command goes on from.
+        BrokenOffError: In place of an interrupt, if there is anything that the same command goes on from.
     """
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     if options.threads is not None:
@@ -61,14 +63,15 @@ def repair_model(options: RepairOptions) -> tuple[Repaired, tuple[Path, ...]]:
     if options.anew:
         shutil.rmtree(folder, ignore_errors=True)
     _make_folder(folder)
-    result = options.make().repair(
-        laid.workable.module.to(device),
-        laid.supplies,
-        generator=torch.Generator().manual_seed(options.seed),
-        sitting=Sitting(folder, options.quiet),
-    )
-    before, after = _measured(laid, laid.workable.module), _measured(laid, result.model)
-    data = _exported(laid, result, options)
+    with going_on_from(folder, kept=lambda: any(folder.iterdir()), anew=options.anew):
+        result = options.make().repair(
+            laid.workable.module.to(device),
+            laid.supplies,
+            generator=torch.Generator().manual_seed(options.seed),
+            sitting=Sitting(folder, options.quiet),
+        )
+        before, after = _measured(laid, laid.workable.module), _measured(laid, result.model)
+        data = _exported(laid, result, options)
     repaired = Repaired(
         options=options,
         laid=laid,

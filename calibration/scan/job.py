@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
+from calibration.command import going_on_from
 from calibration.errors import OptionError
 from calibration.progress import Progress
 from calibration.report import machine, package_versions
-from calibration.scan.base import Bench, Executor, ScanReport, ScanResult, Verdict
+from calibration.scan.base import Bench, Executor, ScanReport, ScanResult, Unit, Verdict
 from calibration.scan.distribution_file import save_distribution
 from calibration.scan.executor import Keeping, LocalExecutor, Watched
 from calibration.scan.options import PARTIAL, ScanOptions
@@ -62,6 +63,7 @@ def scan_model(options: ScanOptions) -> Scanned:
 
     Raises:
         GuardError: Model, images or options are not fit.
+        BrokenOffError: In place of an interrupt, if there is anything that the same command goes on from.
     """
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     if options.threads is not None and options.executor == "local":
@@ -71,21 +73,22 @@ def scan_model(options: ScanOptions) -> Scanned:
         shutil.rmtree(options.out / PARTIAL, ignore_errors=True)
     laid = lay_out(options)
     _make_folder(options.out)
-    with _executor(options, laid.bench) as executor:
-        reports = []
-        for scanner in scanners:
-            with Progress(0, scanner.name, options.quiet) as progress:
-                kept = Keeping(executor, options.out / PARTIAL, laid.bench.digest)
-                watched = Watched(kept, progress)
-                reports.append(scanner.scan(laid.bench, seed=options.seed, executor=watched))
-        learned = _learn(options, laid.bench, reports, executor) if options.distribution else {}
-        where = "local" if options.executor == "local" else str(executor)
-    result = _result(options, laid, tuple(reports), where, started, time.perf_counter() - start)
-    return Scanned(result, _write(result, options.out, learned))
+    partial, done = options.out / PARTIAL, list[Unit]()
+    with going_on_from(partial, kept=lambda: bool(done), anew=options.anew):
+        with _executor(options, laid.bench) as executor:
+            kept, reports = Keeping(executor, partial, laid.bench.digest, done.append), []
+            for scanner in scanners:
+                with Progress(0, scanner.name, options.quiet) as progress:
+                    watched = Watched(kept, progress)
+                    reports.append(scanner.scan(laid.bench, seed=options.seed, executor=watched))
+            learned = _learn(options, laid.bench, reports, kept) if options.distribution else {}
+            where = "local" if options.executor == "local" else str(executor)
+        result = _result(options, laid, tuple(reports), where, started, time.perf_counter() - start)
+        return Scanned(result, _write(result, options.out, learned))
 
 
 def _learn(
-    options: ScanOptions, bench: Bench, reports: Sequence[ScanReport], executor: Executor
+    options: ScanOptions, bench: Bench, reports: Sequence[ScanReport], kept: Executor
 ) -> dict[str, PatchDistribution]:
     """Learn the distribution of small patches for each label that a scanner flagged, by its folder's name."""
     labels = tuple(sorted({finding.target for report in reports for finding in report.flagged}))
@@ -93,8 +96,9 @@ def _learn(
         return {}
     settings = options.settings_of("trigger_distribution") | {"labels": labels}
     with Progress(0, "distribution", options.quiet) as progress:
-        kept = Watched(Keeping(executor, options.out / PARTIAL, bench.digest), progress)
-        learned = TriggerDistribution(**settings).learn(bench, seed=options.seed, executor=kept)
+        learned = TriggerDistribution(**settings).learn(
+            bench, seed=options.seed, executor=Watched(kept, progress)
+        )
     return {f"distribution-{label}": one.distribution for label, one in zip(labels, learned, strict=True)}
 
 

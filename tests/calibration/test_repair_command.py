@@ -177,8 +177,9 @@ def test_a_repair_that_was_broken_off_goes_on_and_ends_as_an_unbroken_one(
         patch.setattr(torch.optim.SGD, "step", counting)
         capsys.readouterr()
         assert main(flags(tmp_path / "broken")) == 130
-    assert capsys.readouterr().err == f"broken off; the same command goes on from {partial}\n"
-    assert [path.name for path in partial.glob("*/*")] == ["fine-tune.safetensors"]
+    (checkpoint,) = partial.glob("*/*")
+    assert checkpoint.name == "fine-tune.safetensors"
+    assert capsys.readouterr().err == f"broken off; the same command goes on from {checkpoint.parent}\n"
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", counting)
         steps.clear()
@@ -209,6 +210,29 @@ def test_another_seed_does_not_go_on_from_what_is_left_nor_takes_it_away(
     (partial / "scan.npz").touch()
     repair_model(options_for(tmp_path, seed=2))
     assert sorted(path.name == "scan.npz" for path in partial.iterdir()) == [False, True]
+
+
+@pytest.mark.parametrize(("at", "told"), [("lay_out", False), ("_measured", True)])
+def test_what_others_left_is_not_said_to_be_gone_on_from(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: str,
+    told: bool,
+) -> None:
+    write(tmp_path)
+    partial = tmp_path / "repaired" / "partial"
+    (partial / "nad-0123").mkdir(parents=True)
+    (partial / "nad-0123" / "teacher.safetensors").touch()
+
+    def broken(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, at, broken)
+    assert main(flags(tmp_path, "--anew")) == 130
+    (own,) = partial.glob("fine_tuning-*") if told else (None,)
+    said = f"broken off; the same command without --anew goes on from {own}\n" if told else ""
+    assert capsys.readouterr().err == said
 
 
 def test_a_model_that_no_repair_wrote_is_not_overwritten(tmp_path: Path) -> None:

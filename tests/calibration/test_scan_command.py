@@ -169,12 +169,25 @@ def test_breaking_off_says_how_to_go_on(
     write(tmp_path)
 
     def interrupted(*parts: Any) -> Any:
-        (tmp_path / "scan" / "partial").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "_result", interrupted)
     assert main(flags(tmp_path)) == 130
     assert capsys.readouterr().err == f"broken off; the same command goes on from {tmp_path}/scan/partial\n"
+
+
+def test_what_others_left_is_not_said_to_be_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    (tmp_path / "scan" / "partial" / "fine_tuning-0123").mkdir(parents=True)
+
+    def interrupted(*parts: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.LocalExecutor, "run", interrupted)
+    assert main(flags(tmp_path)) == 130
+    assert capsys.readouterr().err == ""
 
 
 def run_python(code: str, *arguments: str) -> str:
