@@ -157,7 +157,8 @@ class Sitting:
             progress=None if self.quiet else stage,
             checkpoint=self.checkpoint(stage),
         )
-        return StageRecord.of(stage, record, recipe, len(data.images))
+        passes = 1 if hooks is None or hooks.perturb is None else 2
+        return StageRecord.of(stage, record, recipe, len(data.images), passes)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,9 @@ class StageRecord:
     Attributes:
         name: ``teacher``, ``prune``, ``distil``, ….
         seconds: Wall-clock time, over all sittings.
-        images: Images that were sent through the network being changed, forwards and back.
+        images: Images that were sent forwards and back to change the network's weights, as often as they
+            were; in a stage that only searches, to search. What a step searches before it learns is not
+            counted.
         losses: Mean loss of each epoch or round.
     """
 
@@ -177,11 +180,13 @@ class StageRecord:
     losses: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, name: str, record: TrainingRecord, recipe: Recipe, images: int) -> StageRecord:
-        """Return the record of a training as that of a stage."""
+    def of(
+        cls, name: str, record: TrainingRecord, recipe: Recipe, images: int, passes: int = 1
+    ) -> StageRecord:
+        """Return the record of a training as that of a stage; each step takes a batch so many times."""
         each = recipe.steps_an_epoch(images) * min(recipe.batch, images)
         losses = tuple(epoch.loss for epoch in record.epochs)
-        return cls(name, record.seconds, each * len(losses), losses)
+        return cls(name, record.seconds, passes * each * len(losses), losses)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,8 +53,8 @@ class FeatureShiftTuning(Repair):
 
     References:
         Min et al., Towards Stable Backdoor Purification through Feature Shift Tuning, NeurIPS 2023,
-        arXiv 2310.01875, equation 3 and algorithm 1; alpha as for CIFAR-10 there. The authors use
-        0.001 with 100 and 200 classes.
+        arXiv 2310.01875; alpha is that of the authors' code for CIFAR-10. They use 0.001 with 100 and 200
+        classes.
 
     Deviations:
         Images are augmented as the supplies say. A classifier may be a convolution of one pixel too.

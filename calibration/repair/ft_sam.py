@@ -52,7 +52,7 @@ class SharpnessAwareFineTuning(Repair):
 
     References:
         Zhu et al., Enhancing Fine-Tuning based Backdoor Defense with Sharpness-Aware Minimization, ICCV 2023,
-        arXiv 2304.11823, equations 3 to 5; its perturbation is that of Kwon et al., ASAM, ICML 2021,
+        arXiv 2304.11823; its perturbation is that of Kwon et al., ASAM, ICML 2021,
         arXiv 2102.11600.
 
     Deviations:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -63,8 +63,8 @@ class ImplicitUnlearning(Repair):
 
     References:
         Zeng et al., Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022,
-        arXiv 2110.03735, algorithm 1 and equations 3 to 5; the fixed-point method is that of Grazzi et al.,
-        On the Iteration Complexity of Hypergradient Computation, ICML 2020, arXiv 2006.16218.
+        arXiv 2110.03735; the fixed-point method is that of Grazzi et al., On the Iteration Complexity of
+        Hypergradient Computation, ICML 2020, arXiv 2006.16218, as in the authors' code.
 
     Deviations:
         Settings are those of the authors' code, whose perturbation is bound by the penalty rather than
@@ -125,7 +125,7 @@ class ImplicitUnlearning(Repair):
             identity=f"{self} {supplies.low.tolist()} {supplies.high.tolist()}",
         )
         stage = sitting.train("unlearn", student, data, self.recipe(), generator=generator, hooks=hooks)
-        return RepairResult(student, (stage,))
+        return RepairResult(student, (replace(stage, images=2 * stage.images),))  # outer and inner problem
 
 
 class _Rounds:

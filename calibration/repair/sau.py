@@ -9,7 +9,7 @@ the old one does.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import torch
@@ -56,8 +56,8 @@ class SharedAdversarialUnlearning(Repair):
 
     References:
         Wei et al., Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial
-        Examples, NeurIPS 2023, arXiv 2307.10562, equations 5 to 8 and algorithm 1. Weights, bound and
-        steps are those of the authors' code for it.
+        Examples, NeurIPS 2023, arXiv 2307.10562, algorithm 1. Weights, bound and steps are those of its
+        experiments; what exactly is minimised follows the authors' code.
 
     Deviations:
         10 epochs rather than 100, for a CPU. Perturbed images may leave the range, as in the authors' code.
@@ -123,7 +123,7 @@ class SharedAdversarialUnlearning(Repair):
         hooks = Hooks(objective=objective, identity=identity + fingerprint(old.state_dict().values()))
         recipe = self.recipe(supplies.augmentation)
         stage = sitting.train("unlearn", student, supplies.train, recipe, generator=generator, hooks=hooks)
-        return RepairResult(student, (stage,))
+        return RepairResult(student, (replace(stage, images=2 * stage.images),))  # clean and perturbed
 
     def shared_examples(
         self, network: nn.Module, old: nn.Module, images: Tensor, targets: Tensor, spread: Tensor
