@@ -1,9 +1,10 @@
 """A model that was taken in, as the one shape that all repairs work on, and the way back.
 
 Whatever its file says, the network on the workbench takes float32 images, channels first, and gives logits;
-convolutions that lost their batch norm to an exporter have one again, so that the learning rates of papers
-do not tear the network apart. On the way back all of that is undone, and the repaired file has the tensors
-that the old one had.
+convolutions whose batch norm an exporter folded, or that never had one, have one behind them, so that the
+learning rates of papers do not tear the network apart. On the way back the repaired file takes and gives what
+the old one did. Where norms were put back, *every* batch norm behind a convolution is folded into it: of a
+network that an exporter had folded in part, those too that its file had kept. It answers the same without.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Workable:
     norms: int
 
     def restored(self, repaired: fx.GraphModule) -> fx.GraphModule:
-        """Return a copy of a repaired network with its source's own layout and output, norms folded.
+        """Return a copy of a repaired network with its source's own layout and output.
+
+        Where norms were put back, all behind convolutions are folded, the source's own too; else none is.
 
         Args:
             repaired: A copy of :attr:`module`, of other weights.

@@ -52,6 +52,8 @@ class Faced(nn.Module):
     def __init__(self, face: Face) -> None:
         super().__init__()
         self.core, self.face = Core(face.norm, face.gain), face
+        if face.half:
+            self.core.first_norm = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         if self.face.datatype == "UINT8":
@@ -68,6 +70,7 @@ class Face:
     layout: str = "NCHW"
     softmax: bool = False
     norm: bool = True
+    half: bool = False  # no norm after the first convolution
     folded: bool = True
     gain: float = 1.0
 
@@ -224,6 +227,18 @@ def test_a_model_that_is_very_sure_of_its_probabilities_still_learns(tmp_path: P
     head = [weight for weight in workable.module.parameters() if weight.shape == (CLASSES, 8)]
     assert head[0].grad is not None
     assert head[0].grad.abs().max() > 0
+
+
+def test_of_a_network_folded_in_part_all_norms_are_folded_on_the_way_back(tmp_path: Path) -> None:
+    workable, images = taken_in(tmp_path, Face(folded=False, half=True))
+    kept = batch_norm_state(workable.source.module, workable.shape)
+    assert (len(kept.kept), len(kept.bare), workable.norms) == (1, 1, 1)
+    assert len(batch_norm_state(workable.module, workable.shape).kept) == 2
+    restored = workable.restored(workable.module)
+    assert batch_norm_state(restored, workable.shape).kept == ()
+    torch.testing.assert_close(
+        predict(restored, images), predict(workable.source.module, images), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_without_images_no_batch_norm_is_put_back(tmp_path: Path) -> None:
