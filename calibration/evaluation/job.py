@@ -20,6 +20,7 @@ import numpy as np
 
 from calibration.data import ImageSet
 from calibration.errors import OptionError
+from calibration.evaluation.fallen import Fallen, fallen_classes, fallen_note
 from calibration.evaluation.measuring import Known, Measured, Task, check_targets, measure
 from calibration.evaluation.numbers import Agreement, agreement
 from calibration.evaluation.options import EvaluateOptions
@@ -50,6 +51,7 @@ class Evaluation:
         measured: Of the model.
         before: Of the original.
         agreement: Between the two.
+        fallen: Classes whose accuracy fell by more than chance.
         notes: What a reader should know.
         started: When, ISO 8601 in UTC.
         seconds: Wall-clock time.
@@ -64,6 +66,7 @@ class Evaluation:
     measured: Measured
     before: Measured | None
     agreement: Agreement | None
+    fallen: tuple[Fallen, ...]
     notes: tuple[str, ...]
     started: str
     seconds: float
@@ -98,10 +101,15 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         check_labels(images.labels, classes)
     task, before, measured = _measured(options, (model, original), images, prepare, classes, known)
     notes = [*images.notes, *_notes(task, known, measured, model.where)]
-    both = None
+    both, fallen = None, tuple[Fallen, ...]()
     if before is not None and original is not None:
         kinds = (kind_of(before.answers, original.where), kind_of(measured.answers, model.where))
         both = agreement(before.answers, measured.answers, kinds, options.confidence)
+        if images.labels is not None:
+            fallen = fallen_classes(
+                before.predictions, measured.predictions, images.labels, 1 - options.confidence
+            )
+            notes += filter(None, [fallen_note(fallen, images.class_names)])
     return Evaluation(
         options=options,
         model=model,
@@ -112,6 +120,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         measured=measured,
         before=before,
         agreement=both,
+        fallen=fallen,
         notes=tuple(notes),
         started=started,
         seconds=time.perf_counter() - start,

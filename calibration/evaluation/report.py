@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.evaluation.fallen import fallen_record
 from calibration.evaluation.job import Evaluation
 from calibration.evaluation.measuring import COPIES, Known, Measured, Outcome
 from calibration.evaluation.numbers import Agreement, Share, UnderTrigger
@@ -103,6 +104,7 @@ def to_record(evaluation: Evaluation) -> dict[str, Any]:
         "measured": measured_record(evaluation.measured, evaluation.known),
         "before": before and measured_record(before, evaluation.known),
         "agreement": agreement_record(evaluation.agreement),
+        "fallen": fallen_record(evaluation.fallen),
         "notes": list(evaluation.notes),
         "machine": evaluation.machine,
         "versions": evaluation.versions,

@@ -28,6 +28,7 @@ from torch import nn
 
 from calibration.command import going_on_from
 from calibration.errors import OptionError
+from calibration.evaluation.fallen import Fallen, fallen_classes
 from calibration.evaluation.measuring import Answer, Measured, Task, measure
 from calibration.evaluation.numbers import agreement
 from calibration.export import ExportRecord, export_onnx
@@ -80,6 +81,7 @@ def repair_model(options: RepairOptions) -> tuple[Repaired, tuple[Path, ...]]:
         before=before,
         after=after,
         agreement=None if before is None or after is None else agreement(before.answers, after.answers),
+        fallen=_fallen(laid, before, after),
         device=str(device_of(laid.workable.module)),
         machine=machine(),
         versions={**package_versions(), "torch": torch.__version__, "python": platform.python_version()},
@@ -120,6 +122,12 @@ def _measured(laid: Laid, network: nn.Module) -> Measured | None:
         triggers=laid.known,
     )
     return measure(_answering(network), task)
+
+
+def _fallen(laid: Laid, before: Measured | None, after: Measured | None) -> tuple[Fallen, ...]:
+    if before is None or after is None or not laid.supplies.labelled:
+        return ()
+    return fallen_classes(before.predictions, after.predictions, laid.supplies.held.labels.numpy())
 
 
 def _answering(network: nn.Module) -> Answer:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.evaluation.fallen import Fallen, fallen_note, fallen_record
 from calibration.evaluation.measuring import Measured
 from calibration.evaluation.numbers import Agreement
 from calibration.evaluation.report import (
@@ -44,6 +45,7 @@ class Repaired:
         before: What the model did on the held images; None where there are none.
         after: What it does now.
         agreement: Between the two.
+        fallen: Classes whose accuracy fell by more than chance.
         device: Where it was trained.
         machine: What kind of machine.
         versions: Of Python and the packages that compute.
@@ -58,6 +60,7 @@ class Repaired:
     before: Measured | None
     after: Measured | None
     agreement: Agreement | None
+    fallen: tuple[Fallen, ...]
     device: str
     machine: Mapping[str, str | int]
     versions: Mapping[str, str]
@@ -78,6 +81,8 @@ class Repaired:
                 f"accuracy fell by {100 * lost:.1f} points on the held images; try more images, a lower rate "
                 f"(--explain {self.options.method}), or another repair (--list)"
             )
+        if self.fallen and self.laid.images is not None:
+            notes.append(fallen_note(self.fallen, self.laid.images.class_names))
         if self.after is None:
             notes.append("no images were held back, so nothing was measured; use guard evaluate")
         return tuple(notes)
@@ -167,6 +172,7 @@ def _record(repaired: Repaired) -> dict[str, Any]:
         "before": repaired.before and measured_record(repaired.before, known),
         "after": repaired.after and measured_record(repaired.after, known),
         "agreement": agreement_record(repaired.agreement),
+        "fallen": fallen_record(repaired.fallen),
         "notes": list(repaired.notes),
         "seed": options.seed,
         "device": repaired.device,

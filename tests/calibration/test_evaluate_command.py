@@ -86,10 +86,21 @@ def test_a_model_is_compared_with_the_one_it_was_made_from(
     assert found["agreement"]["same"]["hits"] == (first.argmax(1) == second.argmax(1)).sum()
     assert found["agreement"]["kl_bits"] == pytest.approx(divergence, rel=1e-3)
     assert found["before"]["acc"]["value"] == 1
+    right = first.argmax(1)
+    assert {one["label"] for one in found["fallen"]} <= set(right.tolist())
+    assert all(one["before"] == one["of"] > one["after"] for one in found["fallen"])
+    assert found["fallen"][0]["of"] == (right == found["fallen"][0]["label"]).sum()
     assert found["before"]["triggers"]["flood"]["asr"]["value"] == 1
     assert found["measured"]["triggers"]["flood"]["asr"]["value"] == 0
     said = capsys.readouterr().out
-    for words in ("accuracy before", "same prediction as before", "asr before", "change", "flood"):
+    for words in (
+        "accuracy before",
+        "same prediction as before",
+        "asr before",
+        "change",
+        "flood",
+        "note: accuracy fell by",
+    ):
         assert words in said
 
 
