@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calibration.html_markup import Markup, element, join
+from calibration.html_style import STYLE
 from calibration.scan.base import Finding, FoundTrigger, ScanReport
 from calibration.scan.reports import to_html, trigger_folders
 from calibration.scan.reports.html_chart import WIDTH, bars
-from calibration.scan.reports.html_markup import Markup, element, join
-from calibration.scan.reports.html_style import STYLE
 from tests.calibration.scan_results import full, hostile, in_pairs, inversion, many, result, trigger
 
 VOID = {"br", "hr", "img", "meta"}

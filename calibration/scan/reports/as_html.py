@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+from calibration.html_markup import Markup, element, join, table
+from calibration.html_page import definitions, mono, named, page
 from calibration.scan.base import ScanReport, ScanResult
 from calibration.scan.reports.folders import folders_by_report
 from calibration.scan.reports.html_guide import LIMITS_ANCHOR, MEANINGS, limits, reading
-from calibration.scan.reports.html_markup import Markup, element, join, table
 from calibration.scan.reports.html_scanner import scanner_anchor, scanner_section
-from calibration.scan.reports.html_style import STYLE
 from calibration.scan.reports.words import (
     HEADLINES,
     label_text,
@@ -21,9 +21,6 @@ from calibration.scan.reports.words import (
 )
 
 __all__ = ["to_html"]
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""Browsers fetch and run nothing for this page, whatever got into it."""
 
 _NOWHERE: Mapping[str, str] = MappingProxyType({})
 
@@ -36,17 +33,7 @@ def to_html(result: ScanResult, triggers: Mapping[str, str] = _NOWHERE) -> str:
         triggers: Where each trigger of :func:`~calibration.scan.reports.folders.trigger_folders` was written,
             by its folder's name, relative to the page; those are links.
     """
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{HEADLINES[result.verdict]}: backdoor scan of {result.model}"),
-        element("style", Markup(STYLE)),
-    )
-    body = element("body", element("main", *_sections(result, triggers)))
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return page(f"{HEADLINES[result.verdict]}: backdoor scan of {result.model}", *_sections(result, triggers))
 
 
 def _sections(result: ScanResult, triggers: Mapping[str, str]) -> Iterator[Markup]:
@@ -77,7 +64,7 @@ def _banner(result: ScanResult) -> Markup:
         element(
             "div",
             element("h1", HEADLINES[result.verdict]),
-            element("p", _mono(result.model)),
+            element("p", mono(result.model)),
             element("p", MEANINGS[result.verdict], *_caveat(result)),
             element("ul", *reasons) if reasons else Markup(),
             class_=f"verdict {result.verdict}",
@@ -118,32 +105,23 @@ def _flagged(result: ScanResult, report: ScanReport) -> str:
 def _subject(result: ScanResult) -> Markup:
     accuracy = f"{percentage(result.acc)} on the clean images"
     entries: dict[str, str] = {
-        "Model": _mono(result.model),
-        "SHA-256": _mono(result.model_sha256),
+        "Model": mono(result.model),
+        "SHA-256": mono(result.model_sha256),
         "Kind": f"{result.model_kind}, {result.classes} classes",
-        "Clean images": _mono(result.data),
-        "their SHA-256": _mono(result.data_sha256),
+        "Clean images": mono(result.data),
+        "their SHA-256": mono(result.data_sha256),
         "Used": f"{result.clean} searched on, {result.held} held out to judge what was found",
         "Accuracy": "not known, no labels" if result.acc is None else accuracy,
         "Seed": str(result.seed),
         "Started": result.started,
         "Took": f"{seconds_text(result.seconds)}, executor {result.executor}",
-        "Machine": _named(result.machine),
-        "Versions": _named(result.versions),
+        "Machine": named(result.machine),
+        "Versions": named(result.versions),
     }
-    listed = [join(element("dt", name), element("dd", value)) for name, value in entries.items()]
     notes = [element("li", note) for note in result.notes]
     return element(
         "section",
         element("h2", "What was scanned"),
-        element("dl", *listed),
+        definitions(entries),
         join(element("h3", "Notes"), element("ul", *notes)) if notes else Markup(),
     )
-
-
-def _mono(text: str) -> Markup:
-    return element("span", text, class_="mono")
-
-
-def _named(values: Mapping[str, str | int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
+from calibration.html_markup import Markup, element, join
+from calibration.html_page import svg_text
 from calibration.scan.base import Finding, ScanReport, ScanResult
-from calibration.scan.reports.html_markup import Markup, element, join
 from calibration.scan.reports.words import label_text, number
 
 __all__ = ["Bar", "bars", "chart"]
@@ -100,14 +101,14 @@ def _rows(result: ScanResult, shown: list[Bar], measured: list[Bar], measure: st
     indexed = any(bar.anomaly is not None for bar in shown)
     return element(
         "svg",
-        _text(_LEFT - 10, _HEAD, "label", "head end"),
-        _text(_LEFT, _HEAD, measure, "head"),
-        _text(_INDEX_AT, _HEAD, "anomaly index", "head end") if indexed else Markup(),
+        svg_text(_LEFT - 10, _HEAD, "label", "head end"),
+        svg_text(_LEFT, _HEAD, measure, "head"),
+        svg_text(_INDEX_AT, _HEAD, "anomaly index", "head end") if indexed else Markup(),
         *(_length(bar, place, scale) for place, bar in enumerate(shown)),
         element("line", x1=_LEFT, y1=_TOP, x2=_LEFT, y2=end, class_="axis"),
         element("line", x1=_round(middle_at), y1=_TOP, x2=_round(middle_at), y2=end + 6, class_="median"),
         *(_words(result, bar, place, scale) for place, bar in enumerate(shown)),
-        _text(middle_at, end + 20, f"median {number(middle)}", "note middle"),
+        svg_text(middle_at, end + 20, f"median {number(middle)}", "note middle"),
         viewBox=f"0 0 {WIDTH} {end + _BOTTOM}",
         role="img",
         aria_label=_said(result, measured, measure),
@@ -128,12 +129,14 @@ def _length(bar: Bar, place: int, scale: float) -> Markup:
 def _words(result: ScanResult, bar: Bar, place: int, scale: float) -> Markup:
     base = _TOP + _ROW * place + 15
     name, mark = label_text(result, bar.target), _mark(bar)
-    index = Markup() if bar.anomaly is None else _text(_INDEX_AT, base, f"{bar.anomaly:.2f}", f"end {mark}")
+    index = (
+        Markup() if bar.anomaly is None else svg_text(_INDEX_AT, base, f"{bar.anomaly:.2f}", f"end {mark}")
+    )
     return join(
-        element("g", element("title", name), _text(_LEFT - 10, base, _cut(name), f"end {mark}")),
-        _text(_LEFT + _positive(bar.value) * scale + 7, base, number(bar.value), f"value {mark}"),
+        element("g", element("title", name), svg_text(_LEFT - 10, base, _cut(name), f"end {mark}")),
+        svg_text(_LEFT + _positive(bar.value) * scale + 7, base, number(bar.value), f"value {mark}"),
         index,
-        _text(_FLAG_AT, base, "◀ flagged", "end flagged") if bar.flagged else Markup(),
+        svg_text(_FLAG_AT, base, "◀ flagged", "end flagged") if bar.flagged else Markup(),
     )
 
 
@@ -148,7 +151,7 @@ def _profile(result: ScanResult, measured: list[Bar], measure: str) -> Markup:
     outline = "".join(f"V{top:.1f}H{left + step * (place + 1):.2f}" for place, top in enumerate(tops))
     return element(
         "svg",
-        _text(left, _HEAD, measure, "head"),
+        svg_text(left, _HEAD, measure, "head"),
         *(_tick(share * largest, floor - share * _STRIP, left) for share in (0.0, 0.5, 1.0)),
         element("path", d=f"M{left} {floor}{outline}V{floor}Z", class_="area"),
         *(
@@ -156,8 +159,8 @@ def _profile(result: ScanResult, measured: list[Bar], measure: str) -> Markup:
             for nth, at in enumerate(flagged)
         ),
         _line(left, floor - middle * _STRIP / largest, "median"),
-        _text(WIDTH - 4, _HEAD, f"dashed: median {number(middle)}", "note end"),
-        _text((WIDTH + left) / 2, floor + 20, f"{len(ordered)} labels, smallest first", "note middle"),
+        svg_text(WIDTH - 4, _HEAD, f"dashed: median {number(middle)}", "note end"),
+        svg_text((WIDTH + left) / 2, floor + 20, f"{len(ordered)} labels, smallest first", "note middle"),
         viewBox=f"0 0 {WIDTH} {floor + _BOTTOM + 2}",
         role="img",
         aria_label=_said(result, measured, measure),
@@ -180,20 +183,16 @@ def _flag(result: ScanResult, bar: Bar, tip: tuple[float, float], nth: int) -> M
     return join(
         marked,
         element("path", d=f"M{at:.1f} {top - 11:.1f}V{base - 4}h{hook}", class_="leader"),
-        _text(text_at, base, name, "value flagged end" if to_left else "value flagged"),
+        svg_text(text_at, base, name, "value flagged end" if to_left else "value flagged"),
     )
 
 
 def _tick(value: float, at: float, left: float) -> Markup:
-    return join(_line(left, at, "grid"), _text(left - 8, at + 4, number(value), "note end"))
+    return join(_line(left, at, "grid"), svg_text(left - 8, at + 4, number(value), "note end"))
 
 
 def _line(left: float, at: float, style: str) -> Markup:
     return element("line", x1=_round(left), y1=_round(at), x2=WIDTH - 4, y2=_round(at), class_=style)
-
-
-def _text(x: float, y: float, text: str, style: str) -> Markup:
-    return element("text", text, x=_round(x), y=_round(y), class_=style)
 
 
 def _said(result: ScanResult, measured: list[Bar], measure: str) -> str:

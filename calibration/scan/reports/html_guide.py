@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from calibration.html_markup import Markup, element
+from calibration.html_page import definitions
 from calibration.scan.base import Verdict
-from calibration.scan.reports.html_markup import Markup, element, join
 from calibration.scan.reports.words import LIMITS
 
 __all__ = ["LIMITS_ANCHOR", "MEANINGS", "limits", "reading"]
@@ -58,8 +59,7 @@ _READING = {
 
 def reading() -> Markup:
     """Return the section that says how to read the report, in plain words."""
-    listed = [join(element("dt", name), element("dd", meaning)) for name, meaning in _READING.items()]
-    return element("section", element("h2", "How to read this"), element("dl", *listed))
+    return element("section", element("h2", "How to read this"), definitions(_READING))
 
 
 def limits() -> Markup:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from calibration.html_markup import Markup, element
 from calibration.scan.base import Finding, ScanReport, ScanResult
-from calibration.scan.reports.html_markup import Markup, element
 from calibration.scan.reports.words import label_text, number
 
 __all__ = ["pairs"]

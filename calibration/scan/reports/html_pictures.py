@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from calibration.html_markup import Markup, element
 from calibration.scan.base import FoundTrigger
-from calibration.scan.reports.html_markup import Markup, element
 
 __all__ = ["pictures"]
 

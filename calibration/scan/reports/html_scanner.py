@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
+from calibration.html_markup import Markup, element, table
 from calibration.scan.base import Finding, FoundTrigger, ScanReport, ScanResult
 from calibration.scan.reports.html_chart import chart
-from calibration.scan.reports.html_markup import Markup, element, table
 from calibration.scan.reports.html_pairs import pairs
 from calibration.scan.reports.html_pictures import pictures
 from calibration.scan.reports.words import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from calibration.scan.reports.words import printable
+from calibration.wording import printable
 
 __all__ = ["Markup", "element", "join", "table"]
 

@@ -1,4 +1,4 @@
-"""The style sheet of the HTML report."""
+"""The style sheet of HTML reports."""
 
 __all__ = ["STYLE"]
 
@@ -37,12 +37,12 @@ code, .mono { font-family: var(--mono); font-size: 0.86em; overflow-wrap: anywhe
 .verdict .mono { font-size: 0.9rem; }
 .verdict ul { margin-top: 0.8rem; }
 .verdict li, .verdict p { color: var(--ink); }
-.backdoored { border-color: var(--bad); background: var(--bad-wash); }
-.clean { border-color: var(--good); background: var(--good-wash); }
-.inconclusive { border-color: var(--open); background: var(--open-wash); }
-.backdoored h1, .word.backdoored { color: var(--bad); }
-.clean h1, .word.clean { color: var(--good); }
-.inconclusive h1, .word.inconclusive { color: var(--open); }
+.backdoored, .bad { border-color: var(--bad); background: var(--bad-wash); }
+.clean, .good { border-color: var(--good); background: var(--good-wash); }
+.inconclusive, .open { border-color: var(--open); background: var(--open-wash); }
+.backdoored h1, .bad h1, .word.backdoored { color: var(--bad); }
+.clean h1, .good h1, .word.clean { color: var(--good); }
+.inconclusive h1, .open h1, .word.inconclusive { color: var(--open); }
 .word { background: none; font-weight: 650; }
 dl { display: grid; grid-template-columns: 10rem minmax(0, 1fr); gap: 0.3rem 1.25rem; margin: 0; }
 dt { color: var(--soft); }
@@ -72,6 +72,9 @@ svg .middle { text-anchor: middle; }
 svg text.flagged { fill: var(--bad); font-weight: 650; }
 svg rect.plain { fill: var(--bar); }
 svg rect.flagged, svg .mark { fill: var(--bad); }
+svg rect.risen { fill: var(--good); }
+svg .curve { fill: none; stroke: var(--link); stroke-width: 2; stroke-linejoin: round; }
+svg .point { fill: var(--link); }
 svg .area { fill: var(--bar); }
 svg .flag { stroke: var(--bad); stroke-width: 3; }
 svg text.value { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
