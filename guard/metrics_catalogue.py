@@ -75,8 +75,15 @@ RPC_METHODS: Final = (
     "LogSettings",
     "Check",
     "Watch",
+    "Status",
+    "Swap",
+    "Rollback",
+    "StartCanary",
+    "Promote",
+    "StopCanary",
 )
-"""Methods of the inference service and of health; refused ones too, as attempts are worth seeing."""
+"""Methods of the inference service, of health and of the admin face; refused ones too, as attempts are worth
+seeing."""
 
 
 class UncheckableReason(StrEnum):

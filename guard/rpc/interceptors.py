@@ -18,7 +18,7 @@ from guard.errors import InvalidRequestError, RequestError
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.status import MessageTooLargeError, UnservedRpcError
 
-__all__ = ["Doorkeeper"]
+__all__ = ["Doorkeeper", "first_message"]
 
 _FIRST_MESSAGE_S: Final = 1.0
 
@@ -32,11 +32,19 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         max_message_bytes: Largest request. The server's own limit has to be above it, for what gRPC
             refuses by itself is seen by nobody here.
         on_rpc: Told of each call refused.
+        advice: What to do who called a method that is not here.
     """
 
-    def __init__(self, *, max_message_bytes: int, on_rpc: OnRpc = ignore_rpc) -> None:
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int,
+        on_rpc: OnRpc = ignore_rpc,
+        advice: str = "ask for the server's metadata",
+    ) -> None:
         self._max_message_bytes = max_message_bytes
         self._on_rpc = on_rpc
+        self._advice = advice
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -54,8 +62,8 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unserved(self, path: str) -> _Handler:
         async def refuse(requests: Any, context: Context) -> None:
             async with answering(context, path, self._on_rpc):
-                await _first_message(requests)
-                raise UnservedRpcError(f"method {path!r} is not served; ask for the server's metadata")
+                await first_message(requests)
+                raise UnservedRpcError(f"method {path!r} is not served; {self._advice}")
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is
 
@@ -89,7 +97,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
-async def _first_message(requests: Any) -> None:
+async def first_message(requests: Any) -> None:
     """Take a message, if one comes soon: a client refused while it still sends sees INTERNAL instead."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_FIRST_MESSAGE_S):

@@ -79,7 +79,7 @@ def _refuses(name: str, why: str) -> _Method[Any, Any]:
 
 _STREAM = "streams are not guarded yet, so they are refused; send each request with ModelInfer"
 _STATISTICS = "the guard publishes Prometheus metrics instead"
-_REPOSITORY = "models are loaded by the operator when the guard starts, never by inference clients"
+_REPOSITORY = "models are loaded by the operator, on the admin port (setting admin_port), never on this one"
 _MEMORY = "tensors in shared memory would go around the guard; send them in the request"
 _SETTINGS = "trace and log settings are the operator's, set where the server is started"
 

@@ -34,9 +34,9 @@ SERVED = {
 REFUSED = {
     "ModelStreamInfer": "streams are not guarded yet, so they are refused",
     "ModelStatistics": "Prometheus metrics",
-    "RepositoryIndex": "by the operator when the guard starts",
-    "RepositoryModelLoad": "by the operator when the guard starts",
-    "RepositoryModelUnload": "by the operator when the guard starts",
+    "RepositoryIndex": "on the admin port (setting admin_port)",
+    "RepositoryModelLoad": "on the admin port (setting admin_port)",
+    "RepositoryModelUnload": "on the admin port (setting admin_port)",
     "SystemSharedMemoryStatus": "go around the guard",
     "SystemSharedMemoryRegister": "go around the guard",
     "SystemSharedMemoryUnregister": "go around the guard",

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
 from guard.metrics_catalogue import CATALOGUE, GRPC_CODES, RPC_METHODS, Spec
-from guard.rpc.pb import open_inference_pb2
+from guard.rpc.pb import guard_admin_pb2, open_inference_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics_catalogue.txt"
 
@@ -282,9 +282,11 @@ def test_the_codes_are_those_of_grpc() -> None:
     assert set(GRPC_CODES) == {code.name for code in grpc.StatusCode}
 
 
-def test_the_methods_are_those_of_the_inference_service_and_of_health() -> None:
-    service = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    assert set(RPC_METHODS) == {method.name for method in service.methods} | {"Check", "Watch"}
+def test_the_methods_are_those_of_the_inference_service_of_health_and_of_the_admin_face() -> None:
+    inference = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    admin = guard_admin_pb2.DESCRIPTOR.services_by_name["GuardAdmin"]
+    names = [method.name for service in (inference, admin) for method in service.methods]
+    assert sorted(RPC_METHODS) == sorted([*names, "Check", "Watch"])
 
 
 if __name__ == "__main__":

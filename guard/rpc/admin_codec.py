@@ -1,0 +1,175 @@
+"""``guard.admin.v1`` messages into what the control room takes and says, and back. Pure, both ways.
+
+The client's side is here as well, so that the commands and the server cannot come to differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
+from guard.errors import InvalidRequestError
+from guard.rpc.pb import guard_admin_pb2 as pb
+
+__all__ = [
+    "checked_digest",
+    "checked_share",
+    "checked_version",
+    "decode_canary",
+    "decode_report",
+    "decode_statuses",
+    "encode_canary",
+    "encode_report",
+    "encode_statuses",
+]
+
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def checked_version(version: str) -> str:
+    """Return a version as it came; empty stands for the highest.
+
+    Raises:
+        InvalidRequestError: If it is not the name of a version directory, a path for instance.
+    """
+    if version and not _VERSION.fullmatch(version):
+        raise InvalidRequestError(
+            f"version {version!r}: expected the number of a version directory, such as '2'"
+        )
+    return version
+
+
+def checked_digest(digest: str) -> str:
+    """Return a digest in lower case; empty stands for any.
+
+    Raises:
+        InvalidRequestError: If it is no SHA-256 in hexadecimal.
+    """
+    lower = digest.lower()
+    if lower and not _DIGEST.fullmatch(lower):
+        raise InvalidRequestError(
+            f"digest {digest!r}: expected a SHA-256 of 64 hexadecimal digits; `guard verify` shows it"
+        )
+    return lower
+
+
+def checked_share(share: float) -> float:
+    """Return the share of a canary.
+
+    Raises:
+        InvalidRequestError: If it is no share of anything.
+    """
+    if not 0.0 < share <= 1.0:
+        raise InvalidRequestError(f"share: expected a number above 0 and at most 1, got {share:g}")
+    return share
+
+
+def encode_statuses(statuses: Iterable[ModelStatus]) -> pb.StatusResponse:
+    """Return the answer to Status."""
+    return pb.StatusResponse(models=[_encode_status(status) for status in statuses])
+
+
+def encode_report(report: SwapReport) -> pb.SwapReport:
+    """Return the answer to Swap, Rollback and Promote."""
+    return pb.SwapReport(
+        model=report.model,
+        old=_encode_version(report.old),
+        new=_encode_version(report.new),
+        seconds=report.seconds,
+        changed=report.changed,
+    )
+
+
+def encode_canary(canary: CanaryStatus) -> pb.CanaryStatus:
+    """Return the answer to StartCanary and StopCanary."""
+    return pb.CanaryStatus(
+        candidate=_encode_version(canary.candidate),
+        share=canary.share,
+        started_at=canary.started_at,
+        running=canary.running,
+        outcome=canary.outcome,
+        figures=canary.figures,
+    )
+
+
+def decode_statuses(response: pb.StatusResponse) -> tuple[ModelStatus, ...]:
+    """Return what :func:`encode_statuses` was given."""
+    return tuple(_decode_status(status) for status in response.models)
+
+
+def decode_report(report: pb.SwapReport) -> SwapReport:
+    """Return what :func:`encode_report` was given."""
+    return SwapReport(
+        model=report.model,
+        old=_decode_version(report.old),
+        new=_decode_version(report.new),
+        seconds=report.seconds,
+        changed=report.changed,
+    )
+
+
+def decode_canary(canary: pb.CanaryStatus) -> CanaryStatus:
+    """Return what :func:`encode_canary` was given."""
+    return CanaryStatus(
+        candidate=_decode_version(canary.candidate),
+        share=canary.share,
+        started_at=canary.started_at,
+        running=canary.running,
+        outcome=canary.outcome,
+        figures=dict(canary.figures),
+    )
+
+
+def _encode_status(status: ModelStatus) -> pb.ModelStatus:
+    failure = status.last_failure
+    return pb.ModelStatus(
+        name=status.name,
+        policy=status.policy,
+        current=None if status.current is None else _encode_version(status.current),
+        previous=status.previous,
+        available=status.available,
+        canary=None if status.canary is None else encode_canary(status.canary),
+        last_failure=None
+        if failure is None
+        else pb.Failure(version=failure.version, at=failure.at, error=failure.error),
+    )
+
+
+def _encode_version(info: VersionInfo) -> pb.VersionInfo:
+    return pb.VersionInfo(
+        version=info.version,
+        digest=info.digest,
+        model_sha256=info.model_sha256,
+        boundary_bits=info.boundary_bits,
+        certified_frr=info.certified_frr,
+        loaded_at=info.loaded_at,
+    )
+
+
+def _decode_status(status: pb.ModelStatus) -> ModelStatus:
+    failure = status.last_failure
+    return ModelStatus(
+        name=status.name,
+        policy=status.policy,
+        current=_decode_version(status.current) if status.HasField("current") else None,
+        previous=tuple(status.previous),
+        available=tuple(status.available),
+        canary=decode_canary(status.canary) if status.HasField("canary") else None,
+        last_failure=Failure(failure.version, failure.at, failure.error)
+        if status.HasField("last_failure")
+        else None,
+    )
+
+
+def _decode_version(info: pb.VersionInfo) -> VersionInfo:
+    return VersionInfo(
+        version=info.version,
+        digest=info.digest,
+        model_sha256=info.model_sha256,
+        boundary_bits=info.boundary_bits,
+        certified_frr=info.certified_frr if info.HasField("certified_frr") else None,
+        loaded_at=info.loaded_at,
+    )

@@ -1,0 +1,124 @@
+"""The admin face: a gRPC server of its own, on doors of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from guard.control.api import Control
+from guard.errors import SettingsError
+from guard.rpc.access import Access, TokenKeeper
+from guard.rpc.admin import AdminServicer
+from guard.rpc.interceptors import Doorkeeper
+from guard.rpc.operations import Operations
+from guard.rpc.outcome import OnRpc, ignore_rpc
+from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
+from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
+from guard.rpc.unix_socket import (
+    address_of_socket,
+    private_files,
+    remove_socket,
+    take_place_of_a_dead_one,
+)
+
+__all__ = ["AdminServer"]
+
+_MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+_MAX_CALLS: Final = 16
+_ADVICE: Final = (
+    "this is the admin port: guard.admin.v1 and V2's repository calls; inference has a port of its own"
+)
+
+
+class AdminServer:
+    """Serves a control room to those who are let in.
+
+    Args:
+        access: Where, and what is asked of them; read and checked here, so that a wrong setting is told
+            before a model is loaded.
+        on_rpc: Called once for each finished call, and for each that was turned away.
+
+    Attributes:
+        port: The TCP port bound, once started; None where there is none.
+
+    Raises:
+        SettingsError: If the access would be open to whoever knocks, or a file is not what it has to be.
+    """
+
+    def __init__(self, access: Access, *, on_rpc: OnRpc = ignore_rpc) -> None:
+        access.check()
+        self._access = access
+        self._on_rpc = on_rpc
+        self._token = access.token()
+        self._credentials = access.credentials()
+        self._operations = Operations()
+        self._server: Any = None
+        self._inode = 0
+        self.port: int | None = None
+
+    async def start(self, control: Control) -> None:
+        """Open the doors.
+
+        Raises:
+            SettingsError: If one of them is taken.
+        """
+        self._server = server = grpc.aio.server(
+            interceptors=self._interceptors(),
+            maximum_concurrent_rpcs=_MAX_CALLS,
+            options=[
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        admin = AdminServicer(control, self._operations, on_rpc=self._on_rpc)
+        add_GuardAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+        add_repository_servicer(RepositoryServicer(control, self._operations, on_rpc=self._on_rpc), server)
+        if self._access.port is not None:
+            self.port = self._open_port(server, self._access.host, self._access.port)
+        if self._access.socket is not None:
+            self._open_socket(server, self._access.socket)
+        await server.start()
+
+    async def stop(self) -> None:
+        """Close the doors; an operation that was begun runs on, though nobody hears of it."""
+        if self._server is not None:
+            await self._server.stop(None)
+        if self._access.socket is not None and self._inode:
+            remove_socket(self._access.socket, self._inode)
+
+    async def finish(self, patience_s: float) -> None:
+        """Wait for operations that still run, and cancel them when ``patience_s`` is over."""
+        await self._operations.finish(patience_s)
+
+    def _interceptors(self) -> list[Any]:
+        doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._on_rpc, advice=_ADVICE)
+        if self._token is None:
+            return [doorkeeper]
+        return [TokenKeeper(self._token, on_rpc=self._on_rpc), doorkeeper]
+
+    def _open_port(self, server: Any, host: str, port: int) -> int:
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6
+        try:
+            if self._credentials is None:
+                bound: int = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on port {port} of {host} ('admin_port', 'admin_host'); choose another"
+            ) from error
+        return bound
+
+    def _open_socket(self, server: Any, path: Path) -> None:
+        take_place_of_a_dead_one(path)
+        try:
+            with private_files():
+                server.add_insecure_port(address_of_socket(path))
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on admin_socket {path}; choose a path of at most 100 bytes that the guard's "
+                f"user may write to"
+            ) from error
+        self._inode = path.lstat().st_ino

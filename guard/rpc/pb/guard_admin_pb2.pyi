@@ -1,0 +1,137 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class SwapRequest(_message.Message):
+    __slots__ = ("model", "version", "digest")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class RollbackRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class StartCanaryRequest(_message.Message):
+    __slots__ = ("model", "version", "share")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    share: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+
+class PromoteRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class StopCanaryRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class VersionInfo(_message.Message):
+    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARY_BITS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_FRR_FIELD_NUMBER: _ClassVar[int]
+    LOADED_AT_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    digest: str
+    model_sha256: str
+    boundary_bits: float
+    certified_frr: float
+    loaded_at: float
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("version", "at", "error")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    at: float
+    error: str
+    def __init__(self, version: _Optional[str] = ..., at: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+
+class CanaryStatus(_message.Message):
+    __slots__ = ("candidate", "share", "started_at", "running", "outcome", "figures")
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    candidate: VersionInfo
+    share: float
+    started_at: float
+    running: bool
+    outcome: str
+    figures: _containers.ScalarMap[str, float]
+    def __init__(self, candidate: _Optional[_Union[VersionInfo, _Mapping]] = ..., share: _Optional[float] = ..., started_at: _Optional[float] = ..., running: bool = ..., outcome: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    policy: str
+    current: VersionInfo
+    previous: _containers.RepeatedScalarFieldContainer[str]
+    available: _containers.RepeatedScalarFieldContainer[str]
+    canary: CanaryStatus
+    last_failure: Failure
+    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class SwapReport(_message.Message):
+    __slots__ = ("model", "old", "new", "seconds", "changed")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    old: VersionInfo
+    new: VersionInfo
+    seconds: float
+    changed: bool
+    def __init__(self, model: _Optional[str] = ..., old: _Optional[_Union[VersionInfo, _Mapping]] = ..., new: _Optional[_Union[VersionInfo, _Mapping]] = ..., seconds: _Optional[float] = ..., changed: bool = ...) -> None: ...
