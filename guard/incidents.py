@@ -34,6 +34,8 @@ class Incident:
         reason: Why a row was not checked, a value of
             :class:`~guard.metrics_catalogue.UncheckableReason`; empty where it was.
         label: Class that the model gives the row, :data:`NO_LABEL` where it was not asked.
+        layout: Order of the model's axes, the batch included: ``NCHW`` or ``NHWC``.
+        low, high: Range of the values that a client may send: one for all, or one for each channel.
         image: The row as the caller sent it, in the model's layout and dtype; a view of the request's bytes,
             to be copied by whoever keeps it.
     """
@@ -52,6 +54,9 @@ class Incident:
     passes: int
     reason: str
     label: int
+    layout: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     image: np.ndarray
 
 

@@ -53,6 +53,7 @@ class Reporter:
         """
         if not self.witnesses:
             return
+        source = self.model.profile.input
         incident = Incident(
             at=time.time(),
             model=self.model.name,
@@ -68,6 +69,9 @@ class Reporter:
             passes=finding.passes,
             reason=reason,
             label=label,
+            layout=source.layout,
+            low=source.low,
+            high=source.high,
             image=self.images[row],
         )
         for witness in self.witnesses:

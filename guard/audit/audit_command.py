@@ -1,0 +1,79 @@
+"""``guard audit verify``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Final
+
+from guard.audit.files import files_of
+from guard.audit.log import read_key
+from guard.audit.verify import Verified, verify_log
+
+__all__ = ["Audit"]
+
+_EXIT_BROKEN: Final = 3
+
+
+class Audit:
+    """``guard audit verify PATH``."""
+
+    name = "audit"
+    help = "verify an audit log; exit code 0 if it is what the guard wrote, 3 if it was tampered with"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the one thing that is done with a log, and its flags."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="verify")
+        verify = actions.add_parser("verify", help="hold a log against its own chain")
+        verify.add_argument("path", type=Path, help="the file of the setting 'audit_log', or its folder")
+        verify.add_argument(
+            "--key-file", type=Path, help="the file of the setting 'audit_key_file', if the log has one"
+        )
+        verify.add_argument(
+            "--from",
+            dest="start",
+            type=_hash,
+            metavar="HASH",
+            help="hash of the line before the first one, where older files were put elsewhere",
+        )
+        verify.add_argument(
+            "--expect-last",
+            type=_hash,
+            metavar="HASH",
+            help="hash of a line that must be there, such as the last when it was last verified; lines cut "
+            "off at the end leave no other mark",
+        )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Verify and say what was found."""
+        files = files_of(arguments.path)
+        found = verify_log(
+            files,
+            key=read_key(arguments.key_file),
+            start=arguments.start,
+            expect_last=arguments.expect_last,
+        )
+        _say(found, len(files))
+        return _EXIT_BROKEN if found.broken else 0
+
+
+def _hash(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError(f"expected a hash of 64 hex digits, got {text[:80]!r}")
+    return text
+
+
+def _say(found: Verified, files: int) -> None:
+    if found.broken:
+        print(f"BROKEN at {found.broken.file}, line {found.broken.line}: {found.broken.why}")
+    print(f"{'before it, ' if found.broken else ''}{found.lines} lines hold, in {files} files")
+    if found.lines:
+        print(f"  last   seq {found.last.seq}, hash {found.last.hash}")
+    if found.gaps:
+        print(f"  gaps   {found.gaps} records were lost for want of room, as the log says itself")
+    if found.unfinished_bytes:
+        print(
+            f"  end    {found.unfinished_bytes} bytes of an unfinished line: the server is writing it or was"
+        )
+        print("         killed while it did; it says so in the log when it starts again")
