@@ -2,19 +2,23 @@
 
 Theory of operation. A slot holds the current model and counts, for every model it has held, the
 leases out on it. A request leases the current model once and uses that one to its end. A swap
-changes which model is current in one assignment, so each request sees exactly one version; the
-old model is closed when its last lease is returned, even if whoever asked for the swap has given
-up waiting. Everything here runs on the event loop, so no lock is needed.
+changes which model is current in one assignment and waits for nothing, so each request sees exactly
+one version, and nobody can give up in the middle of it. What is left to do with the old model is a
+task of its own: wait for its last lease to be returned, at most drain_timeout_s, and close it. Whoever
+wants to see the end of that waits in ``drained`` or ``close``. Everything here runs on the event loop,
+so no lock is needed.
 
 ::
 
     lease ──► current v1 ─────────────────────► returned ─► (v1 retired, 0 leases) ─► close v1
-    swap(v2): current = v2 ─► wait for v1's leases, at most drain_timeout_s
+    swap(v2): current = v2, done
+          └─► task: wait for v1's leases, at most drain_timeout_s ─► close v1, in a thread
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -22,6 +26,8 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from guard.errors import ShuttingDownError
 
 __all__ = ["Closable", "ModelSlot"]
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -68,12 +74,17 @@ class ModelSlot(Generic[Model]):
                 self._leases[model] -= 1
             self._returned.set()
 
-    async def swap(self, candidate: Model, *, drain_timeout_s: float) -> Model:
-        """Make ``candidate`` current, wait for the old model's leases, close it and return it.
+    @property
+    def held(self) -> tuple[Model, ...]:
+        """Every model that is not closed yet: those being drained, then the current one."""
+        return tuple(self._leases)
+
+    def swap(self, candidate: Model, *, drain_timeout_s: float) -> Model:
+        """Make ``candidate`` current and return the old model, which is drained and closed from then on.
 
         Args:
             candidate: A warmed-up model.
-            drain_timeout_s: Longest wait for running requests; the old model is closed then
+            drain_timeout_s: Longest wait for the old model's running requests; it is closed then
                 anyway, which finishes what its scheduler had accepted.
 
         Raises:
@@ -87,22 +98,25 @@ class ModelSlot(Generic[Model]):
             raise ValueError("expected a model that this slot does not hold, got one it does; load it anew")
         self._leases[candidate] = 0
         self._current = candidate
-        await self._retire(old, drain_timeout_s)
+        self._retire(old, drain_timeout_s)
         return old
+
+    async def drained(self) -> None:
+        """Wait until every model that was swapped out is closed."""
+        if self._retirements:
+            await asyncio.wait(self._retirements)
 
     async def close(self, *, drain_timeout_s: float) -> None:
         """Refuse new leases, wait for those that are out, and close every model still held."""
         old, self._current = self._current, None
         if old is not None:
-            await self._retire(old, drain_timeout_s)
-        if self._retirements:
-            await asyncio.wait(self._retirements)
+            self._retire(old, drain_timeout_s)
+        await self.drained()
 
-    async def _retire(self, model: Model, drain_timeout_s: float) -> None:
+    def _retire(self, model: Model, drain_timeout_s: float) -> None:
         retirement = asyncio.create_task(self._drain_and_close(model, drain_timeout_s))
         self._retirements.add(retirement)
         retirement.add_done_callback(self._retirements.discard)
-        await asyncio.shield(retirement)
 
     async def _drain_and_close(self, model: Model, drain_timeout_s: float) -> None:
         try:
@@ -112,5 +126,9 @@ class ModelSlot(Generic[Model]):
                     await self._returned.wait()
         except TimeoutError:
             pass
-        del self._leases[model]
-        await asyncio.to_thread(model.close)
+        try:
+            await asyncio.to_thread(model.close)
+        except Exception:  # noqa: BLE001 - nobody waits for it, so that it would stay unseen
+            _log.exception("a model that was swapped out could not be closed")
+        finally:
+            del self._leases[model]

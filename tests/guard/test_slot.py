@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from guard.errors import ShuttingDownError
-from guard.runtime.slot import ModelSlot
+from guard.runtime.slot import Closable, ModelSlot
 
 PATIENCE_S = 20.0
 NO_TIME_S = 0.01
@@ -30,10 +30,24 @@ class FakeModel:
         self.diary.append(f"{self.name} closed")
 
 
+class Unclosable:
+    """Fails to close."""
+
+    def close(self) -> None:
+        raise OSError("the device is stuck")
+
+
 async def others_had_their_turn() -> None:
     """Let every task run until it waits for something that this test does."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def closed(slot: ModelSlot[FakeModel], model: FakeModel) -> None:
+    """Wait until the slot holds the model no longer."""
+    async with asyncio.timeout(PATIENCE_S):
+        while model in slot.held:
+            await others_had_their_turn()
 
 
 async def test_a_lease_gives_the_current_model() -> None:
@@ -51,17 +65,16 @@ async def test_a_request_finishes_on_the_version_it_began_with() -> None:
     old, new = FakeModel("v1", diary), FakeModel("v2", diary)
     slot = ModelSlot(old)
     with slot.lease() as began_with:
-        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
-        await others_had_their_turn()
+        assert slot.swap(new, drain_timeout_s=PATIENCE_S) is old
         with slot.lease() as later:
             assert (began_with, later) == (old, new)
         await others_had_their_turn()
-        assert not swap.done()
+        assert slot.held == (old, new)
         diary.append("the request ended")
 
-    assert await swap is old
+    await slot.drained()
     assert diary == ["the request ended", "v1 closed"]
-    assert slot.current is new
+    assert (slot.current, slot.held) == (new, (new,))
 
 
 async def test_the_old_model_is_closed_once_after_its_last_lease() -> None:
@@ -70,13 +83,13 @@ async def test_the_old_model_is_closed_once_after_its_last_lease() -> None:
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(slot.lease())
         second.enter_context(slot.lease())
-        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
+        slot.swap(new, drain_timeout_s=PATIENCE_S)
         await others_had_their_turn()
         first.close()
         await others_had_their_turn()
-        assert (swap.done(), old.diary) == (False, [])
+        assert old.diary == []
 
-    await swap
+    await slot.drained()
     await slot.close(drain_timeout_s=PATIENCE_S)
 
     assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
@@ -84,18 +97,21 @@ async def test_the_old_model_is_closed_once_after_its_last_lease() -> None:
 
 async def test_an_idle_model_is_replaced_at_once() -> None:
     old = FakeModel("v1")
+    slot = ModelSlot(old)
 
-    assert await ModelSlot(old).swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S) is old
+    assert slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S) is old
 
+    await slot.drained()
     assert old.diary == ["v1 closed"]
 
 
-async def test_a_request_that_outlasts_the_drain_timeout_does_not_hold_up_the_swap() -> None:
+async def test_a_request_that_outlasts_the_drain_timeout_does_not_keep_the_old_model_open() -> None:
     old, new = FakeModel("v1"), FakeModel("v2")
     slot = ModelSlot(old)
 
     with slot.lease():
-        await slot.swap(new, drain_timeout_s=NO_TIME_S)
+        slot.swap(new, drain_timeout_s=NO_TIME_S)
+        await slot.drained()
         assert old.diary == ["v1 closed"]
 
     assert slot.current is new
@@ -103,36 +119,33 @@ async def test_a_request_that_outlasts_the_drain_timeout_does_not_hold_up_the_sw
     assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
 
 
-async def test_two_swaps_at_once_close_both_old_models_and_keep_the_last() -> None:
+async def test_two_swaps_in_a_row_close_both_old_models_and_keep_the_last() -> None:
     models = [FakeModel(f"v{number}") for number in (1, 2, 3)]
     slot = ModelSlot(models[0])
     with slot.lease():
-        first = asyncio.create_task(slot.swap(models[1], drain_timeout_s=PATIENCE_S))
-        await others_had_their_turn()
+        slot.swap(models[1], drain_timeout_s=PATIENCE_S)
         with slot.lease():
-            second = asyncio.create_task(slot.swap(models[2], drain_timeout_s=PATIENCE_S))
+            slot.swap(models[2], drain_timeout_s=PATIENCE_S)
             await others_had_their_turn()
-            assert (first.done(), second.done()) == (False, False)
-        assert await second is models[1]
-        assert not first.done()
+            assert [model.diary for model in models] == [[], [], []]
+        await closed(slot, models[1])
+        assert [model.diary for model in models] == [[], ["v2 closed"], []]
 
-    assert await first is models[0]
+    await slot.drained()
     assert [model.diary for model in models] == [["v1 closed"], ["v2 closed"], []]
     assert slot.current is models[2]
 
 
-async def test_an_operator_who_stops_waiting_for_a_swap_does_not_leave_the_old_model_open() -> None:
+async def test_closing_waits_for_what_was_swapped_out_too() -> None:
     old, new = FakeModel("v1"), FakeModel("v2")
     slot = ModelSlot(old)
     with slot.lease():
-        swap = asyncio.create_task(slot.swap(new, drain_timeout_s=PATIENCE_S))
-        await others_had_their_turn()
-        swap.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await swap
-        assert (slot.current, old.diary) == (new, [])
+        slot.swap(new, drain_timeout_s=PATIENCE_S)
+        closing = asyncio.create_task(slot.close(drain_timeout_s=PATIENCE_S))
+        await closed(slot, new)
+        assert (closing.done(), old.diary, new.diary) == (False, [], ["v2 closed"])
 
-    await slot.close(drain_timeout_s=PATIENCE_S)
+    await closing
 
     assert (old.diary, new.diary) == (["v1 closed"], ["v2 closed"])
 
@@ -140,13 +153,27 @@ async def test_an_operator_who_stops_waiting_for_a_swap_does_not_leave_the_old_m
 async def test_a_model_that_takes_long_to_close_does_not_hold_up_the_event_loop() -> None:
     old = FakeModel("v1", may_close=threading.Event())
     slot = ModelSlot(old)
-    swap = asyncio.create_task(slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S))
+    slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S)
     await others_had_their_turn()
     with slot.lease() as leased:
-        assert (leased.name, swap.done()) == ("v2", False)
+        assert (leased.name, old in slot.held) == ("v2", True)
     old.may_close.set()
 
-    assert await swap is old
+    await slot.drained()
+    assert old.diary == ["v1 closed"]
+
+
+async def test_a_model_that_cannot_be_closed_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    slot = ModelSlot[Closable](Unclosable())
+
+    slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S)
+    await slot.drained()
+
+    [record] = caplog.records
+    assert record.getMessage() == "a model that was swapped out could not be closed"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "the device is stuck"
+    assert [model.name for model in slot.held] == ["v2"]
 
 
 async def test_a_closed_slot_leases_nothing_and_swaps_nothing() -> None:
@@ -161,7 +188,7 @@ async def test_a_closed_slot_leases_nothing_and_swaps_nothing() -> None:
         pass
     assert str(no_lease.value) == "the model is being unloaded; retry on another replica"
     with pytest.raises(ShuttingDownError) as no_swap:
-        await slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S)
+        slot.swap(FakeModel("v2"), drain_timeout_s=PATIENCE_S)
     assert str(no_swap.value) == "the model is being unloaded; load it again instead of swapping it"
 
 
@@ -193,6 +220,6 @@ async def test_a_model_cannot_be_swapped_for_itself() -> None:
     slot = ModelSlot(model)
 
     with pytest.raises(ValueError, match="expected a model that this slot does not hold"):
-        await slot.swap(model, drain_timeout_s=PATIENCE_S)
+        slot.swap(model, drain_timeout_s=PATIENCE_S)
 
     assert (slot.current, model.diary) == (model, [])
