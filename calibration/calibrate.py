@@ -13,11 +13,12 @@ functions that serve.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from calibration.options import CalibrateOptions
 from calibration.outputs import accuracy_of, kind_of
@@ -29,7 +30,14 @@ from calibration.split import Split, split_images
 from calibration.subject import Subject, read_subject
 from calibration.threshold import conformal_boundary, normal_boundary
 from guard.arrays import Logits, Overlays
-from guard.artifact import BoundaryRecord, CalibrationRecord, CheckSettings, Profile, write_artifact
+from guard.artifact import (
+    BoundaryRecord,
+    CalibrationRecord,
+    CheckSettings,
+    Probe,
+    Profile,
+    write_artifact,
+)
 from guard.detection.plan import CheckPlan, default_rounds
 from guard.detection.strip import Strip, mean_entropies, passes_needed
 from guard.errors import UnfitModelError
@@ -37,21 +45,25 @@ from guard.runtime.onnx_classifier import ORT_ERRORS
 
 __all__ = ["calibrate"]
 
+_PROBE_IMAGES = 4
+
 
 @dataclass(frozen=True)
 class _Scored:
-    """Overlays in the plan's order, and the entropies of all calibration images in that order."""
+    """Overlays in the plan's order, the entropies of all calibration images in that order, and a probe."""
 
     overlays: Overlays
     entropies: Float32[np.ndarray, "n m"]
+    probe: Probe
     device: str
 
 
-def calibrate(options: CalibrateOptions) -> CalibrationReport:
+def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None = None) -> CalibrationReport:
     """Calibrate a model on clean images and write its artifact.
 
     Args:
         options: What to do.
+        extra_files: More files for the artifact, by name, such as where the model came from.
 
     Returns:
         What was found, and where the artifact is.
@@ -91,9 +103,11 @@ def calibrate(options: CalibrateOptions) -> CalibrationReport:
         model=subject.source.data,
         overlays=scored.overlays,
         profile=profile,
+        probe=scored.probe,
         extra_files={
             "report.json": findings.to_json(),
             "entropies.png": entropy_picture(means, boundary, options.model_name),
+            **(extra_files or {}),
         },
     )
     return CalibrationReport(artifact, findings)
@@ -123,10 +137,20 @@ def _score(subject: Subject, split: Split, options: CalibrateOptions) -> _Scored
         ):
             entropies = score_images(classifier, images, subject.prepare, n_overlays, subject.batch, progress)
             device = classifier.device
+            chosen = _spread(len(images), _PROBE_IMAGES)
+            probed = subject.prepare(images[chosen])
+            logits = classifier.logits(probed)
     except ORT_ERRORS as error:
         raise _failed(options, error) from error
     order = most_uncertain_first(entropies)
-    return _Scored(overlays[order], entropies[:, order], device)
+    entropies = entropies[:, order]
+    probe = Probe(probed, logits, mean_entropies(entropies[chosen]))
+    return _Scored(overlays[order], entropies, probe, device)
+
+
+def _spread(count: int, wanted: int) -> Int64[np.ndarray, " w"]:
+    """Return up to ``wanted`` indices spread over ``count``, for images often come class by class."""
+    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
 
 
 def _boundary(means: np.ndarray, options: CalibrateOptions) -> BoundaryRecord:
@@ -143,7 +167,7 @@ def _profile(
     boundary: BoundaryRecord,
     options: CalibrateOptions,
 ) -> Profile:
-    rounds = default_rounds(options.overlays)
+    rounds = options.rounds or default_rounds(options.overlays)
     passes = passes_needed(scored.entropies, Strip(CheckPlan(rounds), boundary.boundary_bits))
     labels = subject.images.labels
     rows = split.calibration

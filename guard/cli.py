@@ -17,6 +17,8 @@ from guard.errors import GuardError, SettingsError
 __all__ = ["Command", "Serve", "Unavailable", "Verify", "main"]
 
 EXIT_ERROR = 2
+_PROBED = "passed: it answers here as it did at calibration"
+_UNPROBED = "none: written by an older guard; calibrate again to have one"
 
 
 @runtime_checkable
@@ -79,7 +81,7 @@ class Verify:
         parser.add_argument("directory", type=Path, help="an artifact, <repository>/<model>/<version>")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Read the artifact, load and warm up its model, and say what it is."""
+        """Read the artifact, load, warm up and probe its model, and say what it is."""
         from guard.runtime.loader import RuntimeOptions, load_model
 
         model = load_model(
@@ -92,6 +94,7 @@ class Verify:
         print(f"  model     {model.profile.model_name}, SHA-256 {model.profile.model_sha256}")
         print(f"  artifact  SHA-256 {model.digest}")
         print(f"  check     {model.profile.check.blend}, N = {model.profile.check.n_overlays}")
+        print(f"  probe     {_PROBED if model.probed else _UNPROBED}")
         print(f"  boundary  {boundary.boundary_bits:.4f} bits, false rejections {promise}")
         return 0
 

@@ -19,6 +19,7 @@
     │   ├── HashMismatchError          a file is not the one the manifest lists
     │   ├── UnsafePathError            a path leads out of the artifact's directory
     │   ├── UnsafeArrayError           an array that could run code when read (pickle)
+    │   ├── ProbeError                 the loaded model does not answer as it did at calibration
     │   ├── ProfileError               profile or manifest malformed, or of another model
     │   └── UnfitModelError            the model is no image classifier the guard can serve
     ├── OperationError             what an operator asked of a running guard cannot be done
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidRequestError",
     "MissingFileError",
     "OperationError",
+    "ProbeError",
     "ProfileError",
     "QueueFullError",
     "RequestError",
@@ -136,6 +138,10 @@ class UnsafePathError(ArtifactError):
 
 class UnsafeArrayError(ArtifactError):
     """An array file could run code when read."""
+
+
+class ProbeError(ArtifactError):
+    """The loaded model answers the stored images otherwise than when it was calibrated."""
 
 
 class ProfileError(ArtifactError):

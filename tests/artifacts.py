@@ -15,11 +15,14 @@ from guard.artifact import (
     InputSpec,
     OutputSpec,
     Preprocessing,
+    Probe,
     Profile,
     write_artifact,
 )
 from guard.artifact.manifest import sha256_of
 from guard.artifact.signature import read_signature
+from guard.runtime.onnx_classifier import OnnxClassifier
+from guard.runtime.probing import take_probe
 from tests.tiny_models import linear_classifier
 
 N_OVERLAYS = 8
@@ -86,12 +89,37 @@ def random_images(profile: Profile, count: int, seed: int = 0) -> np.ndarray:
 
 
 def write_tiny_artifact(
-    repository: Path, name: str = "tiny", *, model: onnx.ModelProto | None = None, **profile_options: object
+    repository: Path,
+    name: str = "tiny",
+    *,
+    model: onnx.ModelProto | None = None,
+    probed: bool = False,
+    **profile_options: object,
 ) -> Path:
-    """Write ``<repository>/<name>/<next version>`` and return it."""
+    """Write ``<repository>/<name>/<next version>``, with a probe if wanted, and return it."""
     model = model or linear_classifier()
     profile = make_profile(model, **profile_options)
     overlays = random_images(profile, profile.check.n_overlays, seed=99)
     return write_artifact(
-        repository / name, model=model.SerializeToString(), overlays=overlays, profile=profile
+        repository / name,
+        model=model.SerializeToString(),
+        overlays=overlays,
+        profile=profile,
+        probe=probe_of(model, profile, overlays) if probed else None,
     )
+
+
+def probe_of(model: onnx.ModelProto, profile: Profile, overlays: np.ndarray) -> Probe:
+    """Return what the model answers to three images, by the code that serves."""
+    opened = OnnxClassifier.open(
+        model,
+        source=profile.input,
+        sink=profile.output,
+        fixed_batch=profile.fixed_batch,
+        overlays=overlays,
+        blend=profile.check.blend_rule,
+        device="cpu",
+        threads=1,
+    )
+    with opened as classifier:
+        return take_probe(classifier, random_images(profile, 3, seed=7), len(overlays), max_pairs=5)

@@ -1,11 +1,13 @@
 """The model artifact: the one thing that crosses from calibration to production.
 
 A directory ``<repository>/<model>/<version>/`` holding ``model.onnx``, ``overlays.npy``,
-``profile.json`` and ``manifest.json`` (the SHA-256 of each). Reading it never runs code: no
-pickle, no path out of the directory, every byte used is a byte that was hashed.
+``profile.json``, a ``probe.npz`` (artifacts made before there was one do without) and
+``manifest.json`` (the SHA-256 of each). Reading it never runs code: no pickle, no path out of the
+directory, every byte used is a byte that was hashed.
 """
 
 from guard.artifact.manifest import MANIFEST_NAME, Manifest
+from guard.artifact.probe import Probe
 from guard.artifact.profile import (
     BoundaryRecord,
     CalibrationRecord,
@@ -28,6 +30,7 @@ __all__ = [
     "Manifest",
     "OutputSpec",
     "Preprocessing",
+    "Probe",
     "Profile",
     "next_version",
     "read_artifact",

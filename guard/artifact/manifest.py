@@ -13,6 +13,7 @@ __all__ = [
     "MANIFEST_NAME",
     "MODEL_NAME",
     "OVERLAYS_NAME",
+    "PROBE_NAME",
     "PROFILE_NAME",
     "REQUIRED_FILES",
     "FileRecord",
@@ -24,6 +25,7 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 OVERLAYS_NAME = "overlays.npy"
+PROBE_NAME = "probe.npz"
 PROFILE_NAME = "profile.json"
 REQUIRED_FILES = (MODEL_NAME, OVERLAYS_NAME, PROFILE_NAME)
 

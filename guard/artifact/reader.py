@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from guard.artifact.manifest import (
     MANIFEST_NAME,
     MODEL_NAME,
     OVERLAYS_NAME,
+    PROBE_NAME,
     PROFILE_NAME,
     REQUIRED_FILES,
     FileRecord,
@@ -30,34 +27,18 @@ from guard.artifact.manifest import (
     parse_json_record,
     sha256_of,
 )
+from guard.artifact.npy import NPY_ERRORS, load_npy
+from guard.artifact.probe import Probe, read_probe
 from guard.artifact.profile import Profile
 from guard.errors import (
     ArtifactError,
     HashMismatchError,
     MissingFileError,
     ProfileError,
-    UnsafeArrayError,
     UnsafePathError,
 )
 
 __all__ = ["NPY_ERRORS", "Artifact", "load_npy", "read_artifact"]
-
-_PICKLE_MARK = "allow_pickle"
-
-NPY_ERRORS = (
-    ValueError,
-    EOFError,
-    OSError,
-    SyntaxError,
-    tokenize.TokenError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What numpy raises on damaged ``.npy`` and ``.npz`` files."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +52,7 @@ class Artifact:
         model: The parsed model, weights inline.
         overlays: N clean images in the model's input space and dtype, in the plan's order.
         profile: The profile.
+        probe: What the model answered when it was calibrated; None in artifacts that hold none.
     """
 
     directory: Path
@@ -79,6 +61,7 @@ class Artifact:
     model: onnx.ModelProto
     overlays: Overlays
     profile: Profile
+    probe: Probe | None
 
 
 def read_artifact(directory: Path) -> Artifact:
@@ -88,8 +71,8 @@ def read_artifact(directory: Path) -> Artifact:
         MissingFileError: A listed or required file is not there.
         HashMismatchError: A file's content is not what the manifest lists.
         UnsafePathError: A name in the manifest or the model leads out of the directory.
-        UnsafeArrayError: ``overlays.npy`` holds pickled objects.
-        ProfileError: The profile or manifest is malformed, or belongs to another model.
+        UnsafeArrayError: ``overlays.npy`` or ``probe.npz`` holds pickled objects.
+        ProfileError: The profile, the manifest or the probe is malformed, or belongs to another model.
         UnfitModelError: ``model.onnx`` is no ONNX model.
     """
     directory = Path(directory)
@@ -100,28 +83,10 @@ def read_artifact(directory: Path) -> Artifact:
     _check_same_model(profile, files[MODEL_NAME], directory)
     model = _load_model(directory, files)
     overlays = _load_overlays(files[OVERLAYS_NAME], profile, str(directory / OVERLAYS_NAME))
-    return Artifact(directory, directory.name, sha256_of(manifest_bytes), model, overlays, profile)
-
-
-def load_npy(data: bytes, where: str) -> np.ndarray:
-    """Read one ``.npy`` array from memory, refusing pickled objects.
-
-    Raises:
-        UnsafeArrayError: If the array holds Python objects.
-        ArtifactError: If the bytes are no ``.npy`` file.
-    """
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except NPY_ERRORS as error:
-        if _PICKLE_MARK in str(error):
-            raise UnsafeArrayError(
-                f"{where} is no plain .npy array and would be read as pickled Python objects, which can "
-                f"run code; save it again as a plain numeric array"
-            ) from error
-        raise ArtifactError(f"{where} is not a readable .npy array ({error}); write it again") from error
-    if not isinstance(array, np.ndarray):
-        raise ArtifactError(f"{where} is an .npz archive, expected a single .npy array; write it again")
-    return array
+    probe = None
+    if PROBE_NAME in files:
+        probe = read_probe(files[PROBE_NAME], profile, str(directory / PROBE_NAME))
+    return Artifact(directory, directory.name, sha256_of(manifest_bytes), model, overlays, profile, probe)
 
 
 def _read_inside(directory: Path, name: str) -> bytes:

@@ -18,10 +18,12 @@ from guard.artifact.manifest import (
     MANIFEST_NAME,
     MODEL_NAME,
     OVERLAYS_NAME,
+    PROBE_NAME,
     PROFILE_NAME,
     REQUIRED_FILES,
     Manifest,
 )
+from guard.artifact.probe import Probe, probe_bytes
 from guard.artifact.profile import Profile
 from guard.errors import ArtifactError
 
@@ -45,6 +47,7 @@ def write_artifact(
     model: bytes,
     overlays: Overlays,
     profile: Profile,
+    probe: Probe | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the next version of a model and return its directory.
@@ -61,6 +64,7 @@ def write_artifact(
         model: Content of ``model.onnx``.
         overlays: N images in the model's input space and dtype, in the plan's order.
         profile: The profile; its ``model_sha256`` must be that of ``model``.
+        probe: What the model answers to a few images, asked again whenever it is loaded; None for none.
         extra_files: More files by relative name, such as the report or external weights.
 
     Raises:
@@ -78,6 +82,8 @@ def write_artifact(
         OVERLAYS_NAME: buffer.getvalue(),
         PROFILE_NAME: (profile.model_dump_json(indent=2) + "\n").encode(),
     }
+    if probe is not None:
+        files[PROBE_NAME] = probe_bytes(probe)
     files[MANIFEST_NAME] = Manifest.of(files).to_json()
     try:
         return _place(model_directory, files)
@@ -86,7 +92,7 @@ def write_artifact(
 
 
 def _check_names_are_free(extra: Mapping[str, bytes]) -> None:
-    taken = sorted({*REQUIRED_FILES, MANIFEST_NAME} & set(extra))
+    taken = sorted({*REQUIRED_FILES, PROBE_NAME, MANIFEST_NAME} & set(extra))
     if taken:
         raise ArtifactError(
             f"extra_files holds {', '.join(taken)}, which the artifact writes itself; give it another name"

@@ -66,6 +66,7 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.HashMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.UnsafePathError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.UnsafeArrayError: grpc.StatusCode.FAILED_PRECONDITION,
+        errors.ProbeError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.ProfileError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.UnfitModelError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.OperationError: grpc.StatusCode.FAILED_PRECONDITION,

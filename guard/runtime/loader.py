@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
 from guard.errors import ProfileError
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
+from guard.runtime.probing import check_probe
 from guard.runtime.scheduler import Scheduler
 
 __all__ = ["LoadedModel", "RuntimeOptions", "load_model"]
@@ -45,6 +47,8 @@ class LoadedModel:
         version: Its version, a positive integer as text.
         digest: SHA-256 of its manifest.
         clean_entropies: Ascending mean entropies of the calibration images, for p-values.
+        probed: Whether it was asked a golden probe, and so passed it.
+        loaded_at: Seconds since the epoch.
     """
 
     name: str
@@ -54,6 +58,8 @@ class LoadedModel:
     classifier: OnnxClassifier
     scheduler: Scheduler
     clean_entropies: np.ndarray
+    probed: bool
+    loaded_at: float
 
     def close(self) -> None:
         """Finish what was accepted, then free the device."""
@@ -67,14 +73,16 @@ def load_model(
     options: RuntimeOptions,
     *,
     on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
+    approve: Callable[[Artifact], None] = lambda _artifact: None,
 ) -> LoadedModel:
-    """Read, verify, load and warm up the model in ``directory``.
+    """Read, verify, load, warm up and probe the model in ``directory``.
 
     Args:
         name: Name to serve it under.
         directory: An artifact, ``<repository>/<model>/<version>``.
         options: How to run it.
         on_batch: Told the pairs and seconds of each device call.
+        approve: Shown the verified artifact before anything of it is run; raises if it is not wanted.
 
     Raises:
         ArtifactError: If the artifact is damaged or not what its profile says.
@@ -82,6 +90,32 @@ def load_model(
     """
     artifact = read_artifact(directory)
     _check_signature(artifact)
+    approve(artifact)
+    profile = artifact.profile
+    classifier = _open(artifact, options)
+    scheduler = Scheduler(
+        classifier,
+        Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
+        max_batch_pairs=options.max_batch_pairs,
+        max_queue_rows=options.max_queue_rows,
+        on_batch=on_batch,
+        name=name,
+    )
+    return LoadedModel(
+        name=name,
+        version=artifact.version,
+        digest=artifact.digest,
+        profile=profile,
+        classifier=classifier,
+        scheduler=scheduler,
+        clean_entropies=np.asarray(profile.calibration.clean_entropies_bits, np.float64),
+        probed=artifact.probe is not None,
+        loaded_at=time.time(),
+    )
+
+
+def _open(artifact: Artifact, options: RuntimeOptions) -> OnnxClassifier:
+    """Return the classifier, warmed up and probed; where that fails its memory is free again."""
     profile = artifact.profile
     classifier = OnnxClassifier.open(
         artifact.model,
@@ -93,17 +127,20 @@ def load_model(
         device=options.device,
         threads=options.threads,
     )
-    classifier.warm_up(options.max_batch_pairs)
-    scheduler = Scheduler(
-        classifier,
-        Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
-        max_batch_pairs=options.max_batch_pairs,
-        max_queue_rows=options.max_queue_rows,
-        on_batch=on_batch,
-        name=name,
-    )
-    clean = np.asarray(profile.calibration.clean_entropies_bits, np.float64)
-    return LoadedModel(name, artifact.version, artifact.digest, profile, classifier, scheduler, clean)
+    try:
+        classifier.warm_up(options.max_batch_pairs)
+        if artifact.probe is not None:
+            check_probe(
+                classifier,
+                artifact.probe,
+                profile.check.n_overlays,
+                max_pairs=options.max_batch_pairs,
+                where=str(artifact.directory),
+            )
+    except BaseException:
+        classifier.close()
+        raise
+    return classifier
 
 
 def _check_signature(artifact: Artifact) -> None:

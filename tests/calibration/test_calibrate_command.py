@@ -56,6 +56,7 @@ def test_it_prints_the_summary_and_leaves_a_verifiable_artifact(
         "manifest.json",
         "model.onnx",
         "overlays.npy",
+        "probe.npz",
         "profile.json",
         "report.json",
     ]
