@@ -90,7 +90,7 @@ def encode_canary(canary: CanaryStatus) -> pb.CanaryStatus:
         share=canary.share,
         started_at=canary.started_at,
         running=canary.running,
-        outcome=canary.outcome,
+        outcome=_as_text(canary.outcome),
         figures=canary.figures,
     )
 
@@ -134,7 +134,7 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
         canary=None if status.canary is None else encode_canary(status.canary),
         last_failure=None
         if failure is None
-        else pb.Failure(version=failure.version, at=failure.at, error=failure.error),
+        else pb.Failure(version=failure.version, at=failure.at, error=_as_text(failure.error)),
     )
 
 
@@ -173,3 +173,8 @@ def _decode_version(info: pb.VersionInfo) -> VersionInfo:
         certified_frr=info.certified_frr if info.HasField("certified_frr") else None,
         loaded_at=info.loaded_at,
     )
+
+
+def _as_text(words: str) -> str:
+    """Return words that protobuf takes: names of files need not be Unicode."""
+    return words.encode(errors="backslashreplace").decode()
