@@ -35,6 +35,7 @@ class CalibrateOptions:
         labels: ``.npy`` of class indices, or None for those that ``data`` may hold.
         name: Name the profile gives the model; None for the last part of ``out``.
         overlays: N.
+        rounds: Passes of each round of the check, N together; None for what is usual for N.
         blend: Name of the blend rule.
         threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
         frr: False-rejection rate α.
@@ -56,6 +57,7 @@ class CalibrateOptions:
     labels: Path | None = None
     name: str | None = None
     overlays: int = 32
+    rounds: tuple[int, ...] | None = None
     blend: Blend = "add"
     threshold: Threshold = "conformal"
     frr: float = 0.01
@@ -74,6 +76,11 @@ class CalibrateOptions:
             self.threshold in {"conformal", "normal"}, f"--threshold {self.threshold}", "conformal or normal"
         )
         _require(self.overlays >= 1, f"--overlays {self.overlays}", "at least 1")
+        _require(
+            self.rounds is None or (min(self.rounds, default=0) >= 1 and sum(self.rounds) == self.overlays),
+            f"rounds {self.rounds}",
+            f"passes of at least 1, {self.overlays} together, as there are overlays",
+        )
         _require(0 < self.frr < 1, f"--frr {self.frr}", "a rate between 0 and 1, such as 0.01")
         _require(0 < self.confidence < 1, f"--confidence {self.confidence}", "between 0 and 1, such as 0.95")
         _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}", "at least 1")

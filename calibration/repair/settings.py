@@ -13,7 +13,7 @@ from calibration.annotated import fits
 from calibration.errors import OptionError
 from calibration.repair.table import REPAIRS
 
-__all__ = ["hints_of", "options_in_file", "options_in_words", "require_known", "spelled"]
+__all__ = ["hints_of", "options_in_file", "options_in_table", "options_in_words", "require_known", "spelled"]
 
 _WORDS = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "none",
@@ -47,10 +47,21 @@ def options_in_file(path: Path, method: str) -> dict[str, Any]:
                 f"--config {path}: {name!r} is no table of a repair's; expected tables such as [{method}], "
                 f"named as in --list"
             )
-    return {
-        name: _checked(method, name, _frozen(value), f"--config {path}: [{method}] {name}")
-        for name, value in tables.get(method, {}).items()
-    }
+    return options_in_table(tables.get(method, {}), method, f"--config {path}: [{method}]")
+
+
+def options_in_table(table: Mapping[str, Any], method: str, where: str) -> dict[str, Any]:
+    """Return a repair's options in a table of TOML.
+
+    Args:
+        table: Values by the options' names.
+        method: The repair.
+        where: The table, for errors.
+
+    Raises:
+        OptionError: If an option is unknown or of another type.
+    """
+    return {name: _checked(method, name, _frozen(value), f"{where} {name}") for name, value in table.items()}
 
 
 def options_in_words(words: Sequence[str], method: str) -> dict[str, Any]:
