@@ -4,8 +4,8 @@
 
     lay out ─→ repair ─→ measure ─→ export ─→ write
     model,      stage by stage;   before and    as it came,   model.onnx, repair.json,
-    images,     each is kept      after, on     parity        repair.md
-    triggers                      held images   checked
+    images,     each is kept      after, on     parity        repair.md,
+    triggers                      held images   checked       repair.html
 
 What is kept lies in ``<out>/partial``, named by all that the repaired weights depend on: a repair that was
 broken off goes on from there, and it is removed once the repaired model is written; what others were broken
@@ -35,8 +35,10 @@ from calibration.export import ExportRecord, export_onnx
 from calibration.intake import model_rows
 from calibration.prediction import device_of, predict
 from calibration.repair.base import RepairResult, Sitting
+from calibration.repair.html_report import to_html
 from calibration.repair.options import MODEL, PARTIAL, REPORT, DeviceName, RepairOptions
-from calibration.repair.report import Repaired, to_json, to_markdown
+from calibration.repair.repaired import Repaired
+from calibration.repair.report import to_json, to_markdown
 from calibration.repair.workbench import Laid, lay_out
 from calibration.report import machine, package_versions
 from guard import __version__
@@ -158,6 +160,7 @@ def _write(repaired: Repaired, data: bytes) -> tuple[Path, ...]:
         MODEL: data,
         REPORT: to_json(repaired).encode(),
         "repair.md": to_markdown(repaired).encode(),
+        "repair.html": to_html(repaired).encode(),
     }
     for name, content in written.items():
         partial = out / f"{name}.partial"

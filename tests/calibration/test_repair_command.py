@@ -71,7 +71,12 @@ def test_it_writes_a_model_of_the_same_face_and_says_what_it_did(
     printed, out = capsys.readouterr(), tmp_path / "repaired"
     found, repaired = record(tmp_path), onnx.load(out / "model.onnx")
     assert printed.err == ""
-    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "repair.json", "repair.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "model.onnx",
+        "repair.html",
+        "repair.json",
+        "repair.md",
+    ]
     assert load_trainable(out / "model.onnx").signature == load_trainable(tmp_path / "model.onnx").signature
     metadata = {entry.key: entry.value for entry in repaired.metadata_props}
     source = sha256_of((tmp_path / "model.onnx").read_bytes())
