@@ -1,4 +1,4 @@
-"""The ``guard`` command: ``serve``, ``verify`` and ``audit`` here, more from installed packages."""
+"""The ``guard`` command: ``serve`` and ``verify`` here, more in other rooms and from installed packages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from guard import __version__
+from guard.admin.cli import Canary, Promote, Rollback, Status, Swap
 from guard.audit.audit_command import Audit
 from guard.errors import GuardError, SettingsError
 
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _commands(argv: list[str]) -> list[Command]:
     """Return the commands to choose from; where a built-in one is asked for, no other package is loaded."""
-    own: list[Command] = [Serve(), Verify(), Audit()]
+    own: list[Command] = [Serve(), Verify(), Audit(), Status(), Swap(), Rollback(), Canary(), Promote()]
     taken = {command.name for command in own}
     if argv and argv[0] in taken:
         return own
