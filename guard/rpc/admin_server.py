@@ -12,7 +12,6 @@ from guard.errors import SettingsError
 from guard.rpc.access import Access, TokenKeeper
 from guard.rpc.admin import AdminServicer
 from guard.rpc.interceptors import Doorkeeper
-from guard.rpc.operations import Operations
 from guard.rpc.outcome import OnRpc, ignore_rpc
 from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
 from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
@@ -53,7 +52,6 @@ class AdminServer:
         self._on_rpc = on_rpc
         self._token = access.token()
         self._credentials = access.credentials()
-        self._operations = Operations()
         self._server: Any = None
         self._inode = 0
         self.port: int | None = None
@@ -72,9 +70,9 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        admin = AdminServicer(control, self._operations, on_rpc=self._on_rpc)
+        admin = AdminServicer(control, on_rpc=self._on_rpc)
         add_GuardAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
-        add_repository_servicer(RepositoryServicer(control, self._operations, on_rpc=self._on_rpc), server)
+        add_repository_servicer(RepositoryServicer(control, on_rpc=self._on_rpc), server)
         if self._access.port is not None:
             self.port = self._open_port(server, self._access.host, self._access.port)
         if self._access.socket is not None:
@@ -82,15 +80,11 @@ class AdminServer:
         await server.start()
 
     async def stop(self) -> None:
-        """Close the doors; an operation that was begun runs on, though nobody hears of it."""
+        """Close the doors. An operation that was begun is the control room's; nobody hears of its end."""
         if self._server is not None:
             await self._server.stop(None)
         if self._access.socket is not None and self._inode:
             remove_socket(self._access.socket, self._inode)
-
-    async def finish(self, patience_s: float) -> None:
-        """Wait for operations that still run, and cancel them when ``patience_s`` is over."""
-        await self._operations.finish(patience_s)
 
     def _interceptors(self) -> list[Any]:
         doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._on_rpc, advice=_ADVICE)

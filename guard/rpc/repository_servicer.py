@@ -17,7 +17,6 @@ from guard.control.api import Control, ModelStatus
 from guard.errors import UnsupportedRequestError
 from guard.rpc.access import AdminContext, actor_of
 from guard.rpc.admin_codec import checked_version
-from guard.rpc.operations import Operations
 from guard.rpc.outcome import OnRpc, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.status import UnservedRpcError
@@ -36,14 +35,12 @@ class RepositoryServicer:
     """Serves RepositoryIndex and RepositoryModelLoad, and says why it does not unload.
 
     Args:
-        control: Does it.
-        operations: Keeps what was begun running.
+        control: Does it, to the end, whether or not the caller still waits.
         on_rpc: Called once for each finished call.
     """
 
-    def __init__(self, control: Control, operations: Operations, *, on_rpc: OnRpc = ignore_rpc) -> None:
+    def __init__(self, control: Control, *, on_rpc: OnRpc = ignore_rpc) -> None:
         self._control = control
-        self._operations = operations
         self._on_rpc = on_rpc
 
     async def RepositoryIndex(
@@ -63,8 +60,7 @@ class RepositoryServicer:
         async with answering(context, "RepositoryModelLoad", self._on_rpc, request.model_name):
             _refuse_other_repository(request.repository_name)
             version = _version_asked_for(request)
-            work = self._control.swap(request.model_name, version, actor=actor_of(context))
-            await self._operations.run(work)
+            await self._control.swap(request.model_name, version, actor=actor_of(context))
             return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(

@@ -56,7 +56,6 @@ async def administering(control: FakeControl | None = None, **access: Any) -> As
         yield House(control, server, address, reported)
     finally:
         await server.stop()
-        await server.finish(PATIENCE_S)
 
 
 @asynccontextmanager

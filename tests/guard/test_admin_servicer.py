@@ -256,59 +256,6 @@ async def test_a_second_operation_on_a_model_is_told_that_it_is_busy(admin: Aske
     assert (await asyncio.wait_for(first, PATIENCE_S)).changed is True
 
 
-async def cancelled(admin: Asked) -> None:
-    """Wait until the server knows that its caller has hung up."""
-    async with asyncio.timeout(PATIENCE_S):
-        while ("Swap", "tiny", "CANCELLED") not in admin.house.reported:
-            await admin.stub.Status(pb.StatusRequest())
-
-
-async def test_an_operation_whose_caller_hangs_up_runs_to_its_end(admin: Asked) -> None:
-    admin.control.hold = asyncio.Event()
-    call = admin.stub.Swap(REQUESTS["Swap"])
-    await asyncio.wait_for(admin.control.held.wait(), PATIENCE_S)
-    call.cancel()
-    await cancelled(admin)
-    admin.control.hold.set()
-
-    await admin.house.server.finish(PATIENCE_S)
-
-    assert admin.control.tiny.current == version_info("2")
-
-
-async def test_an_operation_that_fails_after_its_caller_left_is_in_the_log(
-    admin: Asked, caplog: pytest.LogCaptureFixture
-) -> None:
-    admin.control.hold = asyncio.Event()
-    call = admin.stub.Swap(pb.SwapRequest(model="tiny", version="3"))
-    await asyncio.wait_for(admin.control.held.wait(), PATIENCE_S)
-    call.cancel()
-    await cancelled(admin)
-    admin.control.hold.set()
-
-    await admin.house.server.finish(PATIENCE_S)
-
-    assert "an operation whose caller had left failed" in caplog.text
-    assert "gives no numbers" in caplog.text
-
-
-async def test_what_does_not_end_in_time_at_shutdown_is_cancelled(tmp_path: Path) -> None:
-    async with (
-        administering(socket=tmp_path / "admin.sock") as house,
-        stub_at(house.address) as stub,
-    ):
-        house.control.hold = asyncio.Event()
-        call = stub.Swap(REQUESTS["Swap"])
-        await asyncio.wait_for(house.control.held.wait(), PATIENCE_S)
-        await house.server.stop()
-        assert (await refusal(call))[0] in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-
-        await house.server.finish(0.0)
-
-        house.control.hold.set()
-    assert house.control.tiny.current == version_info("1")
-
-
 # What is sent is what was meant
 
 CANARY = CanaryStatus(version_info("7", None), 0.05, 3.5, True, "", {"requests": 12.0, "frr": 0.0})
