@@ -23,7 +23,9 @@ from guard.metrics_catalogue import (
     GRPC_CODES,
     RPC_METHODS,
     UNKNOWN,
+    DropReason,
     Outcome,
+    Recorded,
     ShedReason,
     Stage,
     UncheckableReason,
@@ -84,6 +86,15 @@ class Metrics:
         self._rpc_series: dict[tuple[str, str, str], Counter] = {}
         self._rpc_timers: dict[str, Histogram] = {}
         for model in models:
+        self._audited = self._counter("guard_audit_records_total")
+        self._audit_fails = self._gauge("guard_audit_failing")
+        self._quarantined = self._gauge("guard_quarantine_items")
+        self._quarantined_bytes = self._gauge("guard_quarantine_bytes")
+        self._dropped = self._counter("guard_quarantine_dropped_total")
+        for outcome in Recorded:
+            self._audited.labels(outcome.value)
+        for reason in DropReason:
+            self._dropped.labels(reason.value)
             self.add_model(model)
 
     # What the operator does
@@ -154,6 +165,26 @@ class Metrics:
             method: Bare method name, such as ``ModelInfer``.
             model: Model named by the request; empty where the method names none.
             code: Name of the gRPC status code.
+    # What those who keep records do
+
+    def audit_records(self, written: int, lost: int) -> None:
+        """Count records for the audit log that were written, and that were lost for want of room."""
+        self._audited.labels(Recorded.WRITTEN.value).inc(written)
+        self._audited.labels(Recorded.LOST.value).inc(lost)
+
+    def audit_failing(self, failing: bool) -> None:
+        """Say whether the audit log cannot be written just now."""
+        self._audit_fails.set(failing)
+
+    def quarantine_holds(self, items: int, held_bytes: int) -> None:
+        """Say what is in quarantine."""
+        self._quarantined.set(items)
+        self._quarantined_bytes.set(held_bytes)
+
+    def quarantine_dropped(self, reason: DropReason, count: int) -> None:
+        """Count suspicious inputs that were not kept."""
+        self._dropped.labels(reason.value).inc(count)
+
             seconds: From arrival to answer.
         """
         method = method if method in self._methods else UNKNOWN

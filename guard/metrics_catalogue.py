@@ -21,7 +21,9 @@ __all__ = [
     "GRPC_CODES",
     "RPC_METHODS",
     "UNKNOWN",
+    "DropReason",
     "Outcome",
+    "Recorded",
     "ShedReason",
     "Spec",
     "Stage",
@@ -119,6 +121,21 @@ class ShedReason(StrEnum):
     CANCELLED = "cancelled"
 
 
+class DropReason(StrEnum):
+    """Why a suspicious input was not kept in quarantine."""
+
+    QUEUE_FULL = "queue_full"
+    UNWRITABLE = "unwritable"
+    TOO_LARGE = "too_large"
+
+
+class Recorded(StrEnum):
+    """What became of a record for the audit log."""
+
+    WRITTEN = "written"
+    LOST = "lost"
+
+
 Kind = Literal["counter", "gauge", "histogram"]
 OPEN: Final[tuple[str, ...]] = ()
 
@@ -212,6 +229,21 @@ _SPECS: Final = (
         "gauge",
         "Certified bound on the share of clean inputs found suspicious; absent without a guarantee.",
         _MODEL,
+    ),
+    Spec(
+        "guard_audit_records_total",
+        "counter",
+        "Records for the audit log, by whether they were written or lost for want of room.",
+        {"outcome": tuple(Recorded)},
+    ),
+    Spec("guard_audit_failing", "gauge", "1 while the audit log cannot be written, else 0."),
+    Spec("guard_quarantine_items", "gauge", "Inputs in quarantine."),
+    Spec("guard_quarantine_bytes", "gauge", "Bytes of their files."),
+    Spec(
+        "guard_quarantine_dropped_total",
+        "counter",
+        "Suspicious inputs that were not kept in quarantine.",
+        {"reason": tuple(DropReason)},
     ),
     Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
 )

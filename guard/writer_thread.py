@@ -30,14 +30,22 @@ class WriterThread(Generic[T]):
         name: Of the thread.
         limit: Weight that may wait, in the unit of :meth:`put`; as much again may be being written.
         retry_s: Seconds between attempts.
+        idle_s: Seconds after which ``write`` is called with nothing, where nothing came; None for never.
     """
 
     def __init__(
-        self, write: Callable[[list[T], int], bool], *, name: str, limit: int, retry_s: float = 1.0
+        self,
+        write: Callable[[list[T], int], bool],
+        *,
+        name: str,
+        limit: int,
+        retry_s: float = 1.0,
+        idle_s: float | None = None,
     ) -> None:
         self._write = write
         self._limit = limit
         self._retry_s = retry_s
+        self._idle_s = idle_s
         self._changed = threading.Condition()
         self._waiting: list[T] = []
         self._weight = 0
@@ -94,10 +102,10 @@ class WriterThread(Generic[T]):
                     break
 
     def _take(self) -> tuple[list[T], int] | None:
-        """Return all that waits and what was lost since, when there is any; None once closed and empty."""
+        """Return all that waits and what was lost since; None once closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._lost or self._closing)
-            if not self._waiting and not self._lost:
+            self._changed.wait_for(lambda: self._waiting or self._lost or self._closing, self._idle_s)
+            if self._closing and not self._waiting and not self._lost:
                 return None
             items, lost = self._waiting, self._lost
             self._waiting, self._weight, self._lost = [], 0, 0
