@@ -77,15 +77,6 @@ class Metrics:
         self._info = self._gauge("guard_model_info")
         self._boundary = self._gauge("guard_boundary_bits")
         self._certified_frr = self._gauge("guard_certified_frr_ratio")
-        self._ready = self._gauge("guard_ready")
-
-        self._methods = frozenset(RPC_METHODS)
-        self._codes = frozenset(GRPC_CODES)
-        self._models: dict[str, _ModelSeries] = {}
-        self._infos: dict[str, tuple[str, ...]] = {}
-        self._rpc_series: dict[tuple[str, str, str], Counter] = {}
-        self._rpc_timers: dict[str, Histogram] = {}
-        for model in models:
         self._audited = self._counter("guard_audit_records_total")
         self._audit_fails = self._gauge("guard_audit_failing")
         self._quarantined = self._gauge("guard_quarantine_items")
@@ -95,6 +86,15 @@ class Metrics:
             self._audited.labels(outcome.value)
         for reason in DropReason:
             self._dropped.labels(reason.value)
+        self._ready = self._gauge("guard_ready")
+
+        self._methods = frozenset(RPC_METHODS)
+        self._codes = frozenset(GRPC_CODES)
+        self._models: dict[str, _ModelSeries] = {}
+        self._infos: dict[str, tuple[str, ...]] = {}
+        self._rpc_series: dict[tuple[str, str, str], Counter] = {}
+        self._rpc_timers: dict[str, Histogram] = {}
+        for model in models:
             self.add_model(model)
 
     # What the operator does
@@ -156,15 +156,6 @@ class Metrics:
         """Say whether the guard takes requests."""
         self._ready.set(is_ready)
 
-    # What callers cause
-
-    def rpc(self, method: str, model: str, code: str, seconds: float) -> None:
-        """Count an RPC that was answered.
-
-        Args:
-            method: Bare method name, such as ``ModelInfer``.
-            model: Model named by the request; empty where the method names none.
-            code: Name of the gRPC status code.
     # What those who keep records do
 
     def audit_records(self, written: int, lost: int) -> None:
@@ -185,6 +176,15 @@ class Metrics:
         """Count suspicious inputs that were not kept."""
         self._dropped.labels(reason.value).inc(count)
 
+    # What callers cause
+
+    def rpc(self, method: str, model: str, code: str, seconds: float) -> None:
+        """Count an RPC that was answered.
+
+        Args:
+            method: Bare method name, such as ``ModelInfer``.
+            model: Model named by the request; empty where the method names none.
+            code: Name of the gRPC status code.
             seconds: From arrival to answer.
         """
         method = method if method in self._methods else UNKNOWN
