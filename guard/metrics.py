@@ -31,7 +31,16 @@ from guard.metrics_catalogue import (
     UncheckableReason,
 )
 
-__all__ = ["Metrics", "Outcome", "ShedReason", "Stage", "UncheckableReason"]
+__all__ = [
+    "Metrics",
+    "Outcome",
+    "ShedReason",
+    "Stage",
+    "UncheckableReason",
+    "counter",
+    "gauge",
+    "histogram",
+]
 
 
 @dataclass(frozen=True)
@@ -253,18 +262,34 @@ class Metrics:
             _remove(gauge, model)
 
     def _counter(self, name: str) -> Counter:
-        return self._register(Counter, name)
+        return counter(name, self._registry)
 
     def _gauge(self, name: str) -> Gauge:
-        return self._register(Gauge, name)
+        return gauge(name, self._registry)
 
     def _histogram(self, name: str) -> Histogram:
-        spec = CATALOGUE[name]
-        return Histogram(name, spec.help, tuple(spec.labels), buckets=spec.buckets, registry=self._registry)
+        return histogram(name, self._registry)
 
-    def _register(self, kind: type[_M], name: str) -> _M:
-        spec = CATALOGUE[name]
-        return kind(name, spec.help, tuple(spec.labels), registry=self._registry)
+
+def counter(name: str, registry: CollectorRegistry) -> Counter:
+    """Register a counter of the catalogue."""
+    return _register(Counter, name, registry)
+
+
+def gauge(name: str, registry: CollectorRegistry) -> Gauge:
+    """Register a gauge of the catalogue."""
+    return _register(Gauge, name, registry)
+
+
+def histogram(name: str, registry: CollectorRegistry) -> Histogram:
+    """Register a histogram of the catalogue."""
+    spec = CATALOGUE[name]
+    return Histogram(name, spec.help, tuple(spec.labels), buckets=spec.buckets, registry=registry)
+
+
+def _register(kind: type[_M], name: str, registry: CollectorRegistry) -> _M:
+    spec = CATALOGUE[name]
+    return kind(name, spec.help, tuple(spec.labels), registry=registry)
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "ShedReason",
     "Spec",
     "Stage",
+    "SwapOutcome",
     "UncheckableReason",
 ]
 
@@ -136,6 +137,14 @@ class Recorded(StrEnum):
     LOST = "lost"
 
 
+class SwapOutcome(StrEnum):
+    """What became of a swap or a rollback; failed where the candidate did not come to serve."""
+
+    SWAPPED = "swapped"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
 Kind = Literal["counter", "gauge", "histogram"]
 OPEN: Final[tuple[str, ...]] = ()
 
@@ -158,6 +167,7 @@ class Spec:
 
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOAD_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 _PASSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0)
 _BITS: Final = (
     *(0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.75),
@@ -244,6 +254,37 @@ _SPECS: Final = (
         "counter",
         "Suspicious inputs that were not kept in quarantine.",
         {"reason": tuple(DropReason)},
+    ),
+    Spec(
+        "guard_swaps_total",
+        "counter",
+        "Swaps and rollbacks; failed where the candidate did not come to serve and the old one serves on.",
+        {**_MODEL, "outcome": tuple(SwapOutcome)},
+    ),
+    Spec(
+        "guard_candidate_failures_total",
+        "counter",
+        "Versions that could not be served, at the start, in a swap, a rollback or by watching.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_candidate_load_seconds",
+        "histogram",
+        "Time to read, verify, load, warm up and probe a version beside the one that serves.",
+        _MODEL,
+        _LOAD_SECONDS,
+    ),
+    Spec(
+        "guard_last_swap_timestamp_seconds",
+        "gauge",
+        "When another version came to serve, seconds since the epoch; absent before the first time.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_version_record_failures_total",
+        "counter",
+        "Times that the record of what serves could not be written or read; a restart may serve another.",
+        _MODEL,
     ),
     Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from guard.errors import MissingFileError
 
-__all__ = ["find_models", "latest_version"]
+__all__ = ["find_models", "find_versions", "latest_version"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,18 +49,30 @@ def find_models(root: Path) -> dict[str, Path]:
     return models
 
 
+def find_versions(model_directory: Path) -> tuple[Path, ...]:
+    """Return the version directories of a model, ascending; none where there is no such directory.
+
+    Raises:
+        OSError: If the directory cannot be read.
+    """
+    if not model_directory.is_dir():
+        return ()
+    versions = [
+        entry for entry in model_directory.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()
+    ]
+    return tuple(sorted(versions, key=lambda entry: int(entry.name)))
+
+
 def latest_version(model_directory: Path) -> Path:
     """Return the version directory with the highest number.
 
     Raises:
         MissingFileError: If there is none.
     """
-    versions = [
-        entry for entry in model_directory.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name)
-    ]
+    versions = find_versions(model_directory)
     if not versions:
         raise MissingFileError(
             f"{model_directory} holds no version; expected a directory named 1, 2, …: "
             f"make one with `guard calibrate --out {shlex.quote(str(model_directory))}`"
         )
-    return max(versions, key=lambda entry: int(entry.name))
+    return versions[-1]

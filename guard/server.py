@@ -6,14 +6,23 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from prometheus_client import CollectorRegistry
 
-from guard.dataplane import DataPlane, ServedModel
+from guard.artifact import Artifact
+from guard.control import Control
+from guard.control.announcer import Announcer, Event
+from guard.control.counts import SwapCounts
+from guard.control.keeper import Keeper
+from guard.control.served_versions import ServedVersions
+from guard.control.tools import Tools
+from guard.dataplane import DataPlane
 from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
@@ -24,7 +33,6 @@ from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.servicer import InferenceServicer
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
-from guard.runtime.slot import ModelSlot
 from guard.settings import Settings
 
 __all__ = ["GuardServer", "serve"]
@@ -32,6 +40,14 @@ __all__ = ["GuardServer", "serve"]
 _log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
+
+_WORDS: dict[str, tuple[int, str]] = {
+    Event.LOADED: (logging.INFO, "model loaded"),
+    Event.SWAPPED: (logging.INFO, "model swapped"),
+    Event.ROLLED_BACK: (logging.INFO, "model rolled back"),
+    Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
+    Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
+}
 
 
 class GuardServer:
@@ -46,13 +62,24 @@ class GuardServer:
         self._settings = settings
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
-        self._models: dict[str, ServedModel] = {}
         self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
+        tools = Tools(
+            load=self._load_model,
+            announcer=Announcer(self._metrics, SwapCounts(self.registry), self._tell),
+            versions=ServedVersions(settings.state_dir),
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+        self._keeper = Keeper(settings.repository, tools)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self._stop_by: float | None = None
         self.port = 0
         self.metrics_port = 0
+
+    @property
+    def control(self) -> Control:
+        """What an operator may ask of this server."""
+        return self._keeper  # type: ignore[return-value]  # the canary's operations are still to come
 
     async def start(self) -> None:
         """Open the metrics port, load and warm up every model, then open the gRPC port.
@@ -66,7 +93,7 @@ class GuardServer:
             self._open_metrics_port()
             await self._load_models()
             dataplane = DataPlane(
-                self._models,
+                self._keeper.models,
                 self._metrics,
                 max_request_rows=settings.max_request_rows,
                 request_timeout_s=settings.request_timeout_s,
@@ -75,10 +102,16 @@ class GuardServer:
             self._dataplane = dataplane
             await self._health.serve()
             self._metrics.ready(True)
+            if settings.watch_repository_s:
+                self._keeper.watch(settings.watch_repository_s)
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
         _log.info(
             "ready",
-            extra={"port": self.port, "metrics_port": self.metrics_port, "models": sorted(self._models)},
+            extra={
+                "port": self.port,
+                "metrics_port": self.metrics_port,
+                "models": sorted(self._keeper.models),
+            },
         )
 
     async def stop(self) -> None:
@@ -89,6 +122,7 @@ class GuardServer:
         self._stop_by = time.monotonic() + self._settings.drain_timeout_s
         if self._dataplane is not None:
             self._dataplane.begin_shutdown()
+        self._keeper.begin_shutdown()
         self._metrics.ready(False)
         await self._health.stop()
         await self._exit.aclose()
@@ -96,12 +130,6 @@ class GuardServer:
 
     async def _load_models(self) -> None:
         settings = self._settings
-        options = RuntimeOptions(
-            device=settings.device,
-            threads=settings.threads or None,
-            max_batch_pairs=settings.max_batch_pairs,
-            max_queue_rows=settings.max_queue_rows,
-        )
         found = find_models(settings.repository)
         unknown = sorted(set(settings.models) - set(found))
         if unknown:
@@ -109,47 +137,28 @@ class GuardServer:
                 f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
                 f"there are {sorted(found)}"
             )
-        for name, directory in found.items():
-            on_batch = partial(self._metrics.device_batch, name)
-            model = await asyncio.to_thread(partial(load_model, name, directory, options, on_batch=on_batch))
-            slot = ModelSlot(model)
-            self._exit.push_async_callback(partial(self._close, slot))
-            policy = settings.policy_of(name)
-            self._models[name] = ServedModel(slot, policy, settings.on_uncheckable_of(name))
-            self._announce(model, self._models[name])
+        self._exit.push_async_callback(self._keeper.close, self._time_left_s)
+        for name in found:
+            await self._keeper.start(name, settings.policy_of(name), settings.on_uncheckable_of(name))
 
-    async def _close(self, slot: ModelSlot[LoadedModel]) -> None:
-        if slot.current is not None:
-            await asyncio.to_thread(slot.current.scheduler.close, self._time_left_s())
-        await slot.close(drain_timeout_s=self._time_left_s())
+    def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
+        settings = self._settings
+        options = RuntimeOptions(
+            device=settings.device,
+            threads=settings.threads or None,
+            max_batch_pairs=settings.max_batch_pairs,
+            max_queue_rows=settings.max_queue_rows,
+        )
+        on_batch = partial(self._metrics.device_batch, name)
+        return load_model(name, directory, options, on_batch=on_batch, approve=approve)
+
+    def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
+        level, words = _WORDS[kind]
+        _log.log(level, words, extra=dict(fields))
 
     def _time_left_s(self) -> float:
         stop_by = self._stop_by
         return self._settings.drain_timeout_s if stop_by is None else max(0.0, stop_by - time.monotonic())
-
-    def _announce(self, model: LoadedModel, served: ServedModel) -> None:
-        boundary = model.profile.boundary
-        self._metrics.model_loaded(
-            model.name,
-            version=model.version,
-            digest=model.digest,
-            blend=model.profile.check.blend,
-            policy=served.policy,
-            boundary_bits=boundary.boundary_bits,
-            certified_frr=boundary.certified_frr,
-        )
-        self._metrics.watch_queue(model.name, lambda: model.scheduler.rows, model.scheduler.max_queue_rows)
-        _log.info(
-            "model loaded",
-            extra={
-                "model": model.name,
-                "version": model.version,
-                "digest": model.digest,
-                "device": model.classifier.device,
-                "policy": served.policy.value,
-                "boundary_bits": boundary.boundary_bits,
-            },
-        )
 
     def _open_metrics_port(self) -> None:
         """Open it first, so that probes are answered while models load."""

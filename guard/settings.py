@@ -65,6 +65,9 @@ class Settings(BaseSettings):
             it bounds the memory that requests hold.
         request_timeout_s: Longest a request may take when its caller sets no shorter deadline.
         drain_timeout_s: Longest wait for accepted requests at shutdown.
+        state_dir: Directory in which is kept which versions serve; a restart then serves those. None to
+            serve the highest version of each model at every start.
+        watch_repository_s: Seconds between looks for higher versions, which are served then; 0 for none.
         log_level: Least severe level that is logged.
         log_format: ``json`` for one object a line, ``text`` for people.
         models: Settings of single models, by name.
@@ -89,6 +92,8 @@ class Settings(BaseSettings):
     max_concurrent_requests: Count = 256
     request_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 30.0
+    state_dir: Path | None = None
+    watch_repository_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     models: dict[str, ModelSettings] = Field(default_factory=dict)

@@ -99,6 +99,7 @@ class SwapReport:
         new: What is served since.
         seconds: From the call to the switch: reading, verifying, loading, warming up, probing.
         changed: False if that version was served already.
+        note: What whoever asked should know besides; empty if there is nothing.
     """
 
     model: str
@@ -106,6 +107,7 @@ class SwapReport:
     new: VersionInfo
     seconds: float
     changed: bool
+    note: str = ""
 
 
 @runtime_checkable

@@ -55,6 +55,8 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "max_concurrent_requests": 256,
         "request_timeout_s": 30.0,
         "drain_timeout_s": 30.0,
+        "state_dir": None,
+        "watch_repository_s": 0.0,
         "log_level": "info",
         "log_format": "json",
         "models": {},

@@ -17,9 +17,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from guard.control.counts import SwapCounts
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
-from guard.metrics_catalogue import CATALOGUE, GRPC_CODES, RPC_METHODS, Spec
+from guard.metrics_catalogue import CATALOGUE, GRPC_CODES, RPC_METHODS, Spec, SwapOutcome
 from guard.rpc.pb import guard_admin_pb2, open_inference_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics_catalogue.txt"
@@ -69,6 +70,15 @@ def everything_happens(metrics: Metrics) -> None:
         metrics.shed("resnet", shed)
 
 
+def everything_is_swapped(counts: SwapCounts) -> None:
+    counts.add_model("resnet")
+    for outcome in SwapOutcome:
+        counts.swap("resnet", outcome)
+    counts.candidate_loaded("resnet", 1.5)
+    counts.candidate_failed("resnet")
+    counts.record_failed("resnet")
+
+
 def samples(registry: CollectorRegistry, name: str) -> list[Sample]:
     return [
         (s.name, s.labels, s.value) for family in registry.collect() for s in family.samples if s.name == name
@@ -106,6 +116,7 @@ def test_names_follow_the_house_rules() -> None:
 
 def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: Metrics) -> None:
     everything_happens(metrics)
+    everything_is_swapped(SwapCounts(registry))
 
     seen: dict[str, tuple[str, str, set[str]]] = {}
     for family in parse_text(generate_latest(registry).decode()):
@@ -227,7 +238,7 @@ def test_an_unloaded_model_keeps_its_counters_and_loses_its_gauges(
     metrics.model_unloaded("resnet")
 
     gauges = [s.name for s in CATALOGUE.values() if s.kind == "gauge" and "model" in s.labels]
-    assert len(gauges) == 5
+    assert len(gauges) == 6
     assert [name for name in gauges if samples(registry, name)] == []
     assert registry.get_sample_value(
         "guard_inputs_total", {"model": "resnet", "verdict": "accept"}

@@ -1,0 +1,110 @@
+"""Load a version beside the one that serves; whatever goes wrong with it stays with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from guard.arrays import Overlays
+from guard.artifact import MANIFEST_NAME, Artifact
+from guard.artifact.manifest import sha256_of
+from guard.control.compatibility import differences
+from guard.control.memory import check_memory
+from guard.errors import CandidateError, GuardError
+from guard.runtime.loader import LoadedModel
+
+__all__ = ["Load", "check_digest", "load_candidate", "manifest_digest", "reason_of"]
+
+Load = Callable[[str, Path, Callable[[Artifact], None]], LoadedModel]
+"""Loads the artifact in a directory under a name; shows it to the third argument before it runs anything."""
+
+_TRIED: Final = 4
+
+
+def load_candidate(
+    load: Load, served: LoadedModel, directory: Path, *, digest: str, free_bytes: Callable[[], int | None]
+) -> LoadedModel:
+    """Load a version of a model that is served, ready to take over (blocks).
+
+    Args:
+        load: Loads it.
+        served: What serves now; it is only looked at.
+        directory: The version's artifact.
+        digest: SHA-256 that its manifest must have; empty for any.
+        free_bytes: Memory there is, see :func:`~guard.control.memory.available_bytes`.
+
+    Raises:
+        CandidateError: If it cannot come to serve, whatever the reason.
+    """
+    examination = _Examination(served, digest)
+    try:
+        check_memory(directory, free_bytes())
+        candidate = load(served.name, directory, examination.approve)
+        try:
+            examination.check_answers(candidate)
+        except BaseException:
+            candidate.close()
+            raise
+    except Exception as error:  # whatever a candidate does must not reach what serves
+        raise CandidateError(
+            f"version {directory.name!r} of model {served.name!r} cannot come to serve: {reason_of(error)}; "
+            f"version {served.version!r} serves on"
+        ) from error
+    return candidate
+
+
+def check_digest(artifact: Artifact, digest: str) -> None:
+    """Refuse an artifact that is not the one that is meant.
+
+    Raises:
+        CandidateError: If its digest is another; an empty ``digest`` means any.
+    """
+    if digest and artifact.digest != digest:
+        raise CandidateError(
+            f"{artifact.directory} has the digest {artifact.digest}, expected {digest}; it is not the "
+            f"artifact that is meant: restore that one"
+        )
+
+
+def manifest_digest(directory: Path) -> str:
+    """Return the SHA-256 of an artifact's manifest; empty where there is none to read."""
+    try:
+        return sha256_of((directory / MANIFEST_NAME).read_bytes())
+    except OSError:
+        return ""
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line why a version cannot be served."""
+    lines = str(error).strip().splitlines() or [""]
+    return str(error) if isinstance(error, GuardError) else f"{type(error).__name__}: {lines[0]}"
+
+
+@dataclass
+class _Examination:
+    """What a candidate is asked beyond what every model is asked on loading."""
+
+    served: LoadedModel
+    digest: str
+    images: Overlays | None = None
+
+    def approve(self, artifact: Artifact) -> None:
+        """Refuse another artifact than is meant, and one that clients would have to be changed for."""
+        check_digest(artifact, self.digest)
+        different = differences(self.served.profile, artifact.profile)
+        if different:
+            raise CandidateError(
+                f"it has {'; '.join(different)}, so clients would fail; serve it under another name"
+            )
+        self.images = artifact.overlays[:_TRIED].copy()
+
+    def check_answers(self, candidate: LoadedModel) -> None:
+        """Refuse a model that has no answer to clean images; a probe has shown more than that already."""
+        if candidate.probed or self.images is None:
+            return
+        if not np.isfinite(candidate.classifier.logits(self.images)).all():
+            raise CandidateError("it answers clean images with NaN or infinite scores; repair the model")

@@ -1,0 +1,243 @@
+"""Says which version of one model serves: one operation at a time, none of them ever left half done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from guard.control.announcer import Event
+from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
+from guard.control.candidate import load_candidate, manifest_digest
+from guard.control.served_versions import ModelRecord, ServedVersion
+from guard.control.start import Started
+from guard.control.tools import Tools
+from guard.dataplane.served import ServedModel
+from guard.errors import BusyError, CandidateError, ShuttingDownError
+from guard.repository import find_versions
+from guard.runtime.loader import LoadedModel
+
+__all__ = ["ModelKeeper", "version_info"]
+
+_Result = TypeVar("_Result")
+
+
+class ModelKeeper:
+    """Keeps one model.
+
+    Args:
+        directory: ``<repository>/<model>``.
+        served: Its slot, and what the operator decided about it.
+        started: How it came to serve.
+        tools: What to work with.
+
+    Attributes:
+        record: What serves and what served.
+        last_failure: The last version that did not come to serve; None if there was none.
+    """
+
+    def __init__(self, directory: Path, served: ServedModel, started: Started, tools: Tools) -> None:
+        self.name = directory.name
+        self.record: ModelRecord = started.record
+        self.last_failure: Failure | None = started.last_failure
+        self.served = served
+        self._directory = directory
+        self._failed = started.failed
+        self._tools = tools
+        self._operation: asyncio.Task[Any] | None = None
+        self._closing = False
+
+    def status(self, canary: CanaryStatus | None = None) -> ModelStatus:
+        """Return what is known of the model."""
+        current = self.served.slot.current
+        return ModelStatus(
+            name=self.name,
+            policy=self.served.policy.value,
+            current=None if current is None else version_info(current),
+            previous=tuple(past.version for past in self.record.history),
+            available=self._available(),
+            canary=canary,
+            last_failure=self.last_failure,
+        )
+
+    async def exclusively(self, operation: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Run an operation to its end, even if whoever asked for it is gone before.
+
+        Raises:
+            BusyError: If another one runs.
+            ShuttingDownError: If the server is stopping.
+        """
+        if self._closing:
+            raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+        if self._operation is not None:
+            raise BusyError(
+                f"another operation on model {self.name!r} is under way; look at `guard status` and try again"
+            )
+        self._operation = asyncio.create_task(operation())
+        self._operation.add_done_callback(self._operation_done)
+        return await asyncio.shield(self._operation)
+
+    async def swap(self, version: str, *, digest: str, actor: str) -> SwapReport:
+        """Serve a version, the highest one if it is empty; see :class:`~guard.control.api.Control`."""
+        return await self.exclusively(lambda: self._swap(version, digest, actor))
+
+    async def rollback(self, *, actor: str) -> SwapReport:
+        """Serve the version that was served before."""
+        return await self.exclusively(lambda: self._roll_back(actor))
+
+    async def load(self, version: str, *, digest: str, actor: str) -> LoadedModel:
+        """Load a version beside the one that serves, within an operation; whoever asked has to close it.
+
+        Raises:
+            CandidateError: If it cannot come to serve; that is counted and told.
+        """
+        start = time.monotonic()
+        serving = self._serving()
+        try:
+            candidate = await asyncio.to_thread(self._load, serving, version, digest)
+        except CandidateError as error:
+            self.last_failure = Failure(version, time.time(), str(error))
+            self._tools.announcer.candidate_failed(
+                self.name, version=version, serving=serving.version, actor=actor, error=str(error)
+            )
+            raise
+        self._tools.announcer.candidate_loaded(self.name, time.monotonic() - start)
+        return candidate
+
+    async def switch(
+        self, candidate: LoadedModel, kind: Event, record: ModelRecord, *, actor: str, start: float
+    ) -> SwapReport:
+        """Serve a candidate from now on, within an operation, and write that down.
+
+        Args:
+            candidate: Loaded and ready; closed here if it is too late for it.
+            kind: What this is called.
+            record: What is to be written down.
+            actor: Who asked.
+            start: When, by the monotonic clock, seconds.
+
+        Raises:
+            ShuttingDownError: If the server began to stop meanwhile.
+        """
+        try:
+            if self._closing:
+                raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+            old = self.served.slot.swap(candidate, drain_timeout_s=self._tools.drain_timeout_s)
+        except ShuttingDownError:
+            await asyncio.to_thread(candidate.close)
+            raise
+        seconds = time.monotonic() - start
+        self.record = record
+        self._tools.announcer.switched(kind, old, candidate, self.served, actor, seconds)
+        note = await self.write_record(actor)
+        return SwapReport(self.name, version_info(old), version_info(candidate), seconds, True, note)
+
+    async def write_record(self, actor: str) -> str:
+        """Write down what serves; where that fails it is told, and why is returned."""
+        try:
+            await asyncio.to_thread(self._tools.versions.write, self.name, self.record)
+        except OSError as error:
+            note = (
+                f"version {self.record.current.version!r} of model {self.name!r} serves, but that could not "
+                f"be written down ({error}), so that a restart may serve another; see to state_dir and swap "
+                f"again"
+            )
+            self._tools.announcer.record_failed(self.name, actor=actor, error=note)
+            return note
+        return ""
+
+    def newer(self) -> str | None:
+        """Return the highest version above all that ever served, unless it is known to fail (blocks).
+
+        One without a manifest is not there yet; one that failed is worth trying again once its manifest is
+        another.
+        """
+        for path in reversed(find_versions(self._directory)):
+            if int(path.name) <= self.record.newest:
+                break
+            manifest = manifest_digest(path)
+            if manifest and manifest != self._failed.get(path.name):
+                return path.name
+        return None
+
+    def begin_shutdown(self) -> None:
+        """Let no operation begin, and none that runs change what serves."""
+        self._closing = True
+
+    async def finish(self) -> None:
+        """Wait for the operation that runs."""
+        if self._operation is not None:
+            await asyncio.wait([self._operation])
+
+    async def _swap(self, version: str, digest: str, actor: str) -> SwapReport:
+        start = time.monotonic()
+        wanted = version or (await asyncio.to_thread(self._available) or [""])[-1]
+        current = self._serving()
+        if wanted == current.version and digest in {"", current.digest}:
+            info = version_info(current)
+            return SwapReport(self.name, info, info, time.monotonic() - start, changed=False)
+        candidate = await self.load(wanted, digest=digest, actor=actor)
+        new = ServedVersion(version=candidate.version, digest=candidate.digest)
+        record = self.record.swapped_to(new)
+        return await self.switch(candidate, Event.SWAPPED, record, actor=actor, start=start)
+
+    async def _roll_back(self, actor: str) -> SwapReport:
+        start = time.monotonic()
+        if not self.record.history:
+            raise CandidateError(
+                f"no version of model {self.name!r} was served before {self._serving().version!r}; swap to "
+                f"one of {list(self._available())}"
+            )
+        past = self.record.history[0]
+        candidate = await self.load(past.version, digest=past.digest, actor=actor)
+        record = self.record.rolled_back()
+        return await self.switch(candidate, Event.ROLLED_BACK, record, actor=actor, start=start)
+
+    def _load(self, serving: LoadedModel, version: str, digest: str) -> LoadedModel:
+        there = self._available()
+        if version not in there:
+            raise CandidateError(
+                f"version {version!r} of model {self.name!r} is not in the repository, expected one of "
+                f"{list(there)}; version {serving.version!r} serves on"
+            )
+        path = self._directory / version
+        manifest = manifest_digest(path)
+        try:
+            return load_candidate(
+                self._tools.load, serving, path, digest=digest, free_bytes=self._tools.free_bytes
+            )
+        except CandidateError:
+            self._failed[version] = manifest
+            raise
+
+    def _serving(self) -> LoadedModel:
+        current = self.served.slot.current
+        if current is None:
+            raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+        return current
+
+    def _available(self) -> tuple[str, ...]:
+        try:
+            return tuple(path.name for path in find_versions(self._directory))
+        except OSError:
+            return ()
+
+    def _operation_done(self, task: asyncio.Task[Any]) -> None:
+        self._operation = None
+        if not task.cancelled():
+            task.exception()  # seen: it was told when it happened, though nobody may wait for it any more
+
+
+def version_info(model: LoadedModel) -> VersionInfo:
+    """Return what an operator is told of a model that is loaded."""
+    boundary = model.profile.boundary
+    return VersionInfo(
+        version=model.version,
+        digest=model.digest,
+        model_sha256=model.profile.model_sha256,
+        boundary_bits=boundary.boundary_bits,
+        certified_frr=boundary.certified_frr,
+        loaded_at=model.loaded_at,
+    )

@@ -1,0 +1,103 @@
+"""Which version of a model is served when the guard starts: the last good one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from guard.control.api import Failure
+from guard.control.candidate import check_digest, manifest_digest, reason_of
+from guard.control.served_versions import ModelRecord, ServedVersion
+from guard.control.tools import Tools
+from guard.errors import MissingFileError, SettingsError
+from guard.repository import find_versions
+from guard.runtime.loader import LoadedModel
+
+__all__ = ["Started", "start_model", "versions_to_try"]
+
+
+@dataclass
+class Started:
+    """A model that was loaded at the start.
+
+    Attributes:
+        record: What served as this model before, with what serves now.
+        last_failure: The last version that was tried in vain; None if none was.
+        failed: Digest of the manifest of each of them.
+    """
+
+    model: LoadedModel
+    record: ModelRecord
+    last_failure: Failure | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+async def start_model(name: str, directory: Path, record: ModelRecord | None, tools: Tools) -> Started:
+    """Load the recorded version of a model or, where it cannot be served, the next best one.
+
+    Args:
+        name: Name to serve it under.
+        directory: ``<repository>/<model>``.
+        record: What served before the restart; None if that is not known.
+        tools: What to work with.
+
+    Raises:
+        ArtifactError: If none can be served: what is wrong with the first.
+        SettingsError: If the device asked for is not there.
+    """
+    versions = await asyncio.to_thread(find_versions, directory)
+    digests = {past.version: past.digest for past in ((record.current, *record.history) if record else ())}
+    first_error: Exception | None = None
+    last_failure: Failure | None = None
+    failed: dict[str, str] = {}
+    for path in versions_to_try(versions, record):
+        approve = partial(check_digest, digest=digests.get(path.name, ""))
+        manifest = await asyncio.to_thread(manifest_digest, path)
+        try:
+            model = await asyncio.to_thread(tools.load, name, path, approve)
+        except SettingsError:
+            raise  # the device is not there, for no version
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, another may do
+            first_error = first_error or error
+            last_failure = Failure(path.name, time.time(), reason_of(error))
+            failed[path.name] = manifest
+            tools.announcer.candidate_failed(
+                name, version=path.name, serving="", actor="start", error=last_failure.error
+            )
+            continue
+        return Started(model, _record_of(model, record), last_failure, failed)
+    raise first_error or MissingFileError(f"{directory} holds no version any more; calibrate again")
+
+
+def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> list[Path]:
+    """Return the versions in the order in which they are tried.
+
+    Without a record the highest is tried first. With one: what served last, what served before that, what is
+    lower, and only then what is higher, which was rolled back from or is new and nobody asked for.
+
+    Args:
+        versions: Directories of the versions, ascending.
+        record: What served before; None if that is not known.
+    """
+    descending = sorted(versions, key=lambda path: int(path.name), reverse=True)
+    if record is None:
+        return descending
+    there = {path.name: path for path in versions}
+    current = int(record.current.version)
+    served = [past.version for past in (record.current, *record.history)]
+    lower = [path.name for path in descending if int(path.name) < current]
+    higher = [path.name for path in descending if int(path.name) > current]
+    return [there[name] for name in dict.fromkeys([*served, *lower, *higher]) if name in there]
+
+
+def _record_of(model: LoadedModel, record: ModelRecord | None) -> ModelRecord:
+    """Return the record with what serves now, which is not gone back to any more."""
+    now = ServedVersion(version=model.version, digest=model.digest)
+    if record is None:
+        return ModelRecord.of(now)
+    history = tuple(past for past in record.history if past.version != now.version)
+    return ModelRecord(current=now, history=history, newest=max(record.newest, int(now.version)))
