@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from guard.messages import (
 )
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.servicer import InferenceServicer
+from tests.guard.admin_house import TOKEN, administering, token_file
+from tests.guard.fake_control import FakeControl
 
 pytestmark = pytest.mark.peer
 
 CALLS = Path(__file__).with_name("tritonclient_calls.py")
+REPOSITORY_CALLS = Path(__file__).with_name("tritonclient_repository_calls.py")
 IMAGE = TensorSpec("image", "FP32", (-1, 3, 4, 4))
 ECHO = ModelDescription("echo", ("3",), "onnxruntime_onnx", "onnxruntime", 8, (IMAGE,), (IMAGE,))
 
@@ -79,13 +83,13 @@ async def address() -> AsyncIterator[str]:
     await server.stop(None)
 
 
-async def call_everything(python: Path, address: str) -> dict[str, Any]:
+async def call_everything(python: Path, calls: Path, *arguments: str) -> dict[str, Any]:
     """Run the client beside this process and return what it saw."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = await asyncio.create_subprocess_exec(
         python,
-        CALLS,
-        address,
+        calls,
+        *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=environment,
@@ -99,7 +103,7 @@ async def call_everything(python: Path, address: str) -> dict[str, Any]:
 async def test_tritonclient_reads_health_metadata_and_config_and_gets_its_arrays_back(
     client_python: Path, address: str
 ) -> None:
-    seen = await call_everything(client_python, address)
+    seen = await call_everything(client_python, CALLS, address)
 
     assert (seen["live"], seen["ready"], seen["model_ready"], seen["unknown_ready"]) == (
         True,
@@ -129,3 +133,29 @@ async def test_tritonclient_reads_health_metadata_and_config_and_gets_its_arrays
         "output 'image': parameters 'classification' are not supported; send it without them",
     ]
     assert seen["statistics"][0] == "StatusCode.UNIMPLEMENTED"
+
+
+async def test_tritonclient_loads_versions_and_nothing_else_on_the_admin_port(
+    client_python: Path, tmp_path: Path
+) -> None:
+    control = FakeControl()
+    control.tiny = replace(control.tiny, available=("1", "2"))
+    async with administering(control, port=0, token_file=token_file(tmp_path)) as house:
+        seen = await call_everything(client_python, REPOSITORY_CALLS, house.address, TOKEN)
+
+    idle = {"state": "UNAVAILABLE", "reason": "not served"}
+    assert seen["without a token"][0] == "StatusCode.UNAUTHENTICATED"
+    assert seen["before"] == [
+        {"name": "tiny", "version": "1", "state": "READY"},
+        {"name": "tiny", "version": "2", **idle},
+    ]
+    assert seen["load"] == ["OK", ""]
+    assert seen["after"] == [
+        {"name": "tiny", "version": "1", **idle},
+        {"name": "tiny", "version": "2", "state": "READY"},
+    ]
+    for given in ("with a configuration", "with a file"):
+        assert seen[given][0] == "StatusCode.INVALID_ARGUMENT"
+        assert seen[given][1].startswith("parameter 'config' is not accepted: ")
+    assert seen["unload"][0] == "StatusCode.UNIMPLEMENTED"
+    assert [asked[:3] for asked in control.asked] == [("swap", "tiny", "")]

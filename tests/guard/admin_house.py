@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_control import FakeControl
 
 from guard.rpc.access import Access
 from guard.rpc.admin_server import AdminServer
 from guard.rpc.pb.guard_admin_pb2_grpc import GuardAdminStub
+from tests.guard.fake_control import FakeControl
 
 TOKEN = "0123456789abcdef" * 4
 PATIENCE_S = 20.0

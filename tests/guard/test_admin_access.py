@@ -11,7 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
-from admin_house import (
+
+from guard.errors import SettingsError
+from guard.rpc.access import Access, TokenKeeper
+from guard.rpc.admin_server import AdminServer
+from guard.rpc.pb import guard_admin_pb2 as pb
+from tests.guard.admin_house import (
     TOKEN,
     Authority,
     House,
@@ -22,11 +27,6 @@ from admin_house import (
     stub_at,
     token_file,
 )
-
-from guard.errors import SettingsError
-from guard.rpc.access import Access, TokenKeeper
-from guard.rpc.admin_server import AdminServer
-from guard.rpc.pb import guard_admin_pb2 as pb
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 MISSING = "this port asks for a token, as metadata 'authorization: Bearer …' (guard: --token-file)"

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from admin_house import PATIENCE_S, House, administering, make_authority, token_file
-from fake_control import FakeControl, version_info
 
 from guard import cli
 from guard.admin.client import Connection
 from guard.control.api import CanaryStatus, Failure
+from tests.guard.admin_house import PATIENCE_S, House, administering, make_authority, token_file
+from tests.guard.fake_control import FakeControl, version_info
 
 GRPC_LOG = re.compile(r"^[IWE]\d{4} .*\n", re.MULTILINE)
 """What gRPC says of the server, which runs in the process of the test."""

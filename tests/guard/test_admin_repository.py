@@ -9,12 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
-from admin_house import House, administering, refusal
-from fake_control import version_info
 
 from guard.control.api import CanaryStatus, Failure
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from tests.guard.admin_house import House, administering, refusal
+from tests.guard.fake_control import version_info
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

@@ -10,8 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-from admin_house import PATIENCE_S, House, administering, refusal, stub_at
-from fake_control import FakeControl, version_info
 
 from guard import errors
 from guard.control.api import CanaryStatus, Control, Failure, ModelStatus, SwapReport, VersionInfo
@@ -28,6 +26,8 @@ from guard.rpc.admin_codec import (
 )
 from guard.rpc.pb import guard_admin_pb2 as pb
 from guard.rpc.status import STATUS_OF
+from tests.guard.admin_house import PATIENCE_S, House, administering, refusal, stub_at
+from tests.guard.fake_control import FakeControl, version_info
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GuardAdmin"]
 RAISED = [cls for cls in STATUS_OF if cls is not errors.InputRejectedError]
