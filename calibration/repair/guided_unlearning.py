@@ -18,7 +18,7 @@ from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Repair, RepairResult, Sitting, StageRecord, Supplies, copy_of
 from calibration.repair.perturbations import Range
 from calibration.repair.suspects_file import found_once
-from calibration.repair.suspicion import Suspects, Suspicion, suspect
+from calibration.repair.suspicion import Suspects, Suspicion, both, suspect
 from calibration.schedules import OneCycle
 
 __all__ = ["GuidedUnlearning", "divergence"]
@@ -41,7 +41,8 @@ class GuidedUnlearning(Repair):
     gradients would tear through all that the network knows.
 
     Args:
-        epochs: Passes over the clean images.
+        rounds: Times that it is sought and unlearned: what moves most may hide what moves less.
+        epochs: Passes over the clean images in each round.
         batch: Clean images a step.
         perturbed: Perturbed images a step, as a share of the clean ones.
         weight: w.
@@ -53,8 +54,8 @@ class GuidedUnlearning(Repair):
         shade: Norm of shades that are sought.
         wave: Amplitude of waves that are tried.
         patch: Side of patches that are sought, as a share of the image's shorter side.
-        floor: Share of the unlearning that goes to all kinds of perturbations alike, in each to what moves
-            most; the rest goes by what a label gains over the runner-up.
+        floor: Share of the unlearning that goes to what moves the network at all, to every label by how well
+            it is reached; the rest goes by what a label gains over the runner-up.
         search_steps: Steps of each search.
         precision: What the network computes in.
 
@@ -69,6 +70,7 @@ class GuidedUnlearning(Repair):
 
     name: ClassVar[str] = "guided_unlearning"
 
+    rounds: int = 1
     epochs: int = 12
     batch: int = 64
     perturbed: float = 0.5
@@ -96,6 +98,8 @@ class GuidedUnlearning(Repair):
             raise ValueError(f"floor: expected a share in [0, 1], got {self.floor}")
         if self.patch > 1:
             raise ValueError(f"patch: expected a share of the image's side, got {self.patch}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds: expected 1 or more, got {self.rounds}")
         if self.search_steps < 1:
             raise ValueError(f"search_steps: expected 1 or more, got {self.search_steps}")
 
@@ -130,48 +134,67 @@ class GuidedUnlearning(Repair):
                 f"{self.name} needs images of at least {LEAST_SIDE} pixels a side, got {supplies.shape[1]} x "
                 f"{supplies.shape[2]}; choose another repair"
             )
-        teacher = copy_of(model).eval().requires_grad_(False)
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train = supplies.train.to(device_of(model))
-        ends, student = Range(supplies.low, supplies.high), copy_of(model)
+        teacher = _fixed(model)
+        student, train = copy_of(model), supplies.train.to(device_of(model))
+        ends, found = Range(supplies.low, supplies.high), None
+        stages: list[StageRecord] = []
+        facts: dict[str, float] = {}
+        for number in range(1, self.rounds + 1):
+            new, seconds = self._seek(
+                number, student, train.images, ends, supplies.classes, generator, sitting
+            )
+            found = new if found is None else both(found, new)
+            stages.append(StageRecord(f"suspect {number}", seconds, new.images))
+            facts |= {f"suspect_label_{number}": float(new.label)}
+            facts |= {f"share_{family}_{number}": share for family, share in new.shares.items()}
+            unlearning = sitting.train(
+                f"unlearn {number}",
+                student,
+                train,
+                self.recipe(supplies.augmentation),
+                generator=generator,
+                hooks=_Lesson(self, teacher, found, ends).hooks(),
+            )
+            each = min(self.batch, len(train))
+            sent = unlearning.images // each * (each + self.perturbed_of(each))
+            stages.append(replace(unlearning, images=sent))
+        return RepairResult(student, tuple(stages), facts)
+
+    def _seek(
+        self,
+        number: int,
+        student: fx.GraphModule,
+        images: Tensor,
+        ends: Range,
+        classes: int,
+        generator: torch.Generator,
+        sitting: Sitting,
+    ) -> tuple[Suspects, float]:
+        """Return what moves the network as it is by now, and the seconds it took to find."""
+        seen = _fixed(student)
         wanted = Suspicion(
             self.noise, self.shade, self.wave, self.patch, steps=self.search_steps, floor=self.floor
         )
+        digest = fingerprint([*seen.state_dict().values(), images, ends.low, ends.high])
 
         def seek() -> Suspects:
             return suspect(
-                teacher,
-                train.images,
+                seen,
+                images,
                 ends,
-                supplies.classes,
+                classes,
                 wanted,
                 generator=generator,
                 precision=self.precision,
                 quiet=sitting.quiet,
             )
 
-        seen = fingerprint([*teacher.state_dict().values(), train.images, ends.low, ends.high])
-        found, seconds = found_once(
-            sitting.checkpoint("suspect"),
+        return found_once(
+            sitting.checkpoint(f"suspect {number}"),
             seek,
             generator=generator,
-            identity=f"{wanted}, {self.precision}, {supplies.classes} classes, {seen}",
+            identity=f"{wanted}, {self.precision}, {classes} classes, {digest}",
         )
-        seeking = StageRecord("suspect", seconds, found.images)
-        unlearning = sitting.train(
-            "unlearn",
-            student,
-            train,
-            self.recipe(supplies.augmentation),
-            generator=generator,
-            hooks=_Lesson(self, teacher, found, ends).hooks(),
-        )
-        each = min(self.batch, len(train))
-        sent = unlearning.images // each * (each + self.perturbed_of(each))
-        unlearning = replace(unlearning, images=sent)
-        facts = {"suspect_label": float(found.label), "perturbations": float(len(found.perturbations))}
-        facts |= {f"share_{family}": share for family, share in found.shares.items()}
-        return RepairResult(student, (seeking, unlearning), facts)
 
 
 class _Lesson:
@@ -203,6 +226,13 @@ class _Lesson:
         count = len(images) - clean
         perturbed = divergence(taught[:count], answers[clean:])
         return divergence(taught, answers[:clean]) + self.options.weight * perturbed
+
+
+def _fixed(model: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy as it is, to be asked and not changed."""
+    fixed = copy_of(model).eval().requires_grad_(False)
+    fixed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fixed
 
 
 def divergence(taught: Tensor, answers: Tensor) -> Tensor:

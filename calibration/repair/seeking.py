@@ -14,6 +14,7 @@ from calibration.prediction import autocast, predict
 from calibration.progress import Progress
 from calibration.recipe import Precision
 from calibration.repair.perturbations import Perturbations, Range, joined, reflected_in_glass, sine_waves
+from calibration.repair.windows import Windows, likely_windows, steepest_windows
 
 __all__ = ["Search", "Suspicion"]
 
@@ -39,12 +40,13 @@ class Suspicion:
         shade: The same of a shade, which changes slowly over the image.
         wave: Amplitude of a wave.
         patch: Side of a patch, as a share of the image's shorter side.
-        places: Places where a patch is tried for each label.
+        places: Places where a patch is sought for each label: so many where random patches move it most, and
+            as many where its gradients are largest.
         reflected: Clean images tried as reflections; five times as many at the closer look.
         steps: Of each search.
         images: Clean images a step and perturbation.
         judged: Clean images that rates are measured on.
-        floor: Share of the unlearning that goes to all families alike, whatever they gain.
+        floor: Share of the unlearning that goes to what moves the network at all, whatever it gains.
     """
 
     noise: float = 0.5
@@ -62,7 +64,7 @@ class Suspicion:
 class Search:
     """Seeks perturbations on one network.
 
-    A label costs about 2,400 images, two thirds of them forwards and back, with the default options: ten
+    A label costs about 3,600 images, two thirds of them forwards and back, with the default options: ten
     labels are a matter of a minute for a small network on a CPU core, a thousand want a GPU.
 
     Args:
@@ -91,19 +93,21 @@ class Search:
         size = float(units[0].numel()) / (3 * 32 * 32)
         self.noise, self.shade = options.noise * size**0.5, options.shade * size**0.5
         self.judged = units[torch.randperm(len(units), generator=generator)[: options.judged]]
-        self.predicted = self._predict(self.judged)
+        logits = self._logits(self.judged)
+        self.predicted, self.classes = logits.argmax(1).cpu(), logits.shape[1]
+        self._likely: Windows | None = None
 
     def all_families(
         self, labels: Int64[Tensor, " m"], *, reflected: int, waves: bool
     ) -> list[Perturbations]:
         """Return what leads to each of the labels; a label that is named twice is sought twice."""
         each, places, judged = self.options.images, self.options.places, len(self.judged)
-        sought = (2 + places) * (self.options.steps * each + judged) + 2 * each
+        sought = (2 + 2 * places) * (self.options.steps * each + judged) + 2 * each
         self.bar.expect(len(labels) * sought + min(reflected, len(self.units)) * judged)
         found = [
             self._lot_by_lot(self.noises, labels, each),
             self._lot_by_lot(self.shades, labels, each),
-            self._lot_by_lot(self.patches, labels, each * max(places, 2)),
+            self._lot_by_lot(self.patches, labels, each * 2 * places),
         ]
         if waves:
             found.append(self.waves())
@@ -117,8 +121,7 @@ class Search:
             labels: All.
             images: Of a step, for each label.
         """
-        most = LARGEST_BATCH * min(1.0, 3 * 32 * 32 / self.judged[0].numel())
-        first, *others = torch.split(labels, max(1, int(most / images)))
+        first, *others = torch.split(labels, max(1, self._most() // images))
         found = seek(first)
         for lot in others:
             found = _best_reached(joined([found, seek(lot)], found.family))
@@ -143,19 +146,22 @@ class Search:
         return self._judged("shade", whole, down.T @ shades @ across, labels)
 
     def patches(self, labels: Int64[Tensor, " m"]) -> Perturbations:
-        """Return small patches for each label, at the places where the network looks most for it."""
+        """Return small patches for each label, where tried ones and gradients say that it is looked for."""
         side = max(2, round(self.options.patch * min(self.shape[1:])))
-        chosen = self._windows(labels, side, self.options.places)
-        aims = labels.repeat_interleave(self.options.places)
-        start = torch.rand((len(aims), *self.shape), generator=self.generator).to(self.units.device)
-        keep = 1 - chosen
+        tried = self._tried(side)
+        places = len(tried.masks) // self.classes
+        first = tried.of(labels, places)
+        second = self._steepest(labels, side, self.options.places)
+        masks = torch.cat([first.masks, second.masks])
+        aims = torch.cat([labels.repeat_interleave(places), labels.repeat_interleave(self.options.places)])
+        keep = 1 - masks
         patch = self._seek(
-            start,
+            torch.cat([first.patches, second.patches]),
             aims,
-            lambda sought: (keep, sought * chosen),
+            lambda sought: (keep, sought * masks),
             lambda sought, slope: (sought - 0.15 * slope.sign()).clamp(0, 1),
         )
-        return self._judged("patch", keep, patch * chosen, aims)
+        return self._judged("patch", keep, patch * masks, aims)
 
     def waves(self) -> Perturbations:
         """Return waves over the image, whatever label each leads to."""
@@ -197,8 +203,22 @@ class Search:
             sought = move(sought.detach(), slope)
         return sought.detach()
 
-    def _windows(self, labels: Int64[Tensor, " m"], side: int, places: int) -> Tensor:
-        """Return masks of the windows in which the loss of each label depends most on the pixels."""
+    def _tried(self, side: int) -> Windows:
+        """Return the windows in which patches move the network, for every label; tried once."""
+        if self._likely is None:
+            few, most = self.judged[: self.options.images], self._most()
+            self._likely = likely_windows(
+                self._logits, few, side, self.options.places, generator=self.generator, most=most
+            )
+            self.bar.expect(self._likely.tried)
+        return self._likely
+
+    def _most(self) -> int:
+        """Return how many images may go through the network at once."""
+        return max(1, int(LARGEST_BATCH * min(1.0, 3 * 32 * 32 / self.judged[0].numel())))
+
+    def _steepest(self, labels: Int64[Tensor, " m"], side: int, places: int) -> Windows:
+        """Return the windows in which the loss of each label depends most on the pixels."""
         each = 2 * self.options.images
         rows = torch.randint(len(self.units), (len(labels) * each,), generator=self.generator)
         added = torch.zeros((len(labels), *self.shape), device=self.units.device, requires_grad=True)
@@ -206,16 +226,11 @@ class Search:
         loss = functional.cross_entropy(logits.float(), labels.repeat_interleave(each).to(logits.device))
         (slope,) = torch.autograd.grad(loss, added)
         self._count(len(rows))
-        energy = functional.avg_pool2d(slope.abs().sum(1, keepdim=True), side, 1)[:, 0]
-        masks = torch.zeros(len(labels), places, 1, *self.shape[1:])
-        for row in range(len(labels)):
-            left = energy[row].cpu().clone()
-            for place in range(places):
-                top, start = divmod(int(left.argmax()), left.shape[1])
-                masks[row, place, 0, top : top + side, start : start + side] = 1
-                half = max(1, side // 2)
-                left[max(0, top - half) : top + half + 1, max(0, start - half) : start + half + 1] = -1
-        return masks.flatten(0, 1).to(self.units.device)
+        return steepest_windows(slope, side, places, self.generator)
+
+    def _logits(self, units: Tensor) -> Tensor:
+        self._count(len(units))
+        return predict(self.model, self.ends.full(units), precision=self.precision)
 
     def _judged(self, family: str, keep: Tensor, add: Tensor, labels: Int64[Tensor, " p"]) -> Perturbations:
         """Measure how often each leads to its label."""
@@ -240,8 +255,7 @@ class Search:
         return self._predict(found.put(self.judged, torch.full((len(self.judged),), row)))
 
     def _predict(self, units: Tensor) -> Tensor:
-        self._count(len(units))
-        return predict(self.model, self.ends.full(units), precision=self.precision).argmax(1).cpu()
+        return self._logits(units).argmax(1).cpu()
 
     def _count(self, images: int) -> None:
         self.images += images

@@ -6,8 +6,8 @@ of several families, each kept weak, the best perturbation for every label is so
 shades, small patches, by gradients) or chosen from a fixed set (waves, reflections of other clean images),
 and what the label that is reached best gains over the runner-up is the family's evidence. The labels with
 most evidence are looked at more closely, and whatever gains over the runner-up in its family is to be
-unlearned, the more it gains the more often. A share goes to what moves most in every family, whatever the
-label: a network that is moved far by many things may hide a backdoor among them.
+unlearned, the more it gains the more often. A share goes to what moves the network at all, to every label by
+how well it is reached: a weak network is moved far by many things and hides a backdoor among them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from calibration.recipe import Precision
 from calibration.repair.perturbations import Perturbations, Range, joined
 from calibration.repair.seeking import Search, Suspicion
 
-__all__ = ["Suspects", "Suspicion", "gains_of", "suspect", "weights_of"]
+__all__ = ["Suspects", "Suspicion", "both", "gains_of", "suspect", "weights_of"]
 
 CLOSER = 2
 """Labels that are looked at more closely, each twice."""
@@ -95,23 +95,43 @@ def suspect(
     )
 
 
+def both(before: Suspects, now: Suspects) -> Suspects:
+    """Return what two searches found, half of the unlearning going to each."""
+    return Suspects(
+        now.label,
+        now.shares,
+        joined([before.perturbations, now.perturbations], "all"),
+        torch.cat([before.weights, now.weights]) / 2,
+        now.images,
+    )
+
+
 def weights_of(families: Sequence[Perturbations], classes: int, floor: float) -> list[Float32[Tensor, " p"]]:
     """Return how often each perturbation is to be unlearned; all of them sum to 1.
 
     Args:
         families: With rates and labels.
         classes: k.
-        floor: Share that goes to all families alike, in each to what moves most, whatever the label. The rest
-            goes by the square of what is gained over the runner-up, all of it where nothing gains anything.
+        floor: Share that goes to what moves the network at all: in each family to a label by the square of
+            the best rate at which it is reached. The rest goes by the square of what is gained over the
+            runner-up; where nothing gains anything, all is the floor's.
     """
     gains = [gains_of(family, classes).square() for family in families]
-    moves = [family.rates.square() + 1e-6 for family in families]
-    total = sum(float(gain.sum()) for gain in gains)
+    moves = [_moves_of(family, classes) for family in families]
+    total, moved = (sum(float(one.sum()) for one in ones) for ones in (gains, moves))
     alike = floor if total > 0 else 1.0
     return [
-        (1 - alike) * gain / max(total, 1e-12) + alike / len(families) * move.square() / move.square().sum()
+        (1 - alike) * gain / max(total, 1e-12) + alike * move / moved
         for gain, move in zip(gains, moves, strict=True)
     ]
+
+
+def _moves_of(family: Perturbations, classes: int) -> Float32[Tensor, " p"]:
+    """Return how much each perturbation moves the network; the best of a label counts for all of them."""
+    powers = family.rates.pow(4) + 1e-12
+    best = torch.zeros(classes).scatter_reduce(0, family.labels, family.rates, "amax")
+    whole = torch.zeros(classes).scatter_add(0, family.labels, powers)
+    return (best.square() + 1e-6)[family.labels] * powers / whole[family.labels]
 
 
 def gains_of(family: Perturbations, classes: int) -> Float32[Tensor, " p"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,15 @@ from calibration.repair.perturbations import (  # noqa: E402
 )
 from calibration.repair.seeking import Search  # noqa: E402
 from calibration.repair.suspects_file import found_once  # noqa: E402
-from calibration.repair.suspicion import Suspects, Suspicion, gains_of, suspect, weights_of  # noqa: E402
+from calibration.repair.suspicion import (  # noqa: E402
+    Suspects,
+    Suspicion,
+    both,
+    gains_of,
+    suspect,
+    weights_of,
+)
+from calibration.repair.windows import likely_windows, steepest_windows  # noqa: E402
 from calibration.training import TrainingData, train  # noqa: E402
 from tests.contract.repair_subjects import Shape, network_of, supplies_of  # noqa: E402
 
@@ -67,13 +76,59 @@ def test_two_labels_that_are_reached_alike_gain_nothing() -> None:
     assert gains_of(perturbations([0, 1, 2], [0.6, 0.6, 0.2]), 3).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_unlearning_goes_by_the_square_of_what_is_gained_and_a_share_to_all_families_alike() -> None:
-    """Gains .5 and .1 in one family, none in the other: 25 : 1; half of the floor goes to each family."""
+def test_unlearning_goes_by_the_square_of_what_is_gained_and_a_share_to_what_moves_most() -> None:
+    """Gains .5 and .1 in one family, none in the other: 25 : 1. The floor goes to labels by the square of
+    their best rates, .81 + .16 and .09 + .09, and to a label's own by the fourth power."""
     families = [perturbations([0, 0, 1], [0.9, 0.5, 0.4]), perturbations([1, 2], [0.3, 0.3])]
     plain, floored = (torch.cat(weights_of(families, 3, floor)) for floor in (0.0, 0.5))
     assert plain.tolist() == pytest.approx([25 / 26, 1 / 26, 0, 0, 0], abs=1e-5)
-    assert float(floored[3:].sum()) == pytest.approx(0.25, abs=1e-5)
+    first = 0.81 * 0.9**4 / (0.9**4 + 0.5**4)
+    moves = torch.tensor([first, 0.81 - first, 0.16, 0.09, 0.09]) / 1.15
+    assert (2 * floored - plain).tolist() == pytest.approx(moves.tolist(), abs=1e-4)
     assert float(floored.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_each_of_two_searches_has_half_of_the_unlearning() -> None:
+    first = Suspects(0, {"patch": 1.0}, perturbations([0, 1], [0.9, 0.1]), torch.tensor([0.75, 0.25]), 7)
+    second = Suspects(2, {"wave": 1.0}, perturbations([2], [0.5], "wave"), torch.tensor([1.0]), 5)
+    found = both(first, second)
+    assert found.weights.tolist() == pytest.approx([0.375, 0.125, 0.5])
+    assert (found.label, found.shares, found.images) == (2, {"wave": 1.0}, 5)
+    assert found.perturbations.labels.tolist() == [0, 1, 2]
+
+
+def spot_of(top: int, left: int) -> Callable[[Tensor], Tensor]:
+    """Return a network that answers 1 to four bright pixels at one place, each alone doing nothing."""
+
+    def logits(images: Tensor) -> Tensor:
+        all_bright = images[:, :, top : top + 2, left : left + 2].flatten(1).amin(1)
+        return torch.stack([torch.full_like(all_bright, 0.3), 20 * (all_bright - 0.3).relu()], 1)
+
+    return logits
+
+
+def test_patches_tried_all_over_find_the_place_that_no_gradient_shows() -> None:
+    dark = 0.1 * torch.rand((4, 1, 8, 8), generator=seeded(1))
+    network = spot_of(5, 1)
+    asked = dark.clone().requires_grad_(True)
+    network(asked)[:, 1].sum().backward()
+    assert asked.grad is not None
+    assert float(asked.grad.abs().max()) == 0.0
+    found = likely_windows(network, dark, 4, 1, generator=seeded(), most=16).of(torch.tensor([1]), 1)
+    assert found.masks[0, 0].nonzero().min(0).values.tolist() == [4, 0]
+    assert float(found.patches[0, 0, 5:7, 1:3].min()) > 0.3
+    assert float((found.patches * (1 - found.masks)).abs().max()) == 0.0
+
+
+def test_the_steepest_windows_lie_apart_and_where_the_slopes_are() -> None:
+    slopes = torch.zeros(2, 1, 8, 8)
+    slopes[0, 0, 1, 1], slopes[0, 0, 6, 6], slopes[1, 0, 6, 0] = 3.0, -2.0, 1.0
+    found = steepest_windows(slopes, 2, 2, seeded())
+    assert found.masks.shape == (4, 1, 8, 8)
+    assert [float(found.masks[row, 0, *place]) for row, place in ((0, (1, 1)), (1, (6, 6)), (2, (6, 0)))] == [
+        1.0
+    ] * 3
+    assert found.masks.flatten(1).sum(1).tolist() == [4.0] * 4
 
 
 def test_part_of_an_image_is_kept_something_is_added_and_the_rest_clipped() -> None:
@@ -182,9 +237,11 @@ def test_it_takes_a_backdoor_out_without_labels_and_keeps_what_the_network_knew(
     before = accuracy(model, supplies.held)
     unlabelled = Labelled(supplies.train.images, torch.zeros_like(supplies.train.labels))
     blind = dataclasses.replace(supplies, train=unlabelled, labelled=False, triggers=(), poisoned=None)
-    repair = GuidedUnlearning(epochs=30, search_steps=15, patch=0.375, cutout=0, precision="float32")
+    repair = GuidedUnlearning(
+        rounds=2, epochs=15, search_steps=15, patch=0.375, cutout=0, precision="float32"
+    )
     done = repair.repair(model, blind, generator=seeded(), sitting=Sitting())
-    assert done.facts["suspect_label"] == 1
+    assert done.facts["suspect_label_1"] == 1
     assert rate_of_success(done.model, supplies) < 0.2
     assert accuracy(done.model, supplies.held) > before - 0.05
 
@@ -206,7 +263,7 @@ def test_many_labels_are_sought_lot_by_lot_and_the_best_reached_are_kept(
     images, options = 0.5 * torch.rand((40, 1, 8, 8), generator=seeded(1)), Suspicion(steps=3, judged=32)
     ends, whole = Range(torch.zeros(1), torch.ones(1)), Brightest()
     at_once = suspect(whole, images, ends, 12, options, generator=seeded())
-    assert whole.most == 12 * 3 * 16
+    assert whole.most == 12 * 6 * 16
     monkeypatch.setattr(seeking, "LARGEST_BATCH", 200)
     parted = Brightest()
     found = suspect(parted, images, ends, 12, options, generator=seeded())
@@ -260,6 +317,7 @@ def test_images_too_small_for_waves_are_refused() -> None:
     [
         ("noise", 0.0), ("shade", -1.0), ("wave", 0.0), ("patch", 1.5), ("weight", 0.0), ("perturbed", 0.0),
         ("perturbed", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0), ("clip", 0.0),
+        ("rounds", 0),
         ("epochs", 0),
     ],
 )  # fmt: skip

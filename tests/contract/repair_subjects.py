@@ -209,7 +209,9 @@ ROWS: Mapping[str, Row] = {
     "fst": Row({"epochs": 2, "batch": 16, "precision": "float32"}),
     "ft_sam": Row({"epochs": 2, "batch": 16, "precision": "float32"}),
     "i_bau": Row({"rounds": 2, "batch": 16, "precision": "float32"}),
-    "guided_unlearning": Row({"epochs": 2, "batch": 16, "search_steps": 2, "precision": "float32"}),
+    "guided_unlearning": Row(
+        {"rounds": 2, "epochs": 1, "batch": 16, "search_steps": 2, "precision": "float32"}
+    ),
     "sau": Row({"epochs": 2, "batch": 16, "search_steps": 2, "precision": "float32"}),
 }
 
