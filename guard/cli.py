@@ -55,6 +55,11 @@ class Serve:
         parser.add_argument("--on-uncheckable", help="refuse or answer (default refuse)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
         parser.add_argument("--threads", help="CPU threads of one device call (default: one a core)")
+        parser.add_argument(
+            "--admin-port", help="port of the admin face; needs a token or client certificates"
+        )
+        parser.add_argument("--admin-socket", help="unix socket of the admin face, for this user alone")
+        parser.add_argument("--admin-token-file", help="file with the token that the admin face asks for")
         parser.add_argument("--log-level", help="debug, info, warning or error (default info)")
         parser.add_argument("--log-format", help="json or text (default json)")
 

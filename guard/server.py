@@ -22,12 +22,15 @@ from guard.control.counts import SwapCounts
 from guard.control.keeper import Keeper
 from guard.control.served_versions import ServedVersions
 from guard.control.tools import Tools
+from guard.control.without_canary import WithoutCanary
 from guard.dataplane import DataPlane
 from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
 from guard.repository import find_models
+from guard.rpc.access import Access
+from guard.rpc.admin_server import AdminServer
 from guard.rpc.health import HealthServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -51,10 +54,11 @@ _WORDS: dict[str, tuple[int, str]] = {
 
 
 class GuardServer:
-    """The sidecar: models, data plane, gRPC port, metrics port.
+    """The sidecar: models, data plane, gRPC port, metrics port, admin face.
 
     Attributes:
         port, metrics_port: The ports actually bound, once started.
+        admin_port: The admin port actually bound, once started; None where there is none.
         registry: Everything counted.
     """
 
@@ -75,20 +79,22 @@ class GuardServer:
         self._stop_by: float | None = None
         self.port = 0
         self.metrics_port = 0
+        self.admin_port: int | None = None
 
     @property
     def control(self) -> Control:
         """What an operator may ask of this server."""
-        return self._keeper  # type: ignore[return-value]  # the canary's operations are still to come
+        return WithoutCanary(self._keeper)
 
     async def start(self) -> None:
-        """Open the metrics port, load and warm up every model, then open the gRPC port.
+        """Open the metrics port, load and warm up every model, then open the gRPC port and the admin face.
 
         Raises:
             ArtifactError: If a model of the repository cannot be served.
-            SettingsError: If a port is taken or the device is not there.
+            SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
+        admin = AdminServer(_access_of(settings), on_rpc=self._metrics.rpc)
         async with self._exit:
             self._open_metrics_port()
             await self._load_models()
@@ -100,6 +106,9 @@ class GuardServer:
             )
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
+            self._exit.push_async_callback(admin.stop)
+            await admin.start(self.control)
+            self.admin_port = admin.port
             await self._health.serve()
             self._metrics.ready(True)
             if settings.watch_repository_s:
@@ -110,6 +119,7 @@ class GuardServer:
             extra={
                 "port": self.port,
                 "metrics_port": self.metrics_port,
+                "admin_port": self.admin_port,
                 "models": sorted(self._keeper.models),
             },
         )
@@ -198,6 +208,18 @@ class GuardServer:
             ) from error
         await server.start()
         self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
+
+
+def _access_of(settings: Settings) -> Access:
+    return Access(
+        host=settings.admin_host,
+        port=settings.admin_port,
+        socket=settings.admin_socket,
+        token_file=settings.admin_token_file,
+        tls_cert=settings.admin_tls_cert,
+        tls_key=settings.admin_tls_key,
+        tls_client_ca=settings.admin_tls_client_ca,
+    )
 
 
 async def serve(settings: Settings) -> None:

@@ -68,6 +68,14 @@ class Settings(BaseSettings):
         state_dir: Directory in which is kept which versions serve; a restart then serves those. None to
             serve the highest version of each model at every start.
         watch_repository_s: Seconds between looks for higher versions, which are served then; 0 for none.
+        admin_port: TCP port of the admin face (guard.admin.v1 and V2's repository calls); 0 picks a free one,
+            None opens none.
+        admin_host: Address of the admin port.
+        admin_socket: Path of a unix socket for the same, the guard's own user's alone; None for none.
+        admin_token_file: File with the bearer token that is asked for at both; None to ask for none.
+        admin_tls_cert: Certificate chain of the admin port, PEM; None for no TLS.
+        admin_tls_key: Its key, PEM.
+        admin_tls_client_ca: Who signs the client certificates that are let in, PEM; None to ask for none.
         log_level: Least severe level that is logged.
         log_format: ``json`` for one object a line, ``text`` for people.
         models: Settings of single models, by name.
@@ -94,6 +102,13 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = 30.0
     state_dir: Path | None = None
     watch_repository_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    admin_port: Port | None = None
+    admin_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    admin_socket: Path | None = None
+    admin_token_file: Path | None = None
+    admin_tls_cert: Path | None = None
+    admin_tls_key: Path | None = None
+    admin_tls_client_ca: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     models: dict[str, ModelSettings] = Field(default_factory=dict)

@@ -73,6 +73,8 @@ def swap_lines(report: SwapReport) -> Iterator[str]:
         yield _printable(f"{report.model}: version {new} is served already; nothing was changed")
     yield f"  artifact  SHA-256 {_printable(report.new.digest)}"
     yield f"  boundary  {report.new.boundary_bits:.4f} bits, false rejections {_promise(report.new)}"
+    if report.note:
+        yield _printable(f"  note      {report.note}")
 
 
 def _row(status: ModelStatus) -> tuple[str, ...]:

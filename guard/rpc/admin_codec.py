@@ -80,6 +80,7 @@ def encode_report(report: SwapReport) -> pb.SwapReport:
         new=_encode_version(report.new),
         seconds=report.seconds,
         changed=report.changed,
+        note=_as_text(report.note),
     )
 
 
@@ -108,6 +109,7 @@ def decode_report(report: pb.SwapReport) -> SwapReport:
         new=_decode_version(report.new),
         seconds=report.seconds,
         changed=report.changed,
+        note=report.note,
     )
 
 

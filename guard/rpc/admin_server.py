@@ -57,11 +57,13 @@ class AdminServer:
         self.port: int | None = None
 
     async def start(self, control: Control) -> None:
-        """Open the doors.
+        """Open the doors there are; without any, do nothing.
 
         Raises:
             SettingsError: If one of them is taken.
         """
+        if not self._access.is_open:
+            return
         self._server = server = grpc.aio.server(
             interceptors=self._interceptors(),
             maximum_concurrent_rpcs=_MAX_CALLS,

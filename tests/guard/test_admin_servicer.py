@@ -281,7 +281,7 @@ def test_statuses_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("changed", [True, False])
 def test_reports_and_canaries_come_back_as_they_were(changed: bool) -> None:
-    report = SwapReport("tiny", version_info("1", None), version_info("2"), 1.25, changed)
+    report = SwapReport("tiny", version_info("1", None), version_info("2"), 1.25, changed, "not written down")
     assert decode_report(pb.SwapReport.FromString(encode_report(report).SerializeToString())) == report
     assert decode_canary(pb.CanaryStatus.FromString(encode_canary(CANARY).SerializeToString())) == CANARY
 

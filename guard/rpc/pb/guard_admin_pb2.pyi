@@ -123,15 +123,17 @@ class ModelStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class SwapReport(_message.Message):
-    __slots__ = ("model", "old", "new", "seconds", "changed")
+    __slots__ = ("model", "old", "new", "seconds", "changed", "note")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OLD_FIELD_NUMBER: _ClassVar[int]
     NEW_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     model: str
     old: VersionInfo
     new: VersionInfo
     seconds: float
     changed: bool
-    def __init__(self, model: _Optional[str] = ..., old: _Optional[_Union[VersionInfo, _Mapping]] = ..., new: _Optional[_Union[VersionInfo, _Mapping]] = ..., seconds: _Optional[float] = ..., changed: bool = ...) -> None: ...
+    note: str
+    def __init__(self, model: _Optional[str] = ..., old: _Optional[_Union[VersionInfo, _Mapping]] = ..., new: _Optional[_Union[VersionInfo, _Mapping]] = ..., seconds: _Optional[float] = ..., changed: bool = ..., note: _Optional[str] = ...) -> None: ...
