@@ -48,6 +48,6 @@ class WithoutCanary:
     def _refuse(self, model: str) -> NoReturn:
         self._keeper.keeper_of(model)  # an unknown model is told first
         raise UnsupportedRequestError(
-            f"model {model!r}: this guard tries no candidates on a share of the requests; swap to the version, "
-            f"and roll back if it does not do"
+            f"model {model!r}: this guard tries no candidates on a share of the requests; swap to the "
+            f"version, and roll back if it does not do"
         )
