@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from records import Tally, incident
 
 from guard.audit import AuditLog, read_key
 from guard.audit.chain import MAX_LINE_BYTES
@@ -20,6 +19,7 @@ from guard.cli import main
 from guard.errors import SettingsError
 from guard.incidents import Witness
 from guard.writer_thread import WriterThread
+from tests.records import Tally, incident
 
 PATIENCE_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,8 +174,8 @@ def test_a_log_that_was_moved_away_while_it_is_written_goes_on_in_a_new_file(tmp
 FULL_DISK = """
 import json, resource, sys, time
 from pathlib import Path
-sys.path.insert(0, "tests/guard")
-from records import Tally
+sys.path.insert(0, ".")
+from tests.records import Tally
 from guard.audit import AuditLog
 from guard.audit.verify import verify_log
 

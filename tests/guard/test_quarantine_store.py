@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from records import Tally, incident, picture
 
 from guard.detection.threshold import Verdict
 from guard.errors import SettingsError
@@ -21,6 +20,7 @@ from guard.metrics_catalogue import DropReason
 from guard.quarantine import Bounds, Quarantine, read_contents, read_image
 from guard.quarantine.item import ITEM_ID, folder_of, new_id, short_text
 from guard.quarantine.store import Store
+from tests.records import Tally, incident, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 20.0
@@ -177,9 +177,9 @@ def test_age_counts_though_nothing_comes_and_bounds_that_were_lowered_hold_from_
 FLOOD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests/guard")
+sys.path.insert(0, ".")
 import numpy as np
-from records import incident
+from tests.records import incident
 from guard.quarantine import Bounds
 from guard.quarantine.store import Store
 
@@ -274,8 +274,8 @@ def test_two_guards_share_a_folder_and_its_bounds(tmp_path: Path) -> None:
 SHARING = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests/guard")
-from records import Tally, incident
+sys.path.insert(0, ".")
+from tests.records import Tally, incident
 from guard.quarantine import Bounds, Quarantine
 
 tally = Tally()
@@ -319,8 +319,8 @@ def test_two_processes_at_once_keep_what_is_bounded_and_whole(tmp_path: Path) ->
 FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
-sys.path.insert(0, "tests/guard")
-from records import incident
+sys.path.insert(0, ".")
+from tests.records import incident
 from guard.quarantine import Bounds
 from guard.quarantine.store import Store
 
