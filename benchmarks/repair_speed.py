@@ -8,7 +8,8 @@ often as `--repeats` says, on a victim of the zoo and its clean images:
 - nad, argd: an epoch of the student's stage, as those repairs do it.
 
 The overhead is (the method's epoch - the teacher's pass) / (the epoch of fine-tuning): what is paid for
-attention maps and losses.
+attention maps and losses. `--part forms` measures fine-tuning in other layouts and precisions, and compiled
+(`benchmarks.repair_forms`), and keeps the rest of what was recorded before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import commit, describe_machine
+from benchmarks.repair_forms import measure_forms, render_forms
 from benchmarks.zoo.source import as_floats, read_dataset
 from benchmarks.zoo.subjects import load_subject
 from calibration.prediction import autocast
@@ -41,6 +43,7 @@ from calibration.workable import Workable, make_workable
 RESULT = Path(__file__).with_name("results") / "repair_speed.json"
 BATCH = 64
 SEED = 20
+TEST_IMAGES = 2000
 
 
 class Timed(Sitting):
@@ -60,6 +63,30 @@ def main() -> None:
     options = read_options()
     torch.set_num_threads(1)
     workable, supplies = prepare(options)
+    if options.part == "forms":
+        result = json.loads(RESULT.read_text()) | {"forms": record_forms(workable, supplies, options)}
+    else:
+        result = record_epochs(workable, supplies, options)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULT.with_suffix(".md").write_text(render(result))
+    print(render(result))
+
+
+def record_forms(workable: Workable, supplies: Supplies, options: argparse.Namespace) -> dict[str, Any]:
+    test = holdout(options)
+    return {
+        "command": f"{command_of(options)} --part forms{' --compiled' if options.compiled else ''}",
+        "repeats": options.repeats,
+        "images": options.images,
+        "test_images": len(test),
+        "forms": measure_forms(
+            workable, supplies.train, test, repeats=options.repeats, seed=SEED, compiled=options.compiled
+        ),
+        "commit": commit(),
+    }
+
+
+def record_epochs(workable: Workable, supplies: Supplies, options: argparse.Namespace) -> dict[str, Any]:
     repairs: dict[str, Repair] = {
         "fine-tuning": FineTuning(epochs=1),
         "nad": NeuralAttentionDistillation(epochs=1, teacher_epochs=1),
@@ -75,10 +102,8 @@ def main() -> None:
         for name, path in paths.items():
             runs[name].append(path())
             print(f"{repeat + 1}/{options.repeats}  {name:12}{runs[name][-1]:.2f} s", flush=True)
-    result = summarise(runs, options)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    RESULT.with_suffix(".md").write_text(render(result))
-    print(render(result))
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    return summarise(runs, options) | {name: before[name] for name in ("forms",) if name in before}
 
 
 def read_options() -> argparse.Namespace:
@@ -87,6 +112,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--subject", default="badnets", help="a victim of the zoo")
     parser.add_argument("--images", type=int, default=2500, help="clean images of an epoch")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--part", choices=("epochs", "forms"), default="epochs", help="what to measure")
+    parser.add_argument("--compiled", action="store_true", help="the compiled form too, which takes minutes")
     return parser.parse_args()
 
 
@@ -99,6 +126,13 @@ def prepare(options: argparse.Namespace) -> tuple[Workable, Supplies]:
     workable = make_workable(load_trainable(subject.model), images[:500])
     low, high = torch.zeros(len(images[0])), torch.ones(len(images[0]))
     return workable, Supplies(clean, clean, dataset.classes, workable.shape, low, high)
+
+
+def holdout(options: argparse.Namespace) -> Labelled:
+    """Images that the victim never saw."""
+    dataset = read_dataset(options.data, load_subject(options.subject).record["data"]["name"])
+    images = torch.from_numpy(as_floats(dataset.holdout_images[:TEST_IMAGES]))
+    return Labelled(images, torch.from_numpy(dataset.holdout_labels[:TEST_IMAGES]))
 
 
 def time_epoch(repair: Repair, workable: Workable, supplies: Supplies) -> float:
@@ -131,8 +165,7 @@ def summarise(runs: dict[str, list[float]], options: argparse.Namespace) -> dict
             paths[name] |= {"overhead": median(shares), "overhead_range": [min(shares), max(shares)]}
     return {
         "setting": f"{load_subject(options.subject).record['setting']}, batches of {BATCH}, bfloat16",
-        "command": f"python -m benchmarks.repair_speed --data FOLDER --subject {options.subject} "
-        f"--images {options.images} --repeats {options.repeats}",
+        "command": command_of(options),
         "seed": SEED,
         "repeats": options.repeats,
         "images": options.images,
@@ -141,6 +174,13 @@ def summarise(runs: dict[str, list[float]], options: argparse.Namespace) -> dict
         "commit": commit(),
         **describe_machine(("torch",)),
     }
+
+
+def command_of(options: argparse.Namespace) -> str:
+    return (
+        f"python -m benchmarks.repair_speed --data FOLDER --subject {options.subject} "
+        f"--images {options.images} --repeats {options.repeats}"
+    )
 
 
 def render(result: dict[str, Any]) -> str:
@@ -157,7 +197,8 @@ Median of {result["repeats"]} alternating runs on {result["machine"]["cpu"]}.
 
 Overhead: (epoch of the method - the teacher's passes) / (epoch of fine-tuning), from the same round each.
 `teacher` is the passes alone that NAD and ARGD add, without gradients and up to the last stage.
-"""
+
+{render_forms(result["forms"]) if "forms" in result else ""}"""
 
 
 def _row(name: str, path: dict[str, Any]) -> str:
