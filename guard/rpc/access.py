@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,11 +29,24 @@ from guard.rpc.interceptors import first_message
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.secrets_on_disk import check_certificates, read_certificate, read_secret, token_digest
 
-__all__ = ["Access", "AdminContext", "TokenKeeper", "actor_of", "is_loopback"]
+__all__ = [
+    "DENIED",
+    "Access",
+    "AdminContext",
+    "OnEvent",
+    "TokenKeeper",
+    "actor_of",
+    "ignore_event",
+    "is_loopback",
+]
 
-_LOG = logging.getLogger(__name__)
+DENIED: Final = "admin_denied"
+"""Kind of the event that calls were turned away: how many since the last such event, and where from."""
 
-_DENIALS_LOGGED_EVERY_S: Final = 60.0
+OnEvent = Callable[[str, Mapping[str, object]], None]
+"""Told the kind of an event and its fields; called on the event loop, so it neither blocks nor raises."""
+
+_DENIALS_TOLD_EVERY_S: Final = 60.0
 _MAX_ACTOR_CHARACTERS: Final = 100
 _Handler = Any  # grpc.RpcMethodHandler, which grpc does not type
 
@@ -142,6 +154,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def ignore_event(kind: str, fields: Mapping[str, object]) -> None:
+    """Take note of nothing."""
+
+
 @runtime_checkable
 class AdminContext(Context, Protocol):
     """A call's context that also tells who the other end has shown to be."""
@@ -167,17 +183,24 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Args:
         digest: SHA-256 of the token.
         on_rpc: Told of each call that is turned away.
-        clock: Seconds, for how often denials are logged.
+        on_event: Told of the first at once, and then how many there were, once a minute at most.
+        clock: Seconds, for that minute.
     """
 
     def __init__(
-        self, digest: bytes, *, on_rpc: OnRpc = ignore_rpc, clock: Callable[[], float] = time.monotonic
+        self,
+        digest: bytes,
+        *,
+        on_rpc: OnRpc = ignore_rpc,
+        on_event: OnEvent = ignore_event,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._digest = digest
         self._on_rpc = on_rpc
         self._clock = clock
-        self._unlogged = 0
-        self._next_log_at = clock()
+        self._on_event = on_event
+        self._untold = 0
+        self._tell_at = clock()
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[_Handler]], handler_call_details: Any
@@ -213,9 +236,8 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is
 
     def _note(self, peer: str) -> None:
-        """Log the first denial at once, and then how many there were, once a minute at most."""
-        self._unlogged += 1
+        self._untold += 1
         now = self._clock()
-        if now >= self._next_log_at:
-            _LOG.warning("admin calls denied", extra={"denied": self._unlogged, "last_from": peer})
-            self._unlogged, self._next_log_at = 0, now + _DENIALS_LOGGED_EVERY_S
+        if now >= self._tell_at:
+            self._on_event(DENIED, {"denied": self._untold, "last_from": peer})
+            self._untold, self._tell_at = 0, now + _DENIALS_TOLD_EVERY_S

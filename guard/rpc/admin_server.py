@@ -9,11 +9,12 @@ import grpc
 
 from guard.control.api import Control
 from guard.errors import SettingsError
-from guard.rpc.access import Access, TokenKeeper
+from guard.rpc.access import Access, OnEvent, TokenKeeper, ignore_event
 from guard.rpc.admin import AdminServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.outcome import OnRpc, ignore_rpc
 from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
+from guard.rpc.reception import Reception
 from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
 from guard.rpc.unix_socket import (
     address_of_socket,
@@ -38,6 +39,8 @@ class AdminServer:
         access: Where, and what is asked of them; read and checked here, so that a wrong setting is told
             before a model is loaded.
         on_rpc: Called once for each finished call, and for each that was turned away.
+        on_event: Told of each finished call (:data:`~guard.rpc.reception.CALL`), and from time to time how
+            many were turned away (:data:`~guard.rpc.access.DENIED`).
 
     Attributes:
         port: The TCP port bound, once started; None where there is none.
@@ -46,10 +49,13 @@ class AdminServer:
         SettingsError: If the access would be open to whoever knocks, or a file is not what it has to be.
     """
 
-    def __init__(self, access: Access, *, on_rpc: OnRpc = ignore_rpc) -> None:
+    def __init__(
+        self, access: Access, *, on_rpc: OnRpc = ignore_rpc, on_event: OnEvent = ignore_event
+    ) -> None:
         access.check()
         self._access = access
         self._on_rpc = on_rpc
+        self._on_event = on_event
         self._token = access.token()
         self._credentials = access.credentials()
         self._server: Any = None
@@ -72,9 +78,10 @@ class AdminServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        admin = AdminServicer(control, on_rpc=self._on_rpc)
+        reception = Reception(on_rpc=self._on_rpc, on_event=self._on_event)
+        admin = AdminServicer(control, reception)
         add_GuardAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
-        add_repository_servicer(RepositoryServicer(control, on_rpc=self._on_rpc), server)
+        add_repository_servicer(RepositoryServicer(control, reception), server)
         if self._access.port is not None:
             self.port = self._open_port(server, self._access.host, self._access.port)
         if self._access.socket is not None:
@@ -92,7 +99,7 @@ class AdminServer:
         doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._on_rpc, advice=_ADVICE)
         if self._token is None:
             return [doorkeeper]
-        return [TokenKeeper(self._token, on_rpc=self._on_rpc), doorkeeper]
+        return [TokenKeeper(self._token, on_rpc=self._on_rpc, on_event=self._on_event), doorkeeper]
 
     def _open_port(self, server: Any, host: str, port: int) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6

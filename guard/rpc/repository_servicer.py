@@ -15,16 +15,17 @@ import grpc
 
 from guard.control.api import Control, ModelStatus
 from guard.errors import UnsupportedRequestError
-from guard.rpc.access import AdminContext, actor_of
+from guard.rpc.access import AdminContext
 from guard.rpc.admin_codec import checked_version
-from guard.rpc.outcome import OnRpc, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
+from guard.rpc.reception import Reception
 from guard.rpc.status import UnservedRpcError
 
 __all__ = ["RepositoryServicer", "add_repository_servicer"]
 
 READY: Final = "READY"
 UNAVAILABLE: Final = "UNAVAILABLE"
+_MAX_NAMES_KEPT: Final = 8
 _UNLOAD: Final = (
     "RepositoryModelUnload is not served: a guard serves every model of its repository for as long as it "
     "runs; load another version, or `guard rollback`; to take a model away remove its directory and restart"
@@ -36,18 +37,18 @@ class RepositoryServicer:
 
     Args:
         control: Does it, to the end, whether or not the caller still waits.
-        on_rpc: Called once for each finished call.
+        reception: Lets calls in and out.
     """
 
-    def __init__(self, control: Control, *, on_rpc: OnRpc = ignore_rpc) -> None:
+    def __init__(self, control: Control, reception: Reception) -> None:
         self._control = control
-        self._on_rpc = on_rpc
+        self._reception = reception
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: AdminContext
     ) -> pb.RepositoryIndexResponse:
         """Return every version of every model, and which are served."""
-        async with answering(context, "RepositoryIndex", self._on_rpc):
+        async with self._reception.call(context, "RepositoryIndex"):
             _refuse_other_repository(request.repository_name)
             entries = [entry for status in self._control.status() for entry in _entries(status)]
             wanted = [entry for entry in entries if entry.state == READY or not request.ready]
@@ -57,17 +58,17 @@ class RepositoryServicer:
         self, request: pb.RepositoryModelLoadRequest, context: AdminContext
     ) -> pb.RepositoryModelLoadResponse:
         """Swap to the highest version, or to that of the parameter ``version``."""
-        async with answering(context, "RepositoryModelLoad", self._on_rpc, request.model_name):
+        name, asked = request.model_name, ", ".join(sorted(request.parameters)[:_MAX_NAMES_KEPT])
+        async with self._reception.call(context, "RepositoryModelLoad", name, parameters=asked) as actor:
             _refuse_other_repository(request.repository_name)
-            version = _version_asked_for(request)
-            await self._control.swap(request.model_name, version, actor=actor_of(context))
+            await self._control.swap(name, _version_asked_for(request), actor=actor)
             return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: AdminContext
     ) -> pb.RepositoryModelUnloadResponse:
         """Refuse."""
-        async with answering(context, "RepositoryModelUnload", self._on_rpc, request.model_name):
+        async with self._reception.call(context, "RepositoryModelUnload", request.model_name):
             raise UnservedRpcError(_UNLOAD)
 
 

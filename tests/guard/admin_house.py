@@ -40,6 +40,7 @@ class House:
     server: AdminServer
     address: str
     reported: list[tuple[str, str, str]] = field(default_factory=list)
+    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -47,13 +48,16 @@ async def administering(control: FakeControl | None = None, **access: Any) -> As
     """Open the admin face for the length of a ``with`` block."""
     control = control or FakeControl()
     reported: list[tuple[str, str, str]] = []
+    events: list[tuple[str, dict[str, object]]] = []
     server = AdminServer(
-        Access(**access), on_rpc=lambda method, model, code, seconds: reported.append((method, model, code))
+        Access(**access),
+        on_rpc=lambda method, model, code, seconds: reported.append((method, model, code)),
+        on_event=lambda kind, fields: events.append((kind, dict(fields))),
     )
     await server.start(control)
     address = f"unix:{access['socket']}" if server.port is None else f"127.0.0.1:{server.port}"
     try:
-        yield House(control, server, address, reported)
+        yield House(control, server, address, reported, events)
     finally:
         await server.stop()
 

@@ -135,20 +135,20 @@ async def test_a_token_is_asked_for_on_the_socket_too_where_one_is_set(tmp_path:
         assert await actor_seen(house, stub, metadata=bearer()) == "unix"
 
 
-async def test_denials_are_logged_at_once_and_then_summed_up(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_denials_are_told_at_once_and_then_summed_up() -> None:
     now = [100.0]
-    keeper = TokenKeeper(b"\0" * 32, clock=lambda: now[0])
+    told: list[tuple[str, dict[str, object]]] = []
+    keeper = TokenKeeper(
+        b"\0" * 32, on_event=lambda kind, fields: told.append((kind, dict(fields))), clock=lambda: now[0]
+    )
 
     for at in (100.0, 100.5, 159.0, 160.0, 161.0):
         now[0] = at
         keeper._note("ipv4:10.0.0.7:1")
 
-    records = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert [(r.message, r.denied, r.last_from) for r in records] == [  # type: ignore[attr-defined]
-        ("admin calls denied", 1, "ipv4:10.0.0.7:1"),
-        ("admin calls denied", 3, "ipv4:10.0.0.7:1"),
+    assert told == [
+        ("admin_denied", {"denied": 1, "last_from": "ipv4:10.0.0.7:1"}),
+        ("admin_denied", {"denied": 3, "last_from": "ipv4:10.0.0.7:1"}),
     ]
 
 
@@ -162,8 +162,8 @@ async def test_neither_log_nor_memory_holds_the_token(
     ):
         await refusal(stub.Status(pb.StatusRequest(), metadata=bearer("y" * 40)))
         assert TOKEN not in repr(vars(house.server))
-    assert "denied" in caplog.text
-    assert "y" * 40 not in caplog.text
+    assert [(kind, fields["denied"]) for kind, fields in house.events] == [("admin_denied", 1)]
+    assert "y" * 40 not in caplog.text + repr(house.events)
 
 
 @pytest.mark.parametrize(

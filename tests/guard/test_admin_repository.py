@@ -137,6 +137,17 @@ async def test_nothing_is_loaded_beside_the_artifact(
     assert asked.house.control.asked == []
 
 
+async def test_what_was_tried_is_recorded(asked: Asked) -> None:
+    await asked.load(version=Parameter(string_param="2"))
+    await refusal(asked.load(**{"file:1/model.onnx": Parameter(bytes_param=b"x"), "config": Parameter()}))
+
+    fields = {"method": "RepositoryModelLoad", "model": "tiny", "actor": "unix"}
+    assert asked.house.events == [
+        ("admin_call", {**fields, "code": "OK", "parameters": "version"}),
+        ("admin_call", {**fields, "code": "INVALID_ARGUMENT", "parameters": "config, file:1/model.onnx"}),
+    ]
+
+
 async def test_an_unknown_model_is_not_found(asked: Asked) -> None:
     assert (await refusal(asked.load("nope")))[0] is grpc.StatusCode.NOT_FOUND
 

@@ -256,6 +256,27 @@ async def test_a_second_operation_on_a_model_is_told_that_it_is_busy(admin: Aske
     assert (await asyncio.wait_for(first, PATIENCE_S)).changed is True
 
 
+async def test_every_call_is_recorded_with_who_asked_for_what_and_how_it_ended(admin: Asked) -> None:
+    await admin.stub.Swap(REQUESTS["Swap"])
+    await refusal(admin.stub.Swap(pb.SwapRequest(model="x" * 300, version="../", digest="d")))
+    await admin.stub.StartCanary(REQUESTS["StartCanary"])
+    await admin.stub.Status(pb.StatusRequest())
+
+    assert admin.house.events == [
+        ("admin_call", {**by, **rest})
+        for by, rest in (
+            (called("Swap"), {"version": "2", "digest": ""}),
+            (called("Swap", "x" * 200 + "…", "INVALID_ARGUMENT"), {"version": "../", "digest": "d"}),
+            (called("StartCanary"), {"version": "2", "share": 0.1}),
+            (called("Status", ""), {}),
+        )
+    ]
+
+
+def called(method: str, model: str = "tiny", code: str = "OK") -> dict[str, object]:
+    return {"method": method, "model": model, "actor": "unix", "code": code}
+
+
 # What is sent is what was meant
 
 CANARY = CanaryStatus(version_info("7", None), 0.05, 3.5, True, "", {"requests": 12.0, "frr": 0.0})
