@@ -13,6 +13,9 @@ so no lock is needed.
     lease ──► current v1 ─────────────────────► returned ─► (v1 retired, 0 leases) ─► close v1
     swap(v2): current = v2, done
           └─► task: wait for v1's leases, at most drain_timeout_s ─► close v1, in a thread
+
+A candidate that is tried before it takes over is admitted beside the current model and leased by name.
+A swap to it is the same one assignment, its leases go on; a dismissal retires it as a swap does the old.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class ModelSlot(Generic[Model]):
 
     def __init__(self, model: Model) -> None:
         self._current: Model | None = model
+        self._candidate: Model | None = None
         self._leases: dict[Model, int] = {model: 0}
         self._returned = asyncio.Event()
         self._retirements: set[asyncio.Task[None]] = set()
@@ -56,14 +60,19 @@ class ModelSlot(Generic[Model]):
         """The model that new requests get; None once the slot is closed."""
         return self._current
 
+    @property
+    def candidate(self) -> Model | None:
+        """The model that was admitted beside the current one; None if there is none."""
+        return self._candidate
+
     @contextmanager
-    def lease(self) -> Iterator[Model]:
-        """Hold the current model open for the length of a ``with`` block.
+    def lease(self, *, candidate: bool = False) -> Iterator[Model]:
+        """Hold the current model, or the candidate, open for the length of a ``with`` block.
 
         Raises:
-            ShuttingDownError: If the slot is closed.
+            ShuttingDownError: If the slot is closed, or has no candidate.
         """
-        model = self._current
+        model = self._candidate if candidate else self._current
         if model is None:
             raise ShuttingDownError("the model is being unloaded; retry on another replica")
         self._leases[model] += 1
@@ -76,27 +85,50 @@ class ModelSlot(Generic[Model]):
 
     @property
     def held(self) -> tuple[Model, ...]:
-        """Every model that is not closed yet: those being drained, then the current one."""
+        """Every model that is not closed yet, in the order in which they came."""
         return tuple(self._leases)
+
+    def admit(self, candidate: Model) -> None:
+        """Hold a candidate beside the current model, for those who lease it by name.
+
+        Raises:
+            ShuttingDownError: If the slot is closed.
+            ValueError: If the slot holds ``candidate`` already, or has another one.
+        """
+        if self._current is None:
+            raise ShuttingDownError("the model is being unloaded; load it again before trying another")
+        if self._candidate is not None or candidate in self._leases:
+            raise ValueError("expected a first candidate, got a second one or a model held; dismiss it first")
+        self._leases[candidate] = 0
+        self._candidate = candidate
+
+    def dismiss(self, *, drain_timeout_s: float) -> None:
+        """Lease the candidate to nobody any more; it is drained and closed from then on."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            self._retire(candidate, drain_timeout_s)
 
     def swap(self, candidate: Model, *, drain_timeout_s: float) -> Model:
         """Make ``candidate`` current and return the old model, which is drained and closed from then on.
 
         Args:
-            candidate: A warmed-up model.
+            candidate: A warmed-up model: a new one, or the one that was admitted.
             drain_timeout_s: Longest wait for the old model's running requests; it is closed then
                 anyway, which finishes what its scheduler had accepted.
 
         Raises:
             ShuttingDownError: If the slot is closed.
-            ValueError: If the slot holds ``candidate`` already.
+            ValueError: If the slot holds ``candidate`` already, and not as its candidate.
         """
         old = self._current
         if old is None:
             raise ShuttingDownError("the model is being unloaded; load it again instead of swapping it")
-        if candidate in self._leases:
+        if candidate is self._candidate:
+            self._candidate = None
+        elif candidate in self._leases:
             raise ValueError("expected a model that this slot does not hold, got one it does; load it anew")
-        self._leases[candidate] = 0
+        else:
+            self._leases[candidate] = 0
         self._current = candidate
         self._retire(old, drain_timeout_s)
         return old
@@ -109,6 +141,7 @@ class ModelSlot(Generic[Model]):
     async def close(self, *, drain_timeout_s: float) -> None:
         """Refuse new leases, wait for those that are out, and close every model still held."""
         old, self._current = self._current, None
+        self.dismiss(drain_timeout_s=drain_timeout_s)
         if old is not None:
             self._retire(old, drain_timeout_s)
         await self.drained()

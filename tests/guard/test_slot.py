@@ -223,3 +223,61 @@ async def test_a_model_cannot_be_swapped_for_itself() -> None:
         slot.swap(model, drain_timeout_s=PATIENCE_S)
 
     assert (slot.current, model.diary) == (model, [])
+
+
+async def test_a_candidate_is_leased_by_name_beside_the_current_model() -> None:
+    current, candidate = FakeModel("v1"), FakeModel("v2")
+    slot = ModelSlot(current)
+    slot.admit(candidate)
+
+    with slot.lease() as one, slot.lease(candidate=True) as other:
+        assert (one, other) == (current, candidate)
+
+    assert (slot.current, slot.candidate, slot.held) == (current, candidate, (current, candidate))
+
+
+async def test_a_swap_to_the_candidate_keeps_its_leases_and_closes_the_old_model() -> None:
+    diary: list[str] = []
+    current, candidate = FakeModel("v1", diary), FakeModel("v2", diary)
+    slot = ModelSlot(current)
+    slot.admit(candidate)
+    with slot.lease(candidate=True):
+        assert slot.swap(candidate, drain_timeout_s=PATIENCE_S) is current
+        await slot.drained()
+        assert diary == ["v1 closed"]
+
+    assert (slot.current, slot.candidate, slot.held) == (candidate, None, (candidate,))
+    await slot.close(drain_timeout_s=PATIENCE_S)
+    assert diary == ["v1 closed", "v2 closed"]
+
+
+async def test_a_dismissed_candidate_is_closed_after_its_last_lease() -> None:
+    diary: list[str] = []
+    slot = ModelSlot(FakeModel("v1", diary))
+    slot.admit(FakeModel("v2", diary))
+    with slot.lease(candidate=True):
+        slot.dismiss(drain_timeout_s=PATIENCE_S)
+        with pytest.raises(ShuttingDownError), slot.lease(candidate=True):
+            pass
+        await others_had_their_turn()
+        assert diary == []
+
+    await slot.drained()
+    assert (diary, slot.candidate, len(slot.held)) == (["v2 closed"], None, 1)
+    slot.dismiss(drain_timeout_s=PATIENCE_S)  # nobody there: nothing to do
+
+
+async def test_a_slot_has_one_candidate_and_closes_it_with_the_rest() -> None:
+    diary: list[str] = []
+    current = FakeModel("v1", diary)
+    slot = ModelSlot(current)
+    with pytest.raises(ValueError, match="dismiss it first"):
+        slot.admit(current)
+    slot.admit(FakeModel("v2", diary))
+    with pytest.raises(ValueError, match="dismiss it first"):
+        slot.admit(FakeModel("v3", diary))
+    await slot.close(drain_timeout_s=PATIENCE_S)
+
+    assert sorted(diary) == ["v1 closed", "v2 closed"]
+    with pytest.raises(ShuttingDownError, match="being unloaded"):
+        slot.admit(FakeModel("v3"))
