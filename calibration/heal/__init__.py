@@ -1,0 +1,1 @@
+"""From a backdoored model to the next version without the backdoor, judged without knowing the trigger."""

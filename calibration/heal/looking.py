@@ -1,0 +1,93 @@
+"""The scan of the original model, as a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from calibration.heal.healed import Looked
+from calibration.heal.judging import scan_numbers
+from calibration.heal.options import HealOptions
+from calibration.heal.parts import LEARN
+from calibration.heal.steps import Done, Steps
+from calibration.heal.subject import Subject
+from calibration.preprocessing import Transform
+from calibration.scan.job import scan_model
+from calibration.scan.options import ScanOptions
+
+__all__ = ["look"]
+
+
+def look(
+    steps: Steps,
+    part: Done,
+    subject: Subject,
+    transform: Transform,
+    options: HealOptions,
+    depends: Mapping[str, Any],
+) -> tuple[Done, Looked]:
+    """Scan the original with the images that a repair may learn from.
+
+    Args:
+        steps: Of the job.
+        part: The step that parted the images.
+        subject: The original.
+        transform: Preprocessing of the images.
+        options: Of the job.
+        depends: All that every result on the model depends on.
+
+    Raises:
+        GuardError: Model, images or options are not fit for a scan.
+    """
+    scan = ScanOptions(
+        model=str(subject.file),
+        out=options.out,
+        data=part.folder / LEARN,
+        scanners=options.scanners,
+        settings=options.scan,
+        images=options.images,
+        transform=transform,
+        layout=subject.layout,
+        seed=options.seed,
+        threads=options.threads,
+        distribution=options.distribution,
+        quiet=options.quiet,
+    )
+    inputs = {
+        **depends,
+        "part": part.key,
+        "scanners": [[one.name, _plain(asdict(one))] for one in scan.chosen()],  # type: ignore[call-overload]
+        "images": options.images,
+        "distribution": options.distribution and _plain(scan.settings_of("trigger_distribution")),
+    }
+
+    def run(folder: Path, key: str) -> dict[str, Any]:
+        del key
+        return asdict(_found(replace(scan, out=folder)))
+
+    done = steps.do("scan", inputs, run)
+    lists = {name: tuple(done.result[name]) for name in ("targets", "reasons", "scanners")}
+    return done, Looked(**{**done.result, **lists})
+
+
+def _found(scan: ScanOptions) -> Looked:
+    result = scan_model(scan).result
+    index, chance = scan_numbers(result)
+    finders = tuple(report.scanner for report in result.reports if report.flagged)
+    return Looked(
+        verdict=result.verdict,
+        targets=tuple(sorted({one.target for report in result.reports for one in report.flagged})),
+        reasons=tuple(reason for report in result.reports for reason in report.reasons),
+        scanners=finders or tuple(report.scanner for report in result.reports),
+        anomaly_index=index,
+        p_value=chance,
+        acc=result.acc,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
+    return json.loads(json.dumps(value))

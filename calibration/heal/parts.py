@@ -1,0 +1,99 @@
+"""Parts the clean images: those to repair and scan with, those to judge by, those to calibrate with.
+
+The parts are drawn uniformly at random, so that those left for calibration are as independent draws of the
+clean inputs as all were; no label or prediction takes part. What the network learned from never sets its
+boundary, and an image of the first part that equals one of the others is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from calibration.data import ImageSet
+from calibration.errors import TooFewImagesError
+from calibration.heal.subject import Check
+from calibration.threshold import minimum_images
+
+__all__ = ["CALIBRATE", "JUDGE", "LEARN", "Parts", "least_to_calibrate", "part_images", "write_images"]
+
+LEARN, JUDGE, CALIBRATE = "learn.npz", "judge.npz", "calibrate.npz"
+
+LEAST_TO_LEARN, LEAST_TO_JUDGE = 40, 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of three sets of images, each rising; no two share an image.
+
+    Attributes:
+        learn: To scan with and to repair with.
+        judge: To judge by; none if other images are given for that.
+        calibrate: For overlays and boundary.
+        copies: Images left out of ``learn``, since they equal one of another part.
+    """
+
+    learn: Int64[np.ndarray, " l"]
+    judge: Int64[np.ndarray, " j"]
+    calibrate: Int64[np.ndarray, " c"]
+    copies: int
+
+
+def least_to_calibrate(check: Check) -> int:
+    """Return how many images the check's guarantee takes, overlays included."""
+    least = minimum_images(check.frr, 1 - check.confidence) if check.threshold == "conformal" else 2
+    return least + check.overlays
+
+
+def part_images(
+    images: ImageSet,
+    check: Check,
+    *,
+    calibrate_share: float,
+    judge_share: float,
+    seed: int,
+    where: str,
+) -> Parts:
+    """Part images.
+
+    Args:
+        images: All.
+        check: Says how many the calibration cannot do without.
+        calibrate_share: Share to calibrate with; more where that is too few.
+        judge_share: Share to judge by; 0 for none.
+        seed: Of the draw.
+        where: Name of the images, for errors.
+
+    Raises:
+        TooFewImagesError: If one part would be too small.
+    """
+    count, least = len(images), least_to_calibrate(check)
+    calibrate = max(least, round(calibrate_share * count))
+    judge = max(LEAST_TO_JUDGE, round(judge_share * count)) if judge_share else 0
+    needed = calibrate + judge + LEAST_TO_LEARN
+    if needed > count:
+        raise TooFewImagesError(
+            f"{where} holds {count} images, expected at least {needed}: {calibrate} to "
+            f"calibrate ({least} at least for a false-rejection rate of {check.frr:g} with N = "
+            f"{check.overlays}), {judge} to judge by, {LEAST_TO_LEARN} to repair with; add images, raise "
+            f"--frr, or lower --overlays or the shares",
+            needed=needed,
+            got=count,
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    held, learn = order[: calibrate + judge], order[calibrate + judge :]
+    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images.images])
+    copies = np.isin(digests[learn], digests[held])
+    return Parts(
+        np.sort(learn[~copies]), np.sort(held[calibrate:]), np.sort(held[:calibrate]), int(copies.sum())
+    )
+
+
+def write_images(images: ImageSet, rows: Int64[np.ndarray, " m"], path: Path) -> None:
+    """Write some images, and their labels where there are any, as ``--data`` takes them."""
+    labels = {} if images.labels is None else {"labels": images.labels[rows]}
+    np.savez(path, images=images.images[rows], **labels)
