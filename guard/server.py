@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from prometheus_client import CollectorRegistry
 
+from guard import __version__
 from guard.artifact import Artifact
 from guard.control import Control
 from guard.control.announcer import Announcer, Event
@@ -28,12 +29,15 @@ from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
+from guard.quarantine import Bounds
+from guard.records import Records
 from guard.repository import find_models
-from guard.rpc.access import Access
+from guard.rpc.access import DENIED, Access
 from guard.rpc.admin_server import AdminServer
 from guard.rpc.health import HealthServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from guard.rpc.reception import CALL
 from guard.rpc.servicer import InferenceServicer
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from guard.settings import Settings
@@ -44,12 +48,16 @@ _log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 
+_RECORDS_S = 2.0  # to write what waits when the time to stop is over
+
 _WORDS: dict[str, tuple[int, str]] = {
     Event.LOADED: (logging.INFO, "model loaded"),
     Event.SWAPPED: (logging.INFO, "model swapped"),
     Event.ROLLED_BACK: (logging.INFO, "model rolled back"),
     Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
     Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
+    CALL: (logging.INFO, "admin call"),
+    DENIED: (logging.WARNING, "admin calls denied"),
 }
 
 
@@ -66,6 +74,7 @@ class GuardServer:
         self._settings = settings
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
+        self._records = Records(self._metrics)
         self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
         tools = Tools(
             load=self._load_model,
@@ -94,15 +103,17 @@ class GuardServer:
             SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
-        admin = AdminServer(_access_of(settings), on_rpc=self._metrics.rpc)
+        admin = AdminServer(_access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
         async with self._exit:
             self._open_metrics_port()
+            await self._open_records()
             await self._load_models()
             dataplane = DataPlane(
                 self._keeper.models,
                 self._metrics,
                 max_request_rows=settings.max_request_rows,
                 request_timeout_s=settings.request_timeout_s,
+                witnesses=self._records.witnesses,
             )
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
@@ -114,6 +125,8 @@ class GuardServer:
             if settings.watch_repository_s:
                 self._keeper.watch(settings.watch_repository_s)
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
+        ports = {"port": self.port, "metrics_port": self.metrics_port, "admin_port": self.admin_port}
+        self._records.event("server_started", {"guard": __version__, **ports})
         _log.info(
             "ready",
             extra={
@@ -137,6 +150,27 @@ class GuardServer:
         await self._health.stop()
         await self._exit.aclose()
         _log.info("stopped")
+
+    async def _open_records(self) -> None:
+        """Open what was asked for before anything can happen; it is closed after everything has."""
+        settings, records = self._settings, self._records
+        self._exit.push_async_callback(self._close_records)
+        if settings.audit_log is not None:
+            await asyncio.to_thread(
+                records.open_audit,
+                settings.audit_log,
+                max_bytes=settings.audit_max_bytes,
+                key_file=settings.audit_key_file,
+            )
+        if settings.quarantine_dir is not None:
+            bounds = Bounds(
+                settings.quarantine_max_items, settings.quarantine_max_bytes, settings.quarantine_max_age_s
+            )
+            await asyncio.to_thread(records.open_quarantine, settings.quarantine_dir, bounds)
+
+    async def _close_records(self) -> None:
+        self._records.event("server_stopped", {})
+        await asyncio.to_thread(self._records.close, max(_RECORDS_S, self._time_left_s()))
 
     async def _load_models(self) -> None:
         settings = self._settings
@@ -163,6 +197,7 @@ class GuardServer:
         return load_model(name, directory, options, on_batch=on_batch, approve=approve)
 
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
+        self._records.event(kind, fields)
         level, words = _WORDS[kind]
         _log.log(level, words, extra=dict(fields))
 

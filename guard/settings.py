@@ -76,6 +76,16 @@ class Settings(BaseSettings):
         admin_tls_cert: Certificate chain of the admin port, PEM; None for no TLS.
         admin_tls_key: Its key, PEM.
         admin_tls_client_ca: Who signs the client certificates that are let in, PEM; None to ask for none.
+        audit_log: File in which every verdict other than ``accept`` and every operation is written down,
+            each line chained to the one before; None for none. Each guard needs its own.
+        audit_max_bytes: Size from which the file is put aside and a new one begun; none is ever removed.
+        audit_key_file: File with the key of the chain, so that nobody without it can make up lines; None
+            for plain hashes.
+        quarantine_dir: Folder in which rejected and flagged inputs are kept; None to keep none. Guards may
+            share it.
+        quarantine_max_items: Inputs kept there; the oldest go first, as for the other two bounds.
+        quarantine_max_bytes: Bytes kept there.
+        quarantine_max_age_s: Seconds that an input is kept.
         log_level: Least severe level that is logged.
         log_format: ``json`` for one object a line, ``text`` for people.
         models: Settings of single models, by name.
@@ -109,6 +119,13 @@ class Settings(BaseSettings):
     admin_tls_cert: Path | None = None
     admin_tls_key: Path | None = None
     admin_tls_client_ca: Path | None = None
+    audit_log: Path | None = None
+    audit_max_bytes: Count = 64 * 1024 * 1024
+    audit_key_file: Path | None = None
+    quarantine_dir: Path | None = None
+    quarantine_max_items: Count = 10_000
+    quarantine_max_bytes: Count = 1024 * 1024 * 1024
+    quarantine_max_age_s: Seconds = 2_592_000.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     models: dict[str, ModelSettings] = Field(default_factory=dict)
