@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,6 +21,8 @@ from guard.repository import find_versions
 from guard.runtime.loader import LoadedModel
 
 __all__ = ["ModelKeeper", "version_info"]
+
+_log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -95,6 +98,9 @@ class ModelKeeper:
         """
         start = time.monotonic()
         serving = self._serving()
+        _log.info(
+            "loading a version", extra={"model": self.name, "version": version, "serving": serving.version}
+        )
         try:
             candidate = await asyncio.to_thread(self._load, serving, version, digest)
         except CandidateError as error:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import queue
 import re
 import signal
 import socket
-import subprocess
-import sysconfig
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -24,95 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from tests.artifacts import write_tiny_artifact
+from tests.e2e.guard_process import LOCAL, Process, Served
 from tests.reference_check import images_and_boundary, linear_logits
-from tests.serving import PATIENCE_S, http_get, infer_request
+from tests.serving import PATIENCE_S, infer_request
 
 pytestmark = pytest.mark.e2e
 
 CLEAN, SUSPICIOUS, _, BOUNDARY = images_and_boundary()
-GUARD = Path(sysconfig.get_path("scripts")) / "guard"
 IMPORT_LINE = re.compile(r"import time:.*\| +(\S+)")
-LOCAL = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--threads", "1")
-
-
-@dataclass
-class Process:
-    """A running ``guard``; its standard error is read as it comes."""
-
-    popen: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._news: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    @classmethod
-    def start(cls, *argv: object, **variables: str) -> Process:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("GUARD_")}
-        popen = subprocess.Popen(
-            [GUARD, *map(str, argv)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=clean | variables,
-        )
-        return cls(popen)
-
-    def wait_for(self, message: str) -> dict[str, Any]:
-        """Return the log record with this message, when it comes."""
-        while (line := self._news.get(timeout=PATIENCE_S)) is not None:
-            if line.startswith("{") and (record := json.loads(line))["message"] == message:
-                return dict(record)
-        pytest.fail(f"guard ended before it said {message!r}: {self.lines}")
-
-    def end(self, number: int | None = None) -> int:
-        """Send a signal, if one is given, and return the exit code."""
-        if number is not None:
-            self.popen.send_signal(number)
-        try:
-            code = self.popen.wait(PATIENCE_S)
-        finally:
-            self.popen.kill()
-            self._reader.join()
-            self._news.put(None)
-        return code
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
-
-    def _read(self) -> None:
-        assert self.popen.stderr is not None
-        with self.popen.stderr as stderr:
-            for line in stderr:
-                self.lines.append(line.rstrip("\n"))
-                self._news.put(self.lines[-1])
-        self._news.put(None)
-
-
-@dataclass
-class Served:
-    """A process that is ready, and where."""
-
-    process: Process
-    port: int
-    metrics_port: int
-
-    @classmethod
-    def start(cls, repository: Path, *argv: str, **variables: str) -> Served:
-        process = Process.start("serve", "--repository", repository, *LOCAL, *argv, **variables)
-        ready = process.wait_for("ready")
-        assert ready["models"] == ["tiny"]
-        return cls(process, ready["port"], ready["metrics_port"])
-
-    def get(self, path: str) -> tuple[int, str]:
-        return http_get(self.metrics_port, path)
-
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric's samples."""
-        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        return sum(map(float, found))
 
 
 @pytest.fixture(scope="module")
