@@ -21,7 +21,7 @@ from guard.rpc.pb import open_inference_pb2 as v2
 from guard.rpc.pb import open_inference_pb2_grpc as v2_grpc
 from guard.server import GuardServer
 from tests.artifacts import write_tiny_artifact
-from tests.e2e.test_serve_process import GUARD, Served
+from tests.e2e.guard_process import GUARD, Served
 from tests.guard.admin_house import bearer, refusal, stub_at, token_file
 from tests.reference_check import images_and_boundary
 from tests.serving import PATIENCE_S, infer_request, serving, settings_for
