@@ -104,6 +104,28 @@ async def test_a_swap_is_seen_by_the_next_request_and_counted(repository: Path, 
     }
 
 
+async def test_every_call_is_in_the_audit_log_those_turned_away_too(repository: Path, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    async with (
+        serving(repository, admin_port=0, admin_token_file=token_file(tmp_path), audit_log=audit) as client,
+        stub_at(f"127.0.0.1:{client.server.admin_port}") as admin,
+    ):
+        await refusal(admin.Swap(pb.SwapRequest(model="tiny"), metadata=bearer("x" * 40)))
+        await admin.Swap(pb.SwapRequest(model="tiny", version="1"), metadata=bearer())
+        await refusal(admin.Swap(pb.SwapRequest(model="tiny", version="../x"), metadata=bearer()))
+
+    records = [json.loads(line) for line in audit.read_text().splitlines()]
+    kinds = [record["kind"] for record in records]
+    assert [kind for kind in kinds if kind.startswith(("admin", "swap"))] == [
+        *("admin_denied", "swapped", "admin_call", "admin_call"),
+    ]
+    calls = [record for record in records if record["kind"] == "admin_call"]
+    assert [(call["actor"], call["version"], call["code"]) for call in calls] == [
+        ("token", "1", "OK"),
+        ("token", "../x", "INVALID_ARGUMENT"),
+    ]
+
+
 async def test_tritons_repository_calls_load_a_version(repository: Path, tmp_path: Path) -> None:
     async with (
         serving(repository, admin_socket=tmp_path / "s") as client,
@@ -184,6 +206,13 @@ def test_an_operator_swaps_and_rolls_back_by_commands(repository: Path, tmp_path
     gone = operated.guard("status")
 
     assert (mode, code, socket.exists()) == (0o600, 0, False)
+    calls = [record for record in operated.served.process.records if record["message"] == "admin call"]
+    assert [(call["method"], call["model"], call["actor"], call["code"]) for call in calls] == [
+        ("Swap", "tiny", "unix", "OK"),
+        ("Swap", "tiny", "unix", "FAILED_PRECONDITION"),
+        ("Rollback", "tiny", "unix", "OK"),
+        ("Status", "", "unix", "OK"),
+    ]
     assert (swap.returncode, swap.stderr, answers) == (0, "", "1")
     assert swap.stdout.startswith("tiny: version 1 is served, in place of 2 (")
     assert (refused.returncode, refused.stdout) == (2, "")
