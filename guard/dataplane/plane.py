@@ -8,36 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import guard
-from guard.arrays import Logits
 from guard.dataplane.answer import build_answer
 from guard.dataplane.judge import Judge
+from guard.dataplane.losses import Losses
+from guard.dataplane.question import Question, Reply
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
-from guard.dataplane.validation import accepted_images, uncheckable_rows
-from guard.detection.threshold import Policy, Verdict
-from guard.errors import (
-    CheckFailedError,
-    DeadlineError,
-    QueueFullError,
-    ShuttingDownError,
-    UncheckableInputError,
-    UnknownModelError,
-)
+from guard.dataplane.trial import Trial, require_sound
+from guard.detection.threshold import Policy
+from guard.errors import UnknownModelError
 from guard.incidents import Witness
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription, TensorSpec
-from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
+from guard.metrics import Metrics, Outcome, Stage
 from guard.runtime.loader import LoadedModel
-from guard.runtime.rounds import Row
-from guard.runtime.submission import Submission
 
 __all__ = ["DataPlane"]
-
-_GRACE_S: Final = 0.1  # a caller's clock started before ours
 
 
 class DataPlane:
@@ -49,6 +38,7 @@ class DataPlane:
         max_request_rows: Most rows in one request.
         request_timeout_s: Longest a request may take when the caller sets no shorter deadline.
         witnesses: Told of every row that is not simply accepted.
+        clock: Tells how long versions take where a candidate is compared with what serves, seconds.
     """
 
     def __init__(
@@ -59,12 +49,14 @@ class DataPlane:
         max_request_rows: int,
         request_timeout_s: float,
         witnesses: Sequence[Witness] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
         self._metrics = metrics
         self._max_request_rows = max_request_rows
         self._request_timeout_s = request_timeout_s
         self._witnesses = tuple(witnesses)
+        self._clock = clock
         self._draining = False
 
     def live(self) -> bool:
@@ -82,8 +74,8 @@ class DataPlane:
     def model_ready(self, name: str, version: str) -> bool:
         """Whether this model, in this version if one is named, is served now."""
         served = self._models.get(name)
-        current = served.slot.current if served and not self._draining else None
-        return current is not None and version in {"", current.version}
+        versions = served.versions if served and not self._draining else ()
+        return bool(versions) and version in {"", *versions}
 
     def server(self) -> ServerDescription:
         """Describe the server for ServerMetadata."""
@@ -95,11 +87,12 @@ class DataPlane:
         Raises:
             UnknownModelError: If it is not served here.
         """
-        with self._find(name, version).slot.lease() as model:
+        served = self._find(name, version)
+        with served.slot.lease() as model:
             source, sink = model.profile.input, model.profile.output
             return ModelDescription(
                 name=name,
-                versions=(model.version,),
+                versions=(version,) if version else served.versions,
                 platform="onnxruntime_onnx",
                 backend="onnxruntime",
                 max_batch_size=self._max_request_rows,
@@ -110,114 +103,100 @@ class DataPlane:
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request, checked as the model's policy says.
 
+        A version that is named answers itself. Of the other requests the candidate that is tried, if there is
+        one, answers its share, and what it fails on is answered by what serves.
+
         Raises:
             RequestError: The caller must change the request; :class:`InputRejectedError` where
                 a row was found suspicious and the policy is ``enforce``.
             UnavailableError: The caller may retry.
         """
         served = self._find(request.model_name, request.model_version)
-        with served.slot.lease() as model:
-            images = accepted_images(request, model.profile, self._max_request_rows)
-            to_check, reasons = uncheckable_rows(images, model.profile.input)
-            reporter = Reporter(request, model, served.policy, images, self._witnesses)
-            unfit = {row: reason for row, (reason, _) in reasons.items()}
-            if reasons and served.outcome_of_uncheckable is Outcome.REFUSED:
-                reporter.unchecked(unfit)
-                self._refuse_uncheckable(request, reasons)
-            monitor = served.policy is Policy.MONITOR
-            submission = self._submit(
-                model, partial(model.scheduler.submit, images, to_check, answer_first=monitor)
-            )
+        trial = served.trial
+        if trial is not None and not request.model_version and trial.takes():
+            began = time.monotonic()
+            answer = await self._try(request, served, trial)
+            if answer is not None:
+                return answer
+            left_s = self._limit_s(request) - (time.monotonic() - began)
+            request = replace(request, timeout_s=left_s)
+        current = served.slot.current
+        by_candidate = current is not None and request.model_version not in {"", current.version}
+        with served.slot.lease(candidate=by_candidate) as model:
+            return await self._infer_on(model, request, served)
+
+    async def _infer_on(
+        self, model: LoadedModel, request: InferRequest, served: ServedModel
+    ) -> InferResponse:
+        question = Question.of(request, model, self._max_request_rows)
+        reporter = self._reporter(question, served)
+        began = time.monotonic()
+        try:
+            reply = await self._ask(question, served, self._limit_s(request))
+        except BaseException as error:
+            Losses(question, self._metrics, reporter).lost(error, time.monotonic() - began)
+            raise
+        if served.trial is not None and model is served.slot.current:
+            served.trial.current_answered(reply.seconds)
+        return self._answer(question, reply, served, reporter)
+
+    async def _try(self, request: InferRequest, served: ServedModel, trial: Trial) -> InferResponse | None:
+        """Return the candidate's answer; None where it failed, of which nothing but the trial is told."""
+        with served.slot.lease(candidate=True) as model:
+            question = Question.of(request, model, self._max_request_rows)
+            reporter = self._reporter(question, served)
+            began = time.monotonic()
             try:
-                logits, rows = await self._await(request, model, submission, answer_first=monitor)
-            except CheckFailedError:
-                reporter.unchecked(dict.fromkeys(range(len(images)), UncheckableReason.CHECK_FAILED))
+                reply = await self._ask(question, served, self._limit_s(request) / 2)
+                require_sound(question, reply)
+            except asyncio.CancelledError as error:
+                Losses(question, self._metrics, reporter).lost(error, time.monotonic() - began)
                 raise
-            judge = Judge(request, served, model, self._metrics, unfit, logits, reporter)
-            if rows is None:
-                submission.rows.add_done_callback(judge.record_later)
-            findings = None if rows is None else judge.judge(rows)
-            return build_answer(request, model.version, model.profile.output, logits, findings)
+            except Exception as error:  # noqa: BLE001 - whatever a candidate does, the caller gets an answer
+                trial.failed(question, error)
+                return None
+            trial.answered(question, reply)
+            return self._answer(question, reply, served, reporter)
+
+    async def _ask(self, question: Question, served: ServedModel, limit_s: float) -> Reply:
+        if served.outcome_of_uncheckable is Outcome.REFUSED:
+            question.require_checkable()
+        monitor = served.policy is Policy.MONITOR
+        return await question.put(limit_s, self._clock, answer_first=monitor)
+
+    def _answer(
+        self, question: Question, reply: Reply, served: ServedModel, reporter: Reporter
+    ) -> InferResponse:
+        request, model = question.request, question.model
+        self._time(question.model, reply)
+        judge = Judge(request, served, model, self._metrics, question.unfit, reply.logits, reporter)
+        if reply.rows is None:
+            reply.submission.rows.add_done_callback(judge.record_later)
+        findings = None if reply.rows is None else judge.judge(reply.rows)
+        return build_answer(request, model.version, model.profile.output, reply.logits, findings)
+
+    def _reporter(self, question: Question, served: ServedModel) -> Reporter:
+        return Reporter(question.request, question.model, served.policy, question.images, self._witnesses)
 
     def _find(self, name: str, version: str) -> ServedModel:
         served = self._models.get(name)
-        current = served.slot.current if served else None
-        if served is None or current is None:
+        versions = served.versions if served else ()
+        if served is None or not versions:
             raise UnknownModelError(f"model {name!r} is not served here; loaded: {sorted(self._models)}")
-        if version not in {"", current.version}:
+        if version not in {"", *versions}:
             raise UnknownModelError(
-                f"version {version!r} of model {name!r} is not served here; loaded: {current.version!r}"
+                f"version {version!r} of model {name!r} is not served here; loaded: "
+                f"{', '.join(map(repr, versions))}"
             )
         return served
 
-    def _refuse_uncheckable(
-        self, request: InferRequest, reasons: Mapping[int, tuple[UncheckableReason, str]]
-    ) -> None:
-        for reason, _ in reasons.values():
-            self._count_refused(request.model_name, reason, 1)
-        row, (_, why) = next(iter(reasons.items()))
-        raise UncheckableInputError(
-            f"row {row} of input {request.inputs[0].name!r} {why}, so it cannot be checked for a trigger "
-            f"({len(reasons)} such rows); send finite images preprocessed as at calibration"
-        )
+    def _limit_s(self, request: InferRequest) -> float:
+        """Return the seconds that a request may take."""
+        callers_s = request.timeout_s
+        return self._request_timeout_s if callers_s is None else min(self._request_timeout_s, callers_s)
 
-    def _count_refused(self, model: str, reason: UncheckableReason, rows: int) -> None:
-        self._metrics.uncheckable(model, reason, Outcome.REFUSED, rows)
-        self._metrics.verdicts(model, Verdict.UNCHECKED, rows)
-
-    def _submit(self, model: LoadedModel, submit: partial[Submission]) -> Submission:
-        try:
-            return submit()
-        except QueueFullError:
-            self._metrics.shed(model.name, ShedReason.QUEUE_FULL)
-            raise
-        except ShuttingDownError:
-            self._metrics.shed(model.name, ShedReason.SHUTTING_DOWN)
-            raise
-
-    async def _await(
-        self, request: InferRequest, model: LoadedModel, submission: Submission, *, answer_first: bool
-    ) -> tuple[Logits, list[Row] | None]:
-        limit_s = _shorter(self._request_timeout_s, request.timeout_s)
-        try:
-            async with asyncio.timeout(limit_s):
-                logits = await submission.prediction
-                rows = None if answer_first else await submission.rows
-        except TimeoutError as error:
-            self._give_up(model, submission, ShedReason.DEADLINE)
-            raise DeadlineError(
-                f"model {request.model_name!r} did not answer within {limit_s:.3f} s; allow more time, "
-                f"send fewer rows, or add capacity"
-            ) from error
-        except asyncio.CancelledError:
-            self._give_up(model, submission, _why_cancelled(request, submission))
-            raise
-        except CheckFailedError:
-            self._count_refused(model.name, UncheckableReason.CHECK_FAILED, len(submission.task.rows))
-            raise
-        except ShuttingDownError:
-            self._metrics.shed(model.name, ShedReason.SHUTTING_DOWN)
-            raise
-        self._time(model, submission)
-        return logits, rows
-
-    def _give_up(self, model: LoadedModel, submission: Submission, reason: ShedReason) -> None:
-        model.scheduler.discard(submission)
-        self._metrics.shed(model.name, reason)
-
-    def _time(self, model: LoadedModel, submission: Submission) -> None:
-        now = time.monotonic()
+    def _time(self, model: LoadedModel, reply: Reply) -> None:
+        now, submission = time.monotonic(), reply.submission
         started = submission.started or now
         self._metrics.stage(model.name, Stage.QUEUE, started - submission.submitted)
         self._metrics.stage(model.name, Stage.TOTAL, now - submission.submitted)
-
-
-def _shorter(ours_s: float, callers_s: float | None) -> float:
-    return ours_s if callers_s is None else min(ours_s, callers_s)
-
-
-def _why_cancelled(request: InferRequest, submission: Submission) -> ShedReason:
-    """Return whether the caller hung up or ran out of time, after which the work is cancelled too."""
-    waited_s = time.monotonic() - submission.submitted
-    late = request.timeout_s is not None and waited_s >= request.timeout_s - _GRACE_S
-    return ShedReason.DEADLINE if late else ShedReason.CANCELLED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from guard.dataplane.trial import Trial
 from guard.detection.threshold import Policy
 from guard.metrics import Outcome
 from guard.runtime.loader import LoadedModel
@@ -15,7 +16,7 @@ __all__ = ["OnUncheckable", "ServedModel"]
 OnUncheckable = Literal["refuse", "answer"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedModel:
     """A slot and the policy over it.
 
@@ -23,11 +24,19 @@ class ServedModel:
         policy: What is done with suspicious rows.
         on_uncheckable: ``refuse`` fails closed; ``answer`` lets rows that cannot be checked
             through and counts them.
+        trial: Of the slot's candidate; None while none is tried.
     """
 
     slot: ModelSlot[LoadedModel]
     policy: Policy
     on_uncheckable: OnUncheckable
+    trial: Trial | None = None
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that answer: the current one, and the candidate that is tried; none once it is closed."""
+        current, candidate = self.slot.current, self.slot.candidate
+        return tuple(model.version for model in (current, candidate) if model is not None)
 
     @property
     def outcome_of_uncheckable(self) -> Outcome:
