@@ -462,9 +462,9 @@ async def test_noise_on_the_port_harms_nobody(client: Client, noise: bytes) -> N
 REFUSED = {
     "ModelStreamInfer": "streams are not guarded yet, so they are refused; send each request with ModelInfer",
     "ModelStatistics": "the guard publishes Prometheus metrics instead",
-    "RepositoryIndex": "models are loaded by the operator when the guard starts",
-    "RepositoryModelLoad": "models are loaded by the operator when the guard starts",
-    "RepositoryModelUnload": "models are loaded by the operator when the guard starts",
+    "RepositoryIndex": "models are loaded by the operator, on the admin port (setting admin_port)",
+    "RepositoryModelLoad": "models are loaded by the operator, on the admin port (setting admin_port)",
+    "RepositoryModelUnload": "models are loaded by the operator, on the admin port (setting admin_port)",
     "SystemSharedMemoryStatus": "tensors in shared memory would go around the guard",
     "SystemSharedMemoryRegister": "tensors in shared memory would go around the guard",
     "SystemSharedMemoryUnregister": "tensors in shared memory would go around the guard",

@@ -390,8 +390,9 @@ def test_serve_of_a_damaged_artifact(guard: Guard, tmp_path: Path) -> None:
 
     run = guard("serve", "--repository", tmp_path, "--host", "127.0.0.1", "--port", 0, "--metrics-port", 0)
 
-    assert run.code == 2
-    assert run.error.startswith(f"{tmp_path}/tiny/1/model.onnx: expected SHA-256 ")
+    record, error = run.err.splitlines()
+    assert (run.code, json.loads(record)["version"]) == (2, "1")
+    assert error.startswith(f"error: {tmp_path}/tiny/1/model.onnx: expected SHA-256 ")
 
 
 def test_serve_with_settings_for_a_model_that_is_not_there(guard: Guard, tmp_path: Path) -> None:
