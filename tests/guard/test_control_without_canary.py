@@ -23,7 +23,7 @@ async def test_a_canary_is_refused_and_what_to_do_instead_is_told(tmp_path: Path
             control.stop_canary("tiny"),
         ):
             with pytest.raises(
-                UnsupportedRequestError, match="tries no candidates .*; swap to the version, and"
+                UnsupportedRequestError, match=r"tries no candidates .*; swap to the version, and"
             ):
                 await asked
         with pytest.raises(UnknownModelError, match="'nope' is not served here"):
