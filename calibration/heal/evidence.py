@@ -96,6 +96,8 @@ def weigh_suspects(
     labels = np.where(known, suspects.labels, given).astype(np.int64)
     otherwise = float((suspects.labels[known] != given[known]).mean()) if known.any() else 0.0
     notes = []
+    if suspects.left_out:
+        notes.append(f"{suspects.left_out} suspects hold NaN or infinite values, and were left out")
     if otherwise > _OTHERWISE:
         notes.append(
             f"the model gives {otherwise:.0%} of the suspects another label than is told with them; they may "

@@ -30,10 +30,10 @@ def publish(options: CalibrateOptions, lineage: Mapping[str, Any]) -> dict[str, 
     """
     text = json.dumps(lineage, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     report = calibrate(options, {LINEAGE: text.encode()})
-    return described(report.artifact)
+    return _described(report.artifact)
 
 
-def described(version: Path) -> dict[str, Any]:
+def _described(version: Path) -> dict[str, Any]:
     """Return where an artifact is, and what it is, as plain values."""
     artifact = read_artifact(version)
     boundary = artifact.profile.boundary
@@ -59,7 +59,7 @@ def published_as(directory: Path, key: str) -> dict[str, Any] | None:
     for version, lineage in _lineages(directory):
         if lineage.get("key") == key:
             try:
-                return described(version)
+                return _described(version)
             except GuardError:
                 return None
     return None

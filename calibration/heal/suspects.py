@@ -43,12 +43,14 @@ class Suspects:
         labels: What the served model gave them; -1 where it is not known.
         digest: Of both.
         files: How many files they came from.
+        left_out: How many hold NaN or infinite values, of which no model says anything; not among them.
     """
 
     images: Float32[np.ndarray, "n c h w"]
     labels: Int64[np.ndarray, " n"]
     digest: str
     files: int
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,11 +74,13 @@ def read_suspects(path: Path, signature: Signature, classes: int) -> Suspects:
     parts = [_read(file, signature, classes) for file in files]
     images = np.concatenate([each for each, _ in parts])
     labels = np.concatenate([each for _, each in parts])
+    digest, finite = f"{digest_of(images)}{digest_of(labels)}", np.isfinite(images).all(axis=(1, 2, 3))
+    images, labels = images[finite], labels[finite]
     if not len(images):
-        raise DataError(f"--suspects {path} holds no images; leave it out")
+        raise DataError(f"--suspects {path} holds no images of finite values; leave it out")
     first = images if signature.layout == "NCHW" else images.transpose(0, 3, 1, 2)
     rows = np.ascontiguousarray(first, np.float32)
-    return Suspects(rows, labels, f"{digest_of(images)}{digest_of(labels)}", len(files))
+    return Suspects(rows, labels, digest, len(files), int((~finite).sum()))
 
 
 def led_to(labels: Int64[np.ndarray, " n"], clean: Int64[np.ndarray, " m"], classes: int) -> int | None:
@@ -118,8 +122,6 @@ def _read(path: Path, signature: Signature, classes: int) -> tuple[np.ndarray, I
             f"--suspects {path}: images are {images.dtype} of shape {_shown(images.shape[1:])}, the model "
             f"takes {wanted} of {_shown(signature.shape)}; give inputs as clients sent them to this model"
         )
-    if not np.isfinite(images).all():
-        raise DataError(f"--suspects {path}: images hold NaN or infinite values; leave those out")
     labels = arrays.get("labels", np.full(len(images), UNKNOWN, np.int64))
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
