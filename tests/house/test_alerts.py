@@ -86,6 +86,7 @@ def test_the_alerts_are_these() -> None:
         "GuardNoTraffic",
         "GuardNotReady",
         "GuardQueueFull",
+        "GuardRecordsLost",
         "GuardRejectedShareHigh",
         "GuardRejectionBurst",
         "GuardVersionFailed",
@@ -106,6 +107,8 @@ def test_only_metrics_of_the_catalogue_are_named(file: str) -> None:
 
 def test_the_alerts_use_the_metrics_they_are_about() -> None:
     assert {name for name, _ in selectors(ALERTS)} == {
+        "guard_audit_failing",
+        "guard_audit_records_total",
         "guard_boundary_bits",
         "guard_candidate_failures_total",
         "guard_certified_frr_ratio",
