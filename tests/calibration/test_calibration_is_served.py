@@ -59,3 +59,26 @@ async def test_calibration_images_are_scored_alike_when_served(
 def every_pair(n: int) -> tuple[np.ndarray, np.ndarray]:
     image, overlay = np.divmod(np.arange(n * N_OVERLAYS, dtype=np.int64), N_OVERLAYS)
     return image, overlay
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["logits", "probabilities"])
+def test_the_probe_is_of_clean_images_that_are_no_overlays_and_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, softmax: bool
+) -> None:
+    monkeypatch.setattr("calibration.calibrate.entropy_picture", lambda *_: b"a picture")
+    report = calibrate(options_for(tmp_path, linear_classifier(gain=0.5, softmax=softmax), frr=0.05))
+    artifact, split = read_artifact(report.artifact), report.findings.split
+    probe = artifact.probe
+    assert probe is not None
+
+    overlays = {overlay.tobytes() for overlay in artifact.overlays}
+    clean = [row.tobytes() for row in model_rows(artifact, pixels())[split.calibration]]
+    where = [clean.index(image.tobytes()) for image in probe.images]
+    assert (where[0], where[-1], len(set(where))) == (0, len(clean) - 1, 4)
+    assert overlays.isdisjoint(image.tobytes() for image in probe.images)
+    scores = np.array(artifact.profile.calibration.clean_entropies_bits)
+    assert all(np.isclose(scores, entropy, rtol=0, atol=1e-9).any() for entropy in probe.mean_entropy_bits)
+
+    model = load_model("tiny", report.artifact, RuntimeOptions(device="cpu", threads=1, max_batch_pairs=7))
+    model.close()
+    assert model.probed is True
