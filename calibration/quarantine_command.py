@@ -77,10 +77,10 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     if contents.items:
         _print_table(contents.items)
-    print(f"{len(contents.items)} items, {sum(item.count for item in contents.items)} inputs")
+    print(f"items: {len(contents.items)}, inputs: {sum(item.count for item in contents.items)}")
     if contents.passed_over:
         print(
-            f"passed over, damaged or not the guard's: {len(contents.passed_over)} files, such as "
+            f"files passed over, damaged or not the guard's: {len(contents.passed_over)}, such as "
             f"{printable(str(contents.passed_over[0]))}"
         )
     return 0

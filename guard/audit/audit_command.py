@@ -67,7 +67,8 @@ def _hash(text: str) -> str:
 def _say(found: Verified, files: int) -> None:
     if found.broken:
         print(f"BROKEN at {found.broken.file}, line {found.broken.line}: {found.broken.why}")
-    print(f"{'before it, ' if found.broken else ''}{found.lines} lines hold, in {files} files")
+    before = "before it, " if found.broken else ""
+    print(f"{before}lines that hold: {found.lines}, files: {files}")
     if found.lines:
         print(f"  last   seq {found.last.seq}, hash {found.last.hash}")
     if found.gaps:

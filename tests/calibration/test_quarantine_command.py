@@ -64,8 +64,8 @@ def test_a_list_is_a_table_with_the_newest_first_and_nothing_that_moves_the_term
     assert lines[2][1:] == ["tiny", "2", "flag", "-0.1250", "0.01", "-", "1"]
     assert lines[3][1:] == ["tiny", "1", "reject", "-0.1250", "0.01", "7", "2"]
     assert lines[4][1:] == ["tiny", "1", "reject", "-0.5000", "0.01", "5", "1"]
-    assert out.splitlines()[5] == "4 items, 5 inputs"
-    assert "1 files, such as " in out.splitlines()[6]
+    assert out.splitlines()[5] == "items: 4, inputs: 5"
+    assert "not the guard's: 1, such as " in out.splitlines()[6]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,20 @@ def test_a_defect_of_the_writer_loses_its_items_and_not_the_thread() -> None:
     assert seen == [([], 1)]
 
 
+def test_a_writer_that_has_nothing_to_do_is_called_from_time_to_time_where_that_is_asked_for() -> None:
+    called = threading.Semaphore(0)
+
+    def write(items: list[int], lost: int) -> bool:
+        assert (items, lost) == ([], 0)
+        called.release()
+        return True
+
+    writer = WriterThread(write, name="test", limit=10, idle_s=0.001)
+    assert called.acquire(timeout=PATIENCE_S)
+    assert called.acquire(timeout=PATIENCE_S)
+    assert writer.close(PATIENCE_S) == 0
+
+
 def test_a_writer_that_hangs_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guard.writer_thread._LAST_WRITE_S", 0.01)
     entered, go = threading.Event(), threading.Event()
@@ -322,7 +336,9 @@ def test_the_command_tells_a_good_log_from_one_that_was_tampered_with(
     verify = ["audit", "verify", str(path), "--key-file", str(key)]
 
     assert main([*verify, "--expect-last", log.last.hash]) == 0
-    assert capsys.readouterr().out == (f"3 lines hold, in 1 files\n  last   seq 3, hash {log.last.hash}\n")
+    assert capsys.readouterr().out == (
+        f"lines that hold: 3, files: 1\n  last   seq 3, hash {log.last.hash}\n"
+    )
     assert main([*verify, "--expect-last", "0" * 64]) == 0  # before the first line: nothing was cut off
     assert main([*verify, "--expect-last", "1" * 64]) == 3
     assert "cut off at the end" in capsys.readouterr().out
@@ -331,7 +347,7 @@ def test_the_command_tells_a_good_log_from_one_that_was_tampered_with(
     assert main(verify) == 3
     assert capsys.readouterr().out.splitlines()[:2] == [
         f"BROKEN at {path}, line 2: seq 3 does not follow seq 1: lines were removed, put in or moved",
-        "before it, 1 lines hold, in 1 files",
+        "before it, lines that hold: 1, files: 1",
     ]
     path.write_bytes(b"".join(lines) + b'{"seq"')
     assert main(verify) == 0
