@@ -1,12 +1,12 @@
 """The golden probe: a few images, what a model answers to them, and whether it still does once it is loaded.
 
 How close is close enough. The same graph on another processor, another version of ONNX Runtime or CUDA
-sums in another order. Measured on residual networks for 32 × 32 images, as a share of the largest logit: all
-optimisations of ONNX Runtime against none move logits by 4e-7, weights rounded to float16 by up to 2e-3,
-weights rounded to 8 bits by 1.5e-2 to 3e-2, and another network for the same task by 1.1. :data:`TOLERANCE`
-lies between what arithmetic can do and what a wrong model does: 2 % of the scale, which is the largest logit
-for logits and log2(classes), the largest there can be, for entropies. :data:`FLOOR` is for models whose
-answers are all next to 0, where rounding is all there is.
+sums in another order. Measured on the networks of the bench (32 × 32 images), as a share of the largest
+logit: all optimisations of ONNX Runtime against none move logits by 4e-7, weights rounded to float16 by up
+to 2e-3, weights rounded to 8 bits by 1.5e-2 to 3e-2, and another network for the same task by 1.1.
+:data:`TOLERANCE` lies between what arithmetic can do and what a wrong model does: 2 % of the scale, which is
+the largest logit for logits and log2(classes), the largest there can be, for entropies. :data:`FLOOR` is for
+models whose answers are all next to 0, where rounding is all there is.
 """
 
 from __future__ import annotations
