@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from guard.audit import AuditLog, read_key
+from guard.audit.log import AuditLog, read_key
 from guard.incidents import Witness
 from guard.metrics import Metrics
 from guard.quarantine import Bounds, Quarantine

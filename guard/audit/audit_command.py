@@ -7,10 +7,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-from guard.audit.files import files_of
-from guard.audit.log import read_key
-from guard.audit.verify import Verified, verify_log
-
 __all__ = ["Audit"]
 
 _EXIT_BROKEN: Final = 3
@@ -47,6 +43,11 @@ class Audit:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Verify and say what was found."""
+        from guard.audit.files import files_of
+        from guard.audit.log import read_key
+        from guard.audit.verify import verify_log
+        from guard.audit.wording import lines_of
+
         files = files_of(arguments.path)
         found = verify_log(
             files,
@@ -54,7 +55,8 @@ class Audit:
             start=arguments.start,
             expect_last=arguments.expect_last,
         )
-        _say(found, len(files))
+        for line in lines_of(found, len(files)):
+            print(line)
         return _EXIT_BROKEN if found.broken else 0
 
 
@@ -62,19 +64,3 @@ def _hash(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise argparse.ArgumentTypeError(f"expected a hash of 64 hex digits, got {text[:80]!r}")
     return text
-
-
-def _say(found: Verified, files: int) -> None:
-    if found.broken:
-        print(f"BROKEN at {found.broken.file}, line {found.broken.line}: {found.broken.why}")
-    before = "before it, " if found.broken else ""
-    print(f"{before}lines that hold: {found.lines}, files: {files}")
-    if found.lines:
-        print(f"  last   seq {found.last.seq}, hash {found.last.hash}")
-    if found.gaps:
-        print(f"  gaps   {found.gaps} records were lost for want of room, as the log says itself")
-    if found.unfinished_bytes:
-        print(
-            f"  end    {found.unfinished_bytes} bytes of an unfinished line: the server is writing it or was"
-        )
-        print("         killed while it did; it says so in the log when it starts again")

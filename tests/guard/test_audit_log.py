@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from guard.audit import AuditLog, read_key
 from guard.audit.chain import MAX_LINE_BYTES
 from guard.audit.files import files_of
 from guard.audit.ledger import Ledger, Note
+from guard.audit.log import AuditLog, read_key
 from guard.audit.verify import verify_log
 from guard.cli import main
 from guard.errors import SettingsError
@@ -176,7 +176,7 @@ import json, resource, sys, time
 from pathlib import Path
 sys.path.insert(0, ".")
 from tests.records import Tally
-from guard.audit import AuditLog
+from guard.audit.log import AuditLog
 from guard.audit.verify import verify_log
 
 path, tally = Path(sys.argv[1]), Tally()
