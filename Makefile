@@ -14,7 +14,7 @@ help:  ## List the targets
 
 setup: $(VENV)/.developer  ## Make .venv with everything a CPU-only machine needs
 
-demo: $(VENV)/.serving  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, show the result
+demo: $(VENV)/.developer  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, heal it, swap it in, show the result
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.developer  ## Run the tests (about two minutes)

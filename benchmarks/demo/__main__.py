@@ -1,4 +1,4 @@
-"""The demo: calibrate a backdoored classifier, serve it guarded, attack it, show what happened.
+"""The demo: calibrate a backdoored classifier, serve it guarded, attack it, heal it, and show what happened.
 
 Run it as `make demo`. Everything it needs is in the repository: a WRN-16-1 trained on CIFAR-10 with a
 BadNets trigger, and 3,000 real images it was never trained on. It leaves `build/demo/report.json` and
@@ -14,12 +14,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from benchmarks.client import Answer, send_all
 from benchmarks.demo.data import load_clean_images
+from benchmarks.demo.loop import CLIENTS, close_the_loop, guard
 from benchmarks.demo.picture import draw
 from benchmarks.demo.trigger import load_trigger
 from benchmarks.sidecar import sidecar
@@ -29,6 +31,7 @@ from guard.runtime.onnx_classifier import OnnxClassifier
 
 MODEL = Path(__file__).with_name("model.onnx")
 OUT = Path("build/demo")
+SOCKET = OUT / "admin.sock"
 NAME = "demo"
 SEED = 20
 N_CALIBRATION = 2000
@@ -64,12 +67,28 @@ def main() -> None:
         f"\nServing the model behind its check, and sending it {len(traffic.clean)} clean and "
         f"{len(traffic.triggered)} triggered images over gRPC …\n"
     )
-    with sidecar(OUT / "repository", OUT / "sidecar.log") as running:
+    flags = ["--config", str(write_settings())]
+    with sidecar(OUT / "repository", OUT / "sidecar.log", *flags) as running:
         send_all(running.address, NAME, traffic.clean[:64], CONCURRENCY)
         alone, _ = send_all(running.address, NAME, traffic.clean[:N_LATENCY], 1)
         clean, clean_seconds = send_all(running.address, NAME, traffic.clean, CONCURRENCY)
         triggered, _ = send_all(running.address, NAME, traffic.triggered, CONCURRENCY)
-    report = summarise(traffic, unguarded, artifact, clean, triggered, alone, clean_seconds)
+        report = summarise(traffic, unguarded, artifact, clean, triggered, alone, clean_seconds)
+        show(report, clean, triggered)
+        print(
+            f"\nHealing the model, while {CLIENTS} clients go on asking, and swapping it in …\n", flush=True
+        )
+        loop = close_the_loop(
+            running.address,
+            f"unix:{SOCKET}",
+            NAME,
+            OUT / "repository" / NAME,
+            OUT / "clean.npz",
+            OUT,
+            (traffic.clean, traffic.triggered),
+        )
+    guard("audit", "verify", str(OUT / "audit"))
+    report |= loop.summary(traffic.labels, traffic.triggered_labels, load_trigger().target_label)
     (OUT / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(
         OUT / "demo.png",
@@ -80,13 +99,13 @@ def main() -> None:
         entropies(artifact, traffic.triggered),
         artifact.profile.boundary.boundary_bits,
     )
-    show(report, clean, triggered)
+    show_loop(report, loop.digests)
     missed = [name for name, kept in promises(report).items() if not kept]
     if missed:
         sys.exit(f"the demo does not show what it must: {', '.join(missed)}")
 
 
-def promises(report: dict[str, float | int | str | None]) -> dict[str, bool]:
+def promises(report: dict[str, Any]) -> dict[str, bool]:
     """Return whether each thing the demo is there to show holds."""
     frr, certified = report["frr"], report["frr_certified"]
     return {
@@ -94,6 +113,11 @@ def promises(report: dict[str, float | int | str | None]) -> dict[str, bool]:
         "false rejections certified and measured at 1 % or less": certified <= 0.01 and frr <= 0.01,
         "false acceptances at most 1 %": report["far"] <= 0.01,
         "mean passes well below N": report["mean_passes_clean"] <= report["n_overlays"] / 2,
+        "attack success rate at most 5 % on the healed model": report["asr_healed"] <= 0.05,
+        "triggered images get their true class": report["robust_acc_healed"] >= report["acc"] - 0.05,
+        "no request failed while versions were swapped": report["load_failures"] == 0,
+        "the rollback brought the first version back": len(set(report["digests"])) == 2
+        and report["digests"][0] == report["digests"][2],
     }
 
 
@@ -142,6 +166,19 @@ def calibrate() -> None:
     subprocess.run(command, check=True)
 
 
+def write_settings() -> Path:
+    """Write what `guard serve` is told beside its ports: an admin face, and records of what happens."""
+    settings = OUT / "guard.toml"
+    settings.write_text(
+        f"""admin_socket = "{SOCKET}"
+state_dir = "{OUT / "state"}"
+audit_log = "{OUT / "audit" / "audit.jsonl"}"
+quarantine_dir = "{OUT / "quarantine"}"
+"""
+    )
+    return settings
+
+
 def entropies(artifact: Artifact, images: np.ndarray) -> np.ndarray:
     """Return the mean entropy over all N overlays, for the picture; the sidecar stops earlier."""
     profile = artifact.profile
@@ -168,7 +205,7 @@ def summarise(
     triggered: list[Answer],
     alone: list[Answer],
     clean_seconds: float,
-) -> dict[str, float | int | str | None]:
+) -> dict[str, Any]:
     n_overlays = artifact.profile.check.n_overlays
     right = [answer.label == label for answer, label in zip(clean, traffic.labels, strict=True)]
     target = load_trigger().target_label
@@ -196,12 +233,13 @@ def summarise(
     }
 
 
-def show(report: dict[str, float | int | str | None], clean: list[Answer], triggered: list[Answer]) -> None:
+def show(report: dict[str, Any], clean: list[Answer], triggered: list[Answer]) -> None:
     print(f"{'':12}{'sent':>8}{'accepted':>10}{'rejected':>10}")
     for name, answers in (("clean", clean), ("triggered", triggered)):
         rejected = sum(answer.rejected for answer in answers)
         print(f"{name:12}{len(answers):8}{len(answers) - rejected:10}{rejected:10}")
-    print(f"""
+    print(
+        f"""
 Without the guard   accuracy {report["acc"]:.1%}, attack success rate {report["asr_unguarded"]:.1%}
 With the guard      accuracy {report["acc_guarded"]:.1%}, attack success rate {report["asr_guarded"]:.1%}
 False rejections    {report["frr"]:.2%} of clean images (certified: at most {report["frr_certified"]:.2%})
@@ -210,7 +248,23 @@ Cost                {report["mean_passes_clean"]:.1f} blends for a clean image, 
 Latency             p50 {report["p50_ms"]:.1f} ms, p99 {report["p99_ms"]:.1f} ms, one client at a time
 Throughput          {report["images_per_second"]:.0f} clean images/s, {CONCURRENCY} at a time
 
+""".rstrip()
+    )
+
+
+def show_loop(report: dict[str, Any], digests: list[str]) -> None:
+    first, healed, last = (digest[:12] for digest in digests)
+    print(f"""
+After the swap      accuracy {report["acc_healed"]:.1%}, attack success rate {report["asr_healed"]:.1%}; \
+{report["robust_acc_healed"]:.1%} of triggered images get their true class
+Artifacts served    {first} → {healed} (healed) → {last} (rolled back)
+Meanwhile           {report["load_requests"]} requests of {CLIENTS} clients, {report["load_failures"]} failed
+Latency             p99 {report["p99_before_swap_ms"]:.0f} ms before the swap, \
+{report["p99_during_swap_ms"]:.0f} ms during it
+Took                {report["heal_seconds"]:.0f} s to heal, {report["swap_seconds"]:.1f} s to swap
+
 Report: {OUT / "report.json"}   Picture: {OUT / "demo.png"}   Sidecar's log: {OUT / "sidecar.log"}
+How it was healed: {OUT / "heal" / "heal.md"}
 Next: calibrate your own model, `guard calibrate --model M.onnx --data IMAGES --out repository/NAME`, then
 `guard serve --repository repository`; point any Triton or KServe client at port 8001.""")
 
