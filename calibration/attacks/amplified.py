@@ -29,10 +29,10 @@ class PatchAttack(Protocol):
 class Amplified(Wrapped):
     """A grid of copies of a patch at test time, one patch in training. For making test subjects only.
 
-    The copies stand on a square grid. Its lower right node is the patch's own place, its outer nodes lie
-    as far from the other edges, and the rest are spaced evenly, rounded to pixels: four copies stand in
-    the corners, nine also between them and in the middle. A repair that only weakened the trigger shows
-    here. Wraps an attack that is a :class:`PatchAttack`.
+    The copies stand on a square grid. Its node in the patch's own corner is the patch's own place, its outer
+    nodes lie as far from the other edges, and the rest are spaced evenly, rounded to pixels: four copies
+    stand in the corners, nine also between them and in the middle. A repair that only weakened the trigger
+    shows here. Wraps an attack that is a :class:`PatchAttack`.
 
     Args:
         trigger: The attack to amplify.
@@ -76,7 +76,8 @@ class Amplified(Wrapped):
 
     def _nodes(self, own: slice, length: int) -> list[int]:
         size = own.stop - own.start
-        nodes = np.rint(np.linspace(length - own.stop, own.start, isqrt(self.copies))).astype(int)
+        ends = sorted((length - own.stop, own.start))
+        nodes = np.rint(np.linspace(*ends, isqrt(self.copies))).astype(int)
         if np.diff(nodes).min() < size:
             raise ValueError(
                 f"images: {self.copies} copies of a patch {size} pixels long overlap within {length} pixels"

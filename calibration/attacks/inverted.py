@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -111,6 +111,33 @@ class Inverted(AllToOne):
         low, high = self._bounds()
         clipped: Images = np.clip(stamped, low, high).astype(np.float32)
         return clipped
+
+    def place(self, height: int, width: int) -> tuple[slice, slice]:
+        """Return the box of the patch: the pixels whose mask is at least half of its highest value.
+
+        Raises:
+            ValueError: If there is more to the trigger than a patch, or it is of another size.
+        """
+        if self.mask is None or self.addition is not None or self.displacement is not None:
+            raise ValueError("mask: only a patch alone has a place, and this trigger is not that")
+        if self.mask.shape[1:] != (height, width):
+            raise ValueError(
+                f"images: expected {self.mask.shape[1:]} as the trigger has it, got {(height, width)}"
+            )
+        strong = self.mask[0] >= self.mask.max() / 2
+        rows, columns = (np.flatnonzero(strong.any(axis=axis)) for axis in (1, 0))
+        return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+    def stamp_at(self, images: Images, top: int, left: int) -> Images:
+        """Return copies with the patch's box, and nothing around it, put at ``top``, ``left``."""
+        rows, columns = self.place(images.shape[2], images.shape[3])
+        moved = {
+            name: np.zeros_like(array) for name, array in (("mask", self.mask), ("pattern", self.pattern))
+        }
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        for name, array in moved.items():
+            array[:, top : top + height, left : left + width] = getattr(self, name)[:, rows, columns]
+        return replace(self, **moved).stamp(images)  # type: ignore[arg-type]
 
     def applies_to(self, labels: Labels) -> Bool[np.ndarray, " n"]:
         """Tell which rows have the source class; of any class but the target if there is none."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.attacks.amplified import amplified
 from calibration.attacks.inverted import Inverted
 from calibration.trigger import load_trigger, save_trigger
 
@@ -85,3 +86,34 @@ def test_parts_of_different_sizes_are_refused() -> None:
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(4, 4\) as the trigger has it, got \(5, 6\)"):
         Inverted(0, addition=np.zeros((2, 4, 4), np.float32)).stamp(IMAGES)
+
+
+def test_a_patch_that_was_inverted_can_be_repeated_where_a_blurred_edge_is_left_behind() -> None:
+    mask = np.zeros((1, 12, 12), np.float32)
+    mask[:, 1:3, 8:11] = 1.0
+    mask[:, 3, 8:11] = 0.2
+    pattern = np.random.default_rng(4).random((3, 12, 12), np.float32) + 1
+    trigger = Inverted(0, mask=mask, pattern=pattern, high=np.full(3, 2, np.float32))
+    assert trigger.place(12, 12) == (slice(1, 3), slice(8, 11))
+    blank = np.zeros((1, 3, 12, 12), np.float32)
+    one = pattern[:, 1:3, 8:11]
+    stamped = trigger.stamp_at(blank, 5, 0)[0]
+    assert np.array_equal(stamped[:, 5:7, :3], one)
+    assert np.count_nonzero(stamped) == one.size
+    grid = amplified(trigger, 4).stamp(blank)[0]
+    assert np.count_nonzero(grid) == 4 * one.size
+    for top, left in ((1, 1), (1, 8), (9, 1), (9, 8)):
+        assert np.array_equal(grid[:, top : top + 2, left : left + 3], one)
+
+
+def test_only_a_patch_alone_can_be_put_elsewhere() -> None:
+    mask, pattern = np.ones((1, 6, 6), np.float32), np.ones((1, 6, 6), np.float32)
+    images = np.zeros((1, 1, 6, 6), np.float32)
+    noisy = Inverted(0, mask=mask, pattern=pattern, addition=pattern)
+    for trigger in (noisy, Inverted(0, addition=pattern)):
+        with pytest.raises(ValueError, match="only a patch alone has a place"):
+            amplified(trigger, 4).stamp(images)
+    with pytest.raises(ValueError, match="overlap"):
+        amplified(Inverted(0, mask=mask, pattern=pattern), 4).stamp(images)
+    with pytest.raises(ValueError, match=r"expected \(6, 6\)"):
+        Inverted(0, mask=mask, pattern=pattern).place(8, 8)

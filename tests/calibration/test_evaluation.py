@@ -134,9 +134,9 @@ def test_a_backdoor_is_seen_and_accuracy_counts_without_the_target_too() -> None
 
 
 def test_what_is_no_patch_is_not_amplified_and_many_targets_leave_none_out() -> None:
-    mask = np.zeros((1, 8, 8), np.float32)
-    mask[0, 7, 7] = 1
-    found = measured(Inverted(2, mask=mask, pattern=np.ones((1, 8, 8), np.float32)), least=1)
+    added = np.zeros((1, 8, 8), np.float32)
+    added[0, 7, 7] = 1
+    found = measured(Inverted(2, addition=added), least=1)
     assert found.triggers[0].amplified == {}
     rotated = measured(AllToAll(BadNets(2, PIXEL), CLASSES), least=1)
     assert rotated.triggers[0].acc_non_target is None
