@@ -9,25 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
 from guard.detection.superimpose import BLEND_RULES
 from guard.detection.threshold import Policy, Verdict
+from guard.metrics_labels import (
+    AnsweredBy,
+    CanaryOutcome,
+    DropReason,
+    Finding,
+    Outcome,
+    Recorded,
+    ShedReason,
+    Stage,
+    SwapOutcome,
+    TrialOutcome,
+    UncheckableReason,
+)
 
 __all__ = [
     "CATALOGUE",
     "GRPC_CODES",
     "RPC_METHODS",
     "UNKNOWN",
+    "AnsweredBy",
+    "CanaryOutcome",
     "DropReason",
+    "Finding",
     "Outcome",
     "Recorded",
     "ShedReason",
     "Spec",
     "Stage",
     "SwapOutcome",
+    "TrialOutcome",
     "UncheckableReason",
 ]
 
@@ -87,62 +103,6 @@ RPC_METHODS: Final = (
 )
 """Methods of the inference service, of health and of the admin face; refused ones too, as attempts are worth
 seeing."""
-
-
-class UncheckableReason(StrEnum):
-    """Why an input could not be checked."""
-
-    NON_FINITE = "non_finite"
-    OUT_OF_RANGE = "out_of_range"
-    CHECK_FAILED = "check_failed"
-    QUEUE_FULL = "queue_full"
-
-
-class Outcome(StrEnum):
-    """What became of an input that could not be checked: answered (fail open) or refused."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"
-
-
-class Stage(StrEnum):
-    """Where time goes: ``queue`` and ``total`` once a request, ``device`` once a device call."""
-
-    QUEUE = "queue"
-    DEVICE = "device"
-    TOTAL = "total"
-
-
-class ShedReason(StrEnum):
-    """Why a request was dropped before its answer was ready."""
-
-    QUEUE_FULL = "queue_full"
-    SHUTTING_DOWN = "shutting_down"
-    DEADLINE = "deadline"
-    CANCELLED = "cancelled"
-
-
-class DropReason(StrEnum):
-    """Why a suspicious input was not kept in quarantine."""
-
-    QUEUE_FULL = "queue_full"
-    UNWRITABLE = "unwritable"
-    TOO_LARGE = "too_large"
-
-
-class Recorded(StrEnum):
-    """What became of a record for the audit log."""
-
-    WRITTEN = "written"
-    LOST = "lost"
-
-
-class SwapOutcome(StrEnum):
-    """What became of a swap or a rollback; failed where the candidate did not come to serve."""
-
-    SWAPPED = "swapped"
-    ROLLED_BACK = "rolled_back"
-    FAILED = "failed"
 
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -285,6 +245,49 @@ _SPECS: Final = (
         "counter",
         "Times that the record of what serves could not be written or read; a restart may serve another.",
         _MODEL,
+    ),
+    Spec(
+        "guard_canary_share_ratio",
+        "gauge",
+        "Share of the requests that a candidate answers; 0 while none is tried.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_canary_requests_total",
+        "counter",
+        "Requests put to a candidate; what it failed on was answered by the current version.",
+        {**_MODEL, "outcome": tuple(TrialOutcome)},
+    ),
+    Spec(
+        "guard_canary_seconds",
+        "histogram",
+        "Time for a request while a candidate is tried, by who answered.",
+        {**_MODEL, "answered_by": tuple(AnsweredBy)},
+        _SECONDS,
+    ),
+    Spec(
+        "guard_canary_rows_total",
+        "counter",
+        "Inputs that both a candidate and the current version looked at, by what they made of them.",
+        {**_MODEL, "finding": tuple(Finding)},
+    ),
+    Spec(
+        "guard_canary_entropy_difference_bits",
+        "gauge",
+        "Mean entropy of a candidate's blends less that of the current version's, on the same inputs.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_canary_shadows_dropped_total",
+        "counter",
+        "Requests of a candidate that could not be compared, as the current version had too much to do.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_canaries_ended_total",
+        "counter",
+        "Candidates taken off the traffic or promoted, by why; all but promoted and stopped are limits.",
+        {**_MODEL, "outcome": tuple(CanaryOutcome)},
     ),
     Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
 )

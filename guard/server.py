@@ -19,11 +19,13 @@ from guard import __version__
 from guard.artifact import Artifact
 from guard.control import Control
 from guard.control.announcer import Announcer, Event
+from guard.control.canary_counts import CanaryCounts
+from guard.control.canary_tally import CanaryLimits
+from guard.control.control_room import ControlRoom
 from guard.control.counts import SwapCounts
 from guard.control.keeper import Keeper
 from guard.control.served_versions import ServedVersions
 from guard.control.tools import Tools
-from guard.control.without_canary import WithoutCanary
 from guard.dataplane import DataPlane
 from guard.errors import SettingsError
 from guard.logs import configure_logging
@@ -54,6 +56,10 @@ _WORDS: dict[str, tuple[int, str]] = {
     Event.LOADED: (logging.INFO, "model loaded"),
     Event.SWAPPED: (logging.INFO, "model swapped"),
     Event.ROLLED_BACK: (logging.INFO, "model rolled back"),
+    Event.CANARY_STARTED: (logging.INFO, "canary started"),
+    Event.CANARY_STOPPED: (logging.INFO, "canary stopped"),
+    Event.CANARY_ROLLED_BACK: (logging.ERROR, "canary rolled back"),
+    Event.PROMOTED: (logging.INFO, "canary promoted"),
     Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
     Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
     CALL: (logging.INFO, "admin call"),
@@ -83,6 +89,8 @@ class GuardServer:
             drain_timeout_s=settings.drain_timeout_s,
         )
         self._keeper = Keeper(settings.repository, tools)
+        self._canary_counts = CanaryCounts(self.registry)
+        self._control = ControlRoom(self._keeper, tools, _limits_of(settings), self._canary_counts)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self._stop_by: float | None = None
@@ -93,7 +101,7 @@ class GuardServer:
     @property
     def control(self) -> Control:
         """What an operator may ask of this server."""
-        return WithoutCanary(self._keeper)
+        return self._control
 
     async def start(self) -> None:
         """Open the metrics port, load and warm up every model, then open the gRPC port and the admin face.
@@ -183,6 +191,7 @@ class GuardServer:
             )
         self._exit.push_async_callback(self._keeper.close, self._time_left_s)
         for name in found:
+            self._canary_counts.add_model(name)
             await self._keeper.start(name, settings.policy_of(name), settings.on_uncheckable_of(name))
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
@@ -243,6 +252,16 @@ class GuardServer:
             ) from error
         await server.start()
         self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
+
+
+def _limits_of(settings: Settings) -> CanaryLimits:
+    return CanaryLimits(
+        max_error_rate=settings.canary_max_error_rate,
+        max_latency_ratio=settings.canary_max_latency_ratio,
+        max_rejection_rate=settings.canary_max_rejection_rate,
+        max_disagreement=settings.canary_max_disagreement,
+        min_rows=settings.canary_min_rows,
+    )
 
 
 def _access_of(settings: Settings) -> Access:

@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 bits
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 OnUncheckable = Literal["refuse", "answer"]
 
 
@@ -68,6 +69,13 @@ class Settings(BaseSettings):
         state_dir: Directory in which is kept which versions serve; a restart then serves those. None to
             serve the highest version of each model at every start.
         watch_repository_s: Seconds between looks for higher versions, which are served then; 0 for none.
+        canary_max_error_rate: Share of its requests on which a candidate that is tried may fail; beyond it,
+            as beyond the other limits, it is taken off the traffic.
+        canary_max_latency_ratio: How many times the current version's p99 it may take; 2 % may take longer.
+        canary_max_rejection_rate: Share of the rows accepted by the current version which it may find
+            suspicious, besides the false-rejection rate certified for it.
+        canary_max_disagreement: Share of the rows accepted by both to which it may give another class.
+        canary_min_rows: Rows that are compared before rejections and classes are judged.
         admin_port: TCP port of the admin face (guard.admin.v1 and V2's repository calls); 0 picks a free one,
             None opens none.
         admin_host: Address of the admin port.
@@ -112,6 +120,11 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = 30.0
     state_dir: Path | None = None
     watch_repository_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    canary_max_error_rate: Rate = 0.01
+    canary_max_latency_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 3.0
+    canary_max_rejection_rate: Rate = 0.02
+    canary_max_disagreement: Rate = 0.1
+    canary_min_rows: Count = 200
     admin_port: Port | None = None
     admin_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     admin_socket: Path | None = None

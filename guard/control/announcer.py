@@ -27,6 +27,10 @@ class Event(StrEnum):
     - ``loaded`` at the start: version, digest, device, policy, boundary_bits
     - ``swapped``, ``rolled_back``: old_version, old_digest, new_version, new_digest, seconds
     - ``candidate_failed``: version, serving (empty at the start), error
+    - ``canary_started``: version, digest, share
+    - ``canary_stopped``: version, digest, figures
+    - ``canary_rolled_back``: version, digest, outcome, why, figures
+    - ``promoted``: as ``swapped``
     - ``record_failed``: what served could not be written down, or was not to be read: error
     """
 
@@ -34,10 +38,18 @@ class Event(StrEnum):
     SWAPPED = "swapped"
     ROLLED_BACK = "rolled_back"
     CANDIDATE_FAILED = "candidate_failed"
+    CANARY_STARTED = "canary_started"
+    CANARY_STOPPED = "canary_stopped"
+    CANARY_ROLLED_BACK = "canary_rolled_back"
+    PROMOTED = "promoted"
     RECORD_FAILED = "record_failed"
 
 
-_OUTCOMES = {Event.SWAPPED: SwapOutcome.SWAPPED, Event.ROLLED_BACK: SwapOutcome.ROLLED_BACK}
+_OUTCOMES = {
+    Event.SWAPPED: SwapOutcome.SWAPPED,
+    Event.PROMOTED: SwapOutcome.SWAPPED,
+    Event.ROLLED_BACK: SwapOutcome.ROLLED_BACK,
+}
 
 
 class Announcer:
@@ -97,6 +109,10 @@ class Announcer:
         self._tell(
             Event.CANDIDATE_FAILED, model=model, actor=actor, version=version, serving=serving, error=error
         )
+
+    def canary(self, kind: Event, model: str, candidate: LoadedModel, **fields: object) -> None:
+        """A version is tried on a share of the requests, or is not any more."""
+        self._tell(kind, model=model, version=candidate.version, digest=candidate.digest, **fields)
 
     def record_failed(self, model: str, *, actor: str, error: str) -> None:
         """What serves could not be written down, or what is written down could not be read."""

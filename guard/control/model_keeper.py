@@ -154,6 +154,25 @@ class ModelKeeper:
             return note
         return ""
 
+    def require_no_candidate(self) -> None:
+        """Refuse to change what serves under a candidate that is being compared with it.
+
+        Raises:
+            BusyError: If there is one.
+        """
+        candidate = self.served.slot.candidate
+        if candidate is not None:
+            raise BusyError(
+                f"version {candidate.version!r} of model {self.name!r} is tried on a share of the requests; "
+                f"`guard promote` it or `guard canary stop` it first"
+            )
+
+    def distrust(self, candidate: LoadedModel, why: str = "") -> None:
+        """Have a watcher take a version over no more, which was tried; ``why`` if it failed."""
+        self._failed[candidate.version] = candidate.digest
+        if why:
+            self.last_failure = Failure(candidate.version, time.time(), why)
+
     def newer(self) -> str | None:
         """Return the highest version above all that ever served, unless it is known to fail (blocks).
 
@@ -179,6 +198,7 @@ class ModelKeeper:
 
     async def _swap(self, version: str, digest: str, actor: str) -> SwapReport:
         start = time.monotonic()
+        self.require_no_candidate()
         wanted = version or (await asyncio.to_thread(self._available) or [""])[-1]
         current = self._serving()
         if wanted == current.version and digest in {"", current.digest}:
@@ -191,6 +211,7 @@ class ModelKeeper:
 
     async def _roll_back(self, actor: str) -> SwapReport:
         start = time.monotonic()
+        self.require_no_candidate()
         if not self.record.history:
             raise CandidateError(
                 f"no version of model {self.name!r} was served before {self._serving().version!r}; swap to "

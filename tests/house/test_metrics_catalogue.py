@@ -17,10 +17,20 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from guard.control.canary_counts import CanaryCounts
 from guard.control.counts import SwapCounts
+from guard.dataplane.trial import Pair, Seen
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
-from guard.metrics_catalogue import CATALOGUE, GRPC_CODES, RPC_METHODS, Spec, SwapOutcome
+from guard.metrics_catalogue import (
+    CATALOGUE,
+    GRPC_CODES,
+    RPC_METHODS,
+    AnsweredBy,
+    CanaryOutcome,
+    Spec,
+    SwapOutcome,
+)
 from guard.rpc.pb import guard_admin_pb2, open_inference_pb2
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics_catalogue.txt"
@@ -79,6 +89,19 @@ def everything_is_swapped(counts: SwapCounts) -> None:
     counts.record_failed("resnet")
 
 
+def everything_is_tried(counts: CanaryCounts) -> None:
+    counts.add_model("resnet")
+    counts.started("resnet", 0.1)
+    for by in AnsweredBy:
+        counts.answered("resnet", by, 0.01)
+    counts.failed("resnet")
+    counts.dropped("resnet")
+    counts.compared("resnet", Pair(Seen(1, True, 0.5), Seen(1, False, 0.5)))
+    counts.entropy_difference("resnet", 0.25)
+    for outcome in CanaryOutcome:
+        counts.ended("resnet", outcome)
+
+
 def samples(registry: CollectorRegistry, name: str) -> list[Sample]:
     return [
         (s.name, s.labels, s.value) for family in registry.collect() for s in family.samples if s.name == name
@@ -117,6 +140,7 @@ def test_names_follow_the_house_rules() -> None:
 def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: Metrics) -> None:
     everything_happens(metrics)
     everything_is_swapped(SwapCounts(registry))
+    everything_is_tried(CanaryCounts(registry))
 
     seen: dict[str, tuple[str, str, set[str]]] = {}
     for family in parse_text(generate_latest(registry).decode()):
@@ -238,7 +262,7 @@ def test_an_unloaded_model_keeps_its_counters_and_loses_its_gauges(
     metrics.model_unloaded("resnet")
 
     gauges = [s.name for s in CATALOGUE.values() if s.kind == "gauge" and "model" in s.labels]
-    assert len(gauges) == 6
+    assert len(gauges) == 8
     assert [name for name in gauges if samples(registry, name)] == []
     assert registry.get_sample_value(
         "guard_inputs_total", {"model": "resnet", "verdict": "accept"}

@@ -1,0 +1,110 @@
+"""Values that labels of metrics may take; :mod:`guard.metrics_catalogue` says which label takes which."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = [
+    "AnsweredBy",
+    "CanaryOutcome",
+    "DropReason",
+    "Finding",
+    "Outcome",
+    "Recorded",
+    "ShedReason",
+    "Stage",
+    "SwapOutcome",
+    "TrialOutcome",
+    "UncheckableReason",
+]
+
+
+class UncheckableReason(StrEnum):
+    """Why an input could not be checked."""
+
+    NON_FINITE = "non_finite"
+    OUT_OF_RANGE = "out_of_range"
+    CHECK_FAILED = "check_failed"
+    QUEUE_FULL = "queue_full"
+
+
+class Outcome(StrEnum):
+    """What became of an input that could not be checked: answered (fail open) or refused."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+
+
+class Stage(StrEnum):
+    """Where time goes: ``queue`` and ``total`` once a request, ``device`` once a device call."""
+
+    QUEUE = "queue"
+    DEVICE = "device"
+    TOTAL = "total"
+
+
+class ShedReason(StrEnum):
+    """Why a request was dropped before its answer was ready."""
+
+    QUEUE_FULL = "queue_full"
+    SHUTTING_DOWN = "shutting_down"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+
+
+class DropReason(StrEnum):
+    """Why a suspicious input was not kept in quarantine."""
+
+    QUEUE_FULL = "queue_full"
+    UNWRITABLE = "unwritable"
+    TOO_LARGE = "too_large"
+
+
+class Recorded(StrEnum):
+    """What became of a record for the audit log."""
+
+    WRITTEN = "written"
+    LOST = "lost"
+
+
+class SwapOutcome(StrEnum):
+    """What became of a swap or a rollback; failed where the candidate did not come to serve."""
+
+    SWAPPED = "swapped"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
+class CanaryOutcome(StrEnum):
+    """Why a candidate is not tried any more; all but the first two are limits that it exceeded."""
+
+    PROMOTED = "promoted"
+    STOPPED = "stopped"
+    ERRORS = "errors"
+    LATENCY = "latency"
+    REJECTIONS = "rejections"
+    DISAGREEMENT = "disagreement"
+
+
+class TrialOutcome(StrEnum):
+    """What became of a request put to a candidate; what it failed on, the current version answered."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class AnsweredBy(StrEnum):
+    """Who answered, while a candidate is tried."""
+
+    CANDIDATE = "candidate"
+    CURRENT = "current"
+
+
+class Finding(StrEnum):
+    """What candidate and current version make of the same row; ``same`` where both accept its class."""
+
+    SAME = "same"
+    CLASS_DIFFERS = "class_differs"
+    REJECTED_BY_CANDIDATE = "rejected_by_candidate"
+    REJECTED_BY_CURRENT = "rejected_by_current"
+    REJECTED_BY_BOTH = "rejected_by_both"
