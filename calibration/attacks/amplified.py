@@ -76,8 +76,8 @@ class Amplified(Wrapped):
 
     def _nodes(self, own: slice, length: int) -> list[int]:
         size = own.stop - own.start
-        ends = sorted((length - own.stop, own.start))
-        nodes = np.rint(np.linspace(*ends, isqrt(self.copies))).astype(int)
+        first, last = sorted((length - own.stop, own.start))
+        nodes = np.rint(np.linspace(first, last, isqrt(self.copies))).astype(int)
         if np.diff(nodes).min() < size:
             raise ValueError(
                 f"images: {self.copies} copies of a patch {size} pixels long overlap within {length} pixels"
