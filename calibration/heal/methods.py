@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Final
 
+from calibration.errors import OptionError
 from calibration.heal.options import AUTO, HealOptions
 from calibration.repair.table import REPAIRS, Need
 
@@ -38,7 +39,14 @@ def lacking(method: str, there: Set[Need]) -> str:
 
 
 def cost_of(method: str, options: HealOptions, images: int) -> float:
-    """Return what a repair takes, in images forwards and back, about; for an estimate of what is left."""
-    repair = REPAIRS[method].make(**options.repair.get(method, {}))
+    """Return what a repair takes, in images forwards and back, about; for an estimate of what is left.
+
+    Raises:
+        OptionError: If an option of it is out of its range.
+    """
+    try:
+        repair = REPAIRS[method].make(**options.repair.get(method, {}))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{method}: {error}; see guard repair --explain {method}") from error
     epochs = float(getattr(repair, "epochs", 20))
     return images * epochs * 1.5 + (_SEARCH if method == "guided_unlearning" else 0)

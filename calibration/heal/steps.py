@@ -109,7 +109,8 @@ class Steps:
             OptionError: If the folder cannot be written.
         """
         place, planned = self._planned(name)
-        folder = self.root / f"{place + 1:02d}-{name}"
+        there = sorted(self.root.glob(f"[0-9][0-9]-{name}"))  # of another plan, under another number
+        folder = there[0] if there else self.root / f"{place + 1:02d}-{name}"
         key = digest_of_plain({"step": name, "inputs": inputs})
         head = f"[{place + 1}/{len(self.plan)}] {name}"
         kept = _kept(folder, key)

@@ -22,6 +22,7 @@ from guard.artifact import read_artifact  # noqa: E402
 from guard.cli import main  # noqa: E402
 from tests.calibration.backdoored_nets import TARGET  # noqa: E402
 from tests.calibration.heal_files import (  # noqa: E402
+    STRONG,
     WEAK,
     answers,
     clean,
@@ -223,6 +224,13 @@ def test_a_job_that_was_broken_off_goes_on_with_the_step_it_was_at(
     again = heal(options_for(folder))
     assert [states(again)[name] for name in ("scan", "repair-unlearning")] == ["resumed", "done"]
     assert repaired.read_bytes() == whole
+    longer = heal(options_for(folder, method=("guided_unlearning", "unlearning"), repair={
+        "guided_unlearning": {"epochs": 1, "search_steps": 1, "precision": "float32", "rate": 1e-9},
+        "unlearning": STRONG,
+    }))  # fmt: skip
+    assert [states(longer)[f"{what}-unlearning"] for what in ("repair", "judge")] == ["resumed", "resumed"]
+    assert [attempt.passed for attempt in longer.attempts] == [False, True]
+    assert versions(folder) == ["1", "2"]
 
 
 def test_a_changed_model_is_scanned_and_repaired_anew(folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from calibration.errors import OptionError  # noqa: E402
-from calibration.heal.methods import AUTO_ORDER, lacking, named  # noqa: E402
+from calibration.heal.methods import AUTO_ORDER, cost_of, lacking, named  # noqa: E402
 from calibration.heal.options import heal_options  # noqa: E402
 from guard.cli import main  # noqa: E402
 
@@ -99,6 +99,13 @@ def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: 
 def test_a_file_that_says_what_there_is_not_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         heal_options(GIVEN, written(tmp_path, text))
+
+
+def test_an_option_of_a_repair_out_of_its_range_is_refused_before_anything_is_read() -> None:
+    options = heal_options({**GIVEN, "repair": {"unlearning": {"epochs": 0}}})
+    with pytest.raises(OptionError, match=r"unlearning: epochs: .*guard repair --explain unlearning"):
+        cost_of("unlearning", options, 100)
+    assert cost_of("guided_unlearning", options, 100) > cost_of("nad", options, 100)
 
 
 def test_a_command_without_a_model_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
