@@ -68,7 +68,7 @@ class CanaryTally:
 
     def __init__(self, limits: CanaryLimits, certified_frr: float) -> None:
         self._limits = limits
-        self._asked = self._answered = self._dropped = self._rows = 0
+        self._asked = self._answered = self._compared = self._dropped = self._rows = 0
         self._class_differs = self._verdict_differs = self._suspicious = self._suspicious_to_current = 0
         self._bits = 0.0
         self._errors = RateTest(limits.max_error_rate)
@@ -110,6 +110,7 @@ class CanaryTally:
 
     def compared(self, pairs: Sequence[Pair]) -> None:
         """Count what both versions made of the rows of a request."""
+        self._compared += 1
         for pair in pairs:
             one, other = pair.candidate, pair.current
             self._rows += 1
@@ -155,6 +156,7 @@ class CanaryTally:
             "requests": self._asked,
             "answered": self._answered,
             "errors": self._errors.events,
+            "compared": self._compared,
             "shadow_dropped": self._dropped,
             "rows": self._rows,
             "class_disagreements": self._class_differs,

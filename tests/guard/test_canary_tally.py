@@ -168,6 +168,7 @@ def test_the_figures_say_all_of_it() -> None:
         "requests": 4,
         "answered": 3,
         "errors": 1,
+        "compared": 2,
         "shadow_dropped": 1,
         "rows": 4,
         "class_disagreements": 1,
