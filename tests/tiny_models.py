@@ -97,6 +97,23 @@ def not_a_number_classifier(shape: tuple[int, int, int] = (3, 8, 8), classes: in
     return model
 
 
+def nan_in_the_dark() -> onnx.ModelProto:
+    """A linear classifier that adds 0 · √(mean − 0.1) to every logit: NaN on a dark image, not on a blend."""
+    model = linear_classifier()
+    model.graph.node[-1].output[0] = "plain"
+    for name, value in (("dark", 0.1), ("nothing", 0.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    for node in (
+        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["mean", "dark"], ["light"]),
+        helper.make_node("Sqrt", ["light"], ["root"]),
+        helper.make_node("Mul", ["root", "nothing"], ["zero"]),
+        helper.make_node("Add", ["plain", "zero"], ["logits"]),
+    ):
+        model.graph.node.append(node)
+    return model
+
+
 def batch_coupled_classifier(shape: tuple[int, int, int] = (3, 8, 8), classes: int = 10) -> onnx.ModelProto:
     """A linear classifier that subtracts the mean over the batch: one row changes another's answer."""
     model = linear_classifier(shape, classes)

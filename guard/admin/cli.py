@@ -129,7 +129,8 @@ class Canary:
                 [known] = client.status(model)
                 if known.canary is None:
                     raise OperationError(
-                        f"model {model!r} has had no canary; `guard canary start` starts one"
+                        f"model {model!r} has had no canary since the guard started; `guard canary start` "
+                        f"starts one"
                     )
                 canary = known.canary
         return _tell(arguments, canary, canary_lines(model, canary))

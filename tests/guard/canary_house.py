@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from control_house import PATIENCE_S, keeping
 from control_house import House as Kept
 from control_house import load as load_on_cpu
-from onnx import helper, numpy_helper
 
 from guard.artifact import Artifact
 from guard.control.canary_counts import CanaryCounts
@@ -32,22 +30,7 @@ from tests.tiny_models import linear_classifier
 LIMITS = CanaryLimits(min_rows=20)
 IMAGES = random_images(make_profile(linear_classifier()), 16, seed=3)
 DARK = np.zeros_like(IMAGES[:1])
-"""An image on which :func:`nan_in_the_dark` gives NaN."""
-
-
-def nan_in_the_dark() -> onnx.ModelProto:
-    """A linear classifier that adds √(mean − 0.1) to every logit: NaN on a dark image, never on a blend."""
-    model = linear_classifier()
-    model.graph.node[-1].output[0] = "plain"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "dark"))
-    for node in (
-        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["mean", "dark"], ["light"]),
-        helper.make_node("Sqrt", ["light"], ["root"]),
-        helper.make_node("Add", ["plain", "root"], ["logits"]),
-    ):
-        model.graph.node.append(node)
-    return model
+"""An image on which ``tiny_models.nan_in_the_dark`` gives NaN."""
 
 
 class Failing:

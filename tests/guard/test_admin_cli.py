@@ -154,7 +154,9 @@ def test_a_canary_is_started_looked_at_stopped_and_promoted(guard: Guard, house:
     guard("canary", "start", "tiny", "2", *at)
     promote = guard("promote", "tiny", *at)
 
-    assert none.error == "model 'tiny' has had no canary; `guard canary start` starts one"
+    assert none.error == (
+        "model 'tiny' has had no canary since the guard started; `guard canary start` starts one"
+    )
     assert start.out.splitlines() == [
         "tiny: version 2 is tried on 0.2 of the requests since 2023-11-14 22:13:20Z",
         "  requests                         12",

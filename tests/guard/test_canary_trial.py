@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from artifact_edits import edit_profile
-from canary_house import DARK, IMAGES, Clock, Failing, Taking, nan_in_the_dark, trying
+from canary_house import DARK, IMAGES, Clock, Failing, Taking, trying
 from fake_classifier import GatedClassifier
 
 from guard.errors import InputRejectedError, UncheckableInputError, UnknownModelError
 from guard.runtime.loader import LoadedModel
-from tests.tiny_models import linear_classifier
+from tests.tiny_models import linear_classifier, nan_in_the_dark
 
 POLICIES = ("enforce", "flag", "monitor")
 
