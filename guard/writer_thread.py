@@ -92,10 +92,12 @@ class WriterThread(Generic[T]):
     def _run(self) -> None:
         while (taken := self._take()) is not None:
             items, lost = taken
-            while not self._attempt(items, lost):
+            written = self._attempt(items, lost)
+            while not written:
                 with self._changed:
                     closing = self._changed.wait_for(lambda: self._closing, self._retry_s)
-                if closing and not self._attempt(items, lost):
+                written = self._attempt(items, lost)
+                if closing and not written:
                     with self._changed:
                         self._lost += lost
                         self._give_up(len(items))

@@ -262,6 +262,28 @@ def test_a_writer_that_is_busy_loses_what_there_is_no_room_for_and_says_after_wh
     assert not writer.put("late")
 
 
+def test_what_can_be_written_again_just_when_it_is_closed_is_told_once() -> None:
+    calls: list[tuple[list[int], int]] = []
+    entered, works = threading.Semaphore(0), threading.Event()
+
+    def write(items: list[int], lost: int) -> bool:
+        calls.append((list(items), lost))
+        entered.release()
+        if not works.is_set():
+            return False
+        items.clear()
+        return True
+
+    writer = WriterThread(write, name="test", limit=1, retry_s=PATIENCE_S)
+    assert writer.put(1)
+    assert entered.acquire(timeout=PATIENCE_S)
+    assert [writer.put(number) for number in (2, 3, 4)] == [True, False, False]
+    works.set()
+
+    assert writer.close(PATIENCE_S) == 0
+    assert calls == [([1], 0), ([1], 0), ([2], 2)]
+
+
 def test_a_defect_of_the_writer_loses_its_items_and_not_the_thread() -> None:
     seen: list[tuple[list[int], int]] = []
 
