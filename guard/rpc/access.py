@@ -13,6 +13,7 @@ to exist. Certificates are verified in the handshake, so no call comes without o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -200,7 +201,9 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._clock = clock
         self._on_event = on_event
         self._untold = 0
+        self._last_from = ""
         self._tell_at = clock()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[_Handler]], handler_call_details: Any
@@ -230,6 +233,7 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def refuse(requests: Any, context: Context) -> None:
             async with answering(context, path.rpartition("/")[2], self._on_rpc):
                 self._note(context.peer())
+                self._tell_later()
                 await first_message(requests)
                 raise AccessDeniedError(why)
 
@@ -237,7 +241,21 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _note(self, peer: str) -> None:
         self._untold += 1
-        now = self._clock()
-        if now >= self._tell_at:
-            self._on_event(DENIED, {"denied": self._untold, "last_from": peer})
-            self._untold, self._tell_at = 0, now + _DENIALS_TOLD_EVERY_S
+        self._last_from = peer
+        if self._clock() >= self._tell_at:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell of the calls that were turned away and not told of yet, if there are any."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._untold:
+            self._on_event(DENIED, {"denied": self._untold, "last_from": self._last_from})
+            self._untold, self._tell_at = 0, self._clock() + _DENIALS_TOLD_EVERY_S
+
+    def _tell_later(self) -> None:
+        """See to it that the last of a burst are told of, though nobody knocks after them."""
+        if self._untold and self._timer is None:
+            left_s = max(0.0, self._tell_at - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(left_s, self.tell)

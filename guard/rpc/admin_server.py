@@ -14,7 +14,7 @@ from guard.rpc.admin import AdminServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.outcome import OnRpc, ignore_rpc
 from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
-from guard.rpc.reception import Reception
+from guard.rpc.reception import CALL, Reception
 from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
 from guard.rpc.unix_socket import (
     address_of_socket,
@@ -27,6 +27,7 @@ __all__ = ["AdminServer"]
 
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _MAX_CALLS: Final = 16
+_MAX_METHOD_CHARACTERS: Final = 200
 _ADVICE: Final = (
     "this is the admin port: guard.admin.v1 and V2's repository calls; inference has a port of its own"
 )
@@ -59,6 +60,7 @@ class AdminServer:
         self._token = access.token()
         self._credentials = access.credentials()
         self._server: Any = None
+        self._token_keeper: TokenKeeper | None = None
         self._inode = 0
         self.port: int | None = None
 
@@ -74,7 +76,8 @@ class AdminServer:
             interceptors=self._interceptors(),
             maximum_concurrent_rpcs=_MAX_CALLS,
             options=[
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                # Twice the limit: up to there the guard refuses by itself, and tells of it.
+                ("grpc.max_receive_message_length", 2 * _MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -92,14 +95,23 @@ class AdminServer:
         """Close the doors. An operation that was begun is the control room's; nobody hears of its end."""
         if self._server is not None:
             await self._server.stop(None)
+        if self._token_keeper is not None:
+            self._token_keeper.tell()
         if self._access.socket is not None and self._inode:
             remove_socket(self._access.socket, self._inode)
 
     def _interceptors(self) -> list[Any]:
-        doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._on_rpc, advice=_ADVICE)
+        doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._refused, advice=_ADVICE)
         if self._token is None:
             return [doorkeeper]
-        return [TokenKeeper(self._token, on_rpc=self._on_rpc, on_event=self._on_event), doorkeeper]
+        self._token_keeper = TokenKeeper(self._token, on_rpc=self._on_rpc, on_event=self._on_event)
+        return [self._token_keeper, doorkeeper]
+
+    def _refused(self, method: str, model: str, code: str, seconds: float) -> None:
+        """Count a call that reached no method, and tell of it; who asked is not known there."""
+        self._on_rpc(method, model, code, seconds)
+        shown = method[:_MAX_METHOD_CHARACTERS]
+        self._on_event(CALL, {"method": shown, "model": model, "actor": "", "code": code})
 
     def _open_port(self, server: Any, host: str, port: int) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6

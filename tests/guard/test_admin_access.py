@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import stat
@@ -17,6 +18,7 @@ from guard.rpc.access import Access, TokenKeeper
 from guard.rpc.admin_server import AdminServer
 from guard.rpc.pb import guard_admin_pb2 as pb
 from tests.guard.admin_house import (
+    PATIENCE_S,
     TOKEN,
     Authority,
     House,
@@ -149,6 +151,36 @@ def test_denials_are_told_at_once_and_then_summed_up() -> None:
     assert told == [
         ("admin_denied", {"denied": 1, "last_from": "ipv4:10.0.0.7:1"}),
         ("admin_denied", {"denied": 3, "last_from": "ipv4:10.0.0.7:1"}),
+    ]
+
+
+async def test_the_last_of_a_burst_are_told_of_though_nobody_knocks_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.rpc.access._DENIALS_TOLD_EVERY_S", 0.2)
+    async with (
+        administering(port=0, token_file=token_file(tmp_path)) as house,
+        stub_at(house.address) as stub,
+    ):
+        for _ in range(3):
+            await refusal(stub.Status(pb.StatusRequest()))
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(fields["denied"] for _, fields in house.events) < 3:  # type: ignore[misc]
+                await asyncio.sleep(0.01)
+
+
+async def test_what_was_not_told_yet_is_told_in_the_end(tmp_path: Path) -> None:
+    async with (
+        administering(port=0, token_file=token_file(tmp_path)) as house,
+        stub_at(house.address) as stub,
+    ):
+        for _ in range(3):
+            await refusal(stub.Status(pb.StatusRequest()))
+        assert [fields["denied"] for _, fields in house.events] == [1]
+
+    assert [(kind, fields["denied"]) for kind, fields in house.events] == [
+        ("admin_denied", 1),
+        ("admin_denied", 2),
     ]
 
 

@@ -241,6 +241,19 @@ async def test_a_method_that_is_not_there_and_a_message_that_is_none(admin: Aske
         code, words = await refusal(channel.unary_unary("/guard.admin.v1.GuardAdmin/Swap")(b"\xff\xff"))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert words.startswith("the message of 2 bytes is not one that Swap takes")
+        large = b"\n" * (4 * 1024 * 1024 + 1)
+        code, words = await refusal(channel.unary_unary("/guard.admin.v1.GuardAdmin/Status")(large))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert words.startswith("the message has 4194305 bytes, expected at most 4194304")
+    ends = [
+        ("/guard.admin.v1.GuardAdmin/Explode", "UNIMPLEMENTED"),
+        ("Swap", "INVALID_ARGUMENT"),
+        ("Status", "RESOURCE_EXHAUSTED"),
+    ]
+    assert admin.house.reported == [(method, "", code) for method, code in ends]
+    assert admin.house.events == [
+        ("admin_call", {"method": method, "model": "", "actor": "", "code": code}) for method, code in ends
+    ]
 
 
 async def test_a_second_operation_on_a_model_is_told_that_it_is_busy(admin: Asked) -> None:
