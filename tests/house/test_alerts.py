@@ -81,6 +81,7 @@ def test_a_missing_promtool_fails_in_ci_and_only_there(monkeypatch: pytest.Monke
 def test_the_alerts_are_these() -> None:
     assert sorted(NAMES) == [
         "GuardAnsweringUnchecked",
+        "GuardCanaryRolledBack",
         "GuardCheckFailing",
         "GuardDown",
         "GuardNoTraffic",
@@ -110,6 +111,7 @@ def test_the_alerts_use_the_metrics_they_are_about() -> None:
         "guard_audit_failing",
         "guard_audit_records_total",
         "guard_boundary_bits",
+        "guard_canaries_ended_total",
         "guard_candidate_failures_total",
         "guard_certified_frr_ratio",
         "guard_inputs_total",
