@@ -233,7 +233,6 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def refuse(requests: Any, context: Context) -> None:
             async with answering(context, path.rpartition("/")[2], self._on_rpc):
                 self._note(context.peer())
-                self._tell_later()
                 await first_message(requests)
                 raise AccessDeniedError(why)
 
@@ -242,8 +241,11 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _note(self, peer: str) -> None:
         self._untold += 1
         self._last_from = peer
-        if self._clock() >= self._tell_at:
+        left_s = self._tell_at - self._clock()
+        if left_s <= 0:
             self.tell()
+        elif self._timer is None:  # so that the last of a burst are told of, though nobody knocks after them
+            self._timer = asyncio.get_running_loop().call_later(left_s, self.tell)
 
     def tell(self) -> None:
         """Tell of the calls that were turned away and not told of yet, if there are any."""
@@ -253,9 +255,3 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if self._untold:
             self._on_event(DENIED, {"denied": self._untold, "last_from": self._last_from})
             self._untold, self._tell_at = 0, self._clock() + _DENIALS_TOLD_EVERY_S
-
-    def _tell_later(self) -> None:
-        """See to it that the last of a burst are told of, though nobody knocks after them."""
-        if self._untold and self._timer is None:
-            left_s = max(0.0, self._tell_at - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(left_s, self.tell)
