@@ -43,6 +43,7 @@ __all__ = ["Store"]
 _log = logging.getLogger(__name__)
 
 _MARK_BYTES = 16
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMED = 5
 
 
@@ -66,7 +67,7 @@ class Store:
         self._marked = False
         try:
             root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            self._lock = os.open(root / ".lock", _LOCK_FLAGS, FILE_MODE)
             try:
                 with self._alone():
                     self._key = client_key(root)

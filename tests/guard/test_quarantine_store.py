@@ -413,3 +413,12 @@ def test_a_folder_that_cannot_be_used_is_refused_with_what_to_do(tmp_path: Path)
     with pytest.raises(SettingsError, match=r"client.key is no key of 64 hex digits; remove it"):
         Store(tmp_path / "q", WIDE)
     assert stat.S_IMODE((tmp_path / "q" / ".lock").stat().st_mode) == 0o600
+
+
+def test_what_a_link_in_the_folder_points_to_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "else").write_bytes(b"somebody's own")
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / ".lock").symlink_to(tmp_path / "else")
+    with pytest.raises(SettingsError, match=r"quarantine folder .* cannot be used"):
+        keep(tmp_path / "q", incident(0))
+    assert (tmp_path / "else").read_bytes() == b"somebody's own"
