@@ -12,8 +12,11 @@
     ├── UnavailableError           the caller retries, here or elsewhere
     │   ├── QueueFullError             shed: more is waiting than the guard promised to hold
     │   ├── DeadlineError              the caller's time ran out before the work was done
+    │   │   └── UpstreamDeadlineError      it was the model server that took too long
     │   ├── ShuttingDownError          the server is stopping
-    │   └── CheckFailedError           the model or the check failed on this input
+    │   ├── CheckFailedError           the model or the check failed on this input
+    │   └── UpstreamError              the model server behind the guard cannot be asked, or broke off
+    ├── UpstreamStatusError        the model server answered with a status of its own, passed on as it came
     ├── ArtifactError              the operator fixes what is on disk
     │   ├── MissingFileError           a file of the artifact is not there
     │   ├── HashMismatchError          a file is not the one the manifest lists
@@ -59,6 +62,9 @@ __all__ = [
     "UnsafeArrayError",
     "UnsafePathError",
     "UnsupportedRequestError",
+    "UpstreamDeadlineError",
+    "UpstreamError",
+    "UpstreamStatusError",
 ]
 
 
@@ -118,6 +124,30 @@ class ShuttingDownError(UnavailableError):
 
 class CheckFailedError(UnavailableError):
     """The model or the check failed on this input, and the policy is to fail closed."""
+
+
+class UpstreamError(UnavailableError):
+    """The model server behind the guard cannot be asked, or broke off."""
+
+
+class UpstreamDeadlineError(DeadlineError):
+    """The model server behind the guard did not answer in time."""
+
+
+class UpstreamStatusError(GuardError):
+    """The model server behind the guard answered with a status of its own, which is passed on as it came.
+
+    Attributes:
+        code: Name of the gRPC status code, such as ``NOT_FOUND``.
+        metadata: Trailing metadata that came with it.
+    """
+
+    def __init__(
+        self, details: str, *, code: str = "INTERNAL", metadata: tuple[tuple[str, str | bytes], ...] = ()
+    ) -> None:
+        super().__init__(details)
+        self.code = code
+        self.metadata = metadata
 
 
 class ArtifactError(GuardError):

@@ -15,14 +15,18 @@ import numpy as np
 __all__ = [
     "InferRequest",
     "InferResponse",
+    "Metadata",
     "ModelDescription",
+    "Original",
     "Parameter",
+    "Relayed",
     "ServerDescription",
     "Tensor",
     "TensorSpec",
 ]
 
 Parameter = bool | int | float | str
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 _NONE: Mapping[str, Parameter] = MappingProxyType({})
 
@@ -34,6 +38,37 @@ class Tensor:
     name: str
     datatype: str
     data: np.ndarray
+
+
+@dataclass(frozen=True)
+class Original:
+    """A request as it came, for a model server behind the guard.
+
+    Attributes:
+        message: Its bytes.
+        metadata: What the caller sent beside it.
+        understood: Whether the guard knows every field of it.
+    """
+
+    message: bytes
+    metadata: Metadata = ()
+    understood: bool = True
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """What a model server behind the guard answered.
+
+    Attributes:
+        message: Its bytes.
+        initial_metadata, trailing_metadata: What came before and after it.
+        with_outputs: Whether its outputs are wanted; False where the caller asked for the guard's alone.
+    """
+
+    message: bytes
+    initial_metadata: Metadata = ()
+    trailing_metadata: Metadata = ()
+    with_outputs: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,7 @@ class InferRequest:
         timeout_s: Seconds the caller still waits, counted from the call to
             :meth:`guard.dataplane.DataPlane.infer`; None for no deadline.
         client: Address that the request came from, without its port; empty where it is not known.
+        original: The request as it came; None where it was not kept.
     """
 
     model_name: str
@@ -60,17 +96,23 @@ class InferRequest:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
     timeout_s: float | None = None
     client: str = ""
+    original: Original | None = None
 
 
 @dataclass(frozen=True)
 class InferResponse:
-    """The answer to one :class:`InferRequest`."""
+    """The answer to one :class:`InferRequest`.
+
+    Attributes:
+        relayed: A model server's answer, which outputs and parameters are added to; None for none.
+    """
 
     model_name: str
     model_version: str
     id: str
     outputs: tuple[Tensor, ...]
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
+    relayed: Relayed | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +130,8 @@ class ModelDescription:
 
     Attributes:
         max_batch_size: Most rows in one request; the first -1 of each shape is that batch.
+        metadata, config: The bytes in which a model server behind the guard says the same and more; empty
+            where there is none.
     """
 
     name: str
@@ -97,6 +141,8 @@ class ModelDescription:
     max_batch_size: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    metadata: bytes = b""
+    config: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,22 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from guard.errors import InvalidRequestError
 from guard.messages import (
     InferRequest,
     InferResponse,
+    Metadata,
     ModelDescription,
+    Original,
+    Relayed,
     ServerDescription,
     Tensor,
     TensorSpec,
 )
-from guard.rpc.contents import decode_raw, decode_typed, encode_raw
+from guard.rpc.contents import decode_raw, decode_typed, encode_raw, encode_typed
 from guard.rpc.parameters import (
     encode_parameters,
     own_parameters,
@@ -41,7 +46,12 @@ MAX_ID_CHARACTERS: Final = 128
 
 
 def decode_request(
-    request: pb.ModelInferRequest, *, timeout_s: float | None = None, client: str = ""
+    request: pb.ModelInferRequest,
+    *,
+    timeout_s: float | None = None,
+    client: str = "",
+    message: bytes = b"",
+    metadata: Metadata = (),
 ) -> InferRequest:
     """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
 
@@ -49,6 +59,8 @@ def decode_request(
         request: As it came.
         timeout_s: Seconds that the caller still waits, None for no deadline.
         client: Address that it came from.
+        message: The bytes it was read from, where they are to be kept; empty where not.
+        metadata: What came beside them.
 
     Raises:
         InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice), or
@@ -69,6 +81,7 @@ def decode_request(
         parameters=MappingProxyType(parameters),
         timeout_s=timeout_s,
         client=client,
+        original=Original(message, metadata, not _has_unknown_fields(request)) if message else None,
     )
 
 
@@ -78,6 +91,8 @@ def encode_response(response: InferResponse) -> pb.ModelInferResponse:
     Raises:
         ValueError: If an output's array is not of the datatype it claims.
     """
+    if response.relayed is not None:
+        return _add_to_relayed(response, response.relayed)
     return pb.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version,
@@ -100,6 +115,11 @@ def encode_server(server: ServerDescription) -> pb.ServerMetadataResponse:
 
 def encode_metadata(model: ModelDescription) -> pb.ModelMetadataResponse:
     """Return the answer to ModelMetadata; shapes keep their leading -1."""
+    if model.metadata:
+        said = pb.ModelMetadataResponse.FromString(model.metadata)
+        said.name = model.name
+        said.versions[:] = model.versions
+        return said
     return pb.ModelMetadataResponse(
         name=model.name,
         versions=model.versions,
@@ -111,6 +131,10 @@ def encode_metadata(model: ModelDescription) -> pb.ModelMetadataResponse:
 
 def encode_config(model: ModelDescription) -> pb.ModelConfig:
     """Return the configuration Triton would give; dims lose the batch when ``max_batch_size`` is above 0."""
+    if model.config:
+        said = pb.ModelConfig.FromString(model.config)
+        said.name = model.name
+        return said
     return pb.ModelConfig(
         name=model.name,
         platform=model.platform,
@@ -125,6 +149,40 @@ def encode_config(model: ModelDescription) -> pb.ModelConfig:
             for spec in model.outputs
         ],
     )
+
+
+def _add_to_relayed(response: InferResponse, relayed: Relayed) -> pb.ModelInferResponse:
+    """Return a model server's answer as it is, with the guard's outputs and parameters added to it."""
+    answer = pb.ModelInferResponse.FromString(relayed.message)
+    answer.model_name = response.model_name
+    if not relayed.with_outputs:
+        del answer.outputs[:], answer.raw_output_contents[:]
+    typed = bool(answer.outputs) and not answer.raw_output_contents
+    for tensor in response.outputs:
+        output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
+        if typed:
+            output.contents.CopyFrom(encode_typed(tensor))
+        else:
+            answer.raw_output_contents.append(encode_raw(tensor))
+    for name, parameter in encode_parameters(response.parameters).items():
+        answer.parameters[name].CopyFrom(parameter)
+    return answer
+
+
+def _has_unknown_fields(message: Message) -> bool:
+    """Return whether a message, or one inside it, holds fields that this guard knows nothing of."""
+    if len(UnknownFieldSet(message)):
+        return True
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            inner = value.values()
+        else:
+            inner = (value,) if isinstance(value, Message) else value
+        if any(_has_unknown_fields(one) for one in inner):
+            return True
+    return False
 
 
 def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:

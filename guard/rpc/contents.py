@@ -22,7 +22,7 @@ from guard.errors import InvalidRequestError
 from guard.messages import Tensor
 from guard.rpc.pb import open_inference_pb2 as pb
 
-__all__ = ["decode_raw", "decode_typed", "encode_raw"]
+__all__ = ["decode_raw", "decode_typed", "encode_raw", "encode_typed"]
 
 _MAX_RANK: Final = 32  # the least that any numpy we run on can hold
 _MAX_BYTES: Final = 2**63 - 1
@@ -113,6 +113,24 @@ def encode_raw(tensor: Tensor) -> bytes:
             f"got dtype {tensor.data.dtype}"
         )
     return tensor.data.astype(dtype, copy=False).tobytes()
+
+
+def encode_typed(tensor: Tensor) -> pb.InferTensorContents:
+    """Return the tensor's elements in the typed field of its datatype.
+
+    Raises:
+        ValueError: If the datatype has no typed field, or the array is not of it.
+    """
+    if tensor.datatype == "BYTES" and tensor.data.dtype.kind == "S":
+        return pb.InferTensorContents(bytes_contents=tensor.data.ravel().tolist())
+    if tensor.datatype not in _TYPED or tensor.data.dtype != DATATYPES[tensor.datatype]:
+        raise ValueError(
+            f"output {tensor.name!r}: expected an array of a datatype with a typed field, got "
+            f"{tensor.datatype} in dtype {tensor.data.dtype}"
+        )
+    contents = pb.InferTensorContents()
+    getattr(contents, _TYPED[tensor.datatype][0]).extend(tensor.data.ravel().tolist())
+    return contents
 
 
 def _dtype_of(name: str, datatype: str) -> np.dtype[np.generic]:

@@ -7,8 +7,10 @@ and uncounted. Here they get a status, words that say what was expected, and a c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -18,11 +20,22 @@ from guard.errors import InvalidRequestError, RequestError
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.status import MessageTooLargeError, UnservedRpcError
 
-__all__ = ["Doorkeeper", "first_message"]
+__all__ = ["ORIGINAL", "Doorkeeper", "first_message"]
+
+ORIGINAL: Final[ContextVar[bytes]] = ContextVar("original", default=b"")
+"""Bytes of the request that the running method answers; empty unless the doorkeeper keeps them."""
 
 _FIRST_MESSAGE_S: Final = 1.0
 
 _Handler = Any  # grpc.RpcMethodHandler, which grpc does not type
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A request and the bytes that it was read from."""
+
+    request: Any
+    original: bytes
 
 
 class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -33,6 +46,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             refuses by itself is seen by nobody here.
         on_rpc: Told of each call refused.
         advice: What to do who called a method that is not here.
+        keep: Methods whose requests are kept as they came, in :data:`ORIGINAL`.
     """
 
     def __init__(
@@ -41,10 +55,12 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         max_message_bytes: int,
         on_rpc: OnRpc = ignore_rpc,
         advice: str = "ask for the server's metadata",
+        keep: Container[str] = (),
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._on_rpc = on_rpc
         self._advice = advice
+        self._keep = keep
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -79,7 +95,8 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     f"(max_message_bytes); send fewer rows in a request"
                 )
             try:
-                return handler.request_deserializer(message)
+                request = handler.request_deserializer(message)
+                return _Kept(request, message) if name in self._keep else request
             except DecodeError:
                 return InvalidRequestError(
                     f"the message of {len(message)} bytes is not one that {name} takes; "
@@ -90,6 +107,9 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if isinstance(request, RequestError):
                 async with answering(context, name, self._on_rpc):
                     raise request
+            if isinstance(request, _Kept):
+                ORIGINAL.set(request.original)  # of this call's task alone
+                request = request.request
             return await method(request, context)
 
         if handler.response_streaming:

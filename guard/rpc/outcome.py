@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from guard.messages import Metadata
 from guard.rpc.status import metadata_of, status_of
 
 __all__ = ["Context", "OnRpc", "address_of", "answering", "ignore_rpc"]
@@ -34,7 +35,7 @@ class Context(Protocol):
         self,
         code: grpc.StatusCode,
         details: str = "",
-        trailing_metadata: tuple[tuple[str, str], ...] = (),
+        trailing_metadata: Metadata = (),
     ) -> NoReturn:
         """End the call with a status, by raising."""
         ...
@@ -45,6 +46,18 @@ class Context(Protocol):
 
     def peer(self) -> str:
         """Return where the call comes from, such as ``ipv4:127.0.0.1:52817`` or ``unix:``."""
+        ...
+
+    def invocation_metadata(self) -> Metadata | None:
+        """Return what the caller sent beside the request."""
+        ...
+
+    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        """Send metadata before the answer."""
+        ...
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Send metadata after the answer."""
         ...
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
+from guard.rpc.interceptors import ORIGINAL
 from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
@@ -137,9 +138,19 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Check one request and answer it."""
         decoded = decode_request(
-            request, timeout_s=context.time_remaining(), client=address_of(context.peer())
+            request,
+            timeout_s=context.time_remaining(),
+            client=address_of(context.peer()),
+            message=ORIGINAL.get(),
+            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
         )
-        return encode_response(await self._dataplane.infer(decoded))
+        answer = await self._dataplane.infer(decoded)
+        encoded = encode_response(answer)
+        if answer.relayed is not None:
+            context.set_trailing_metadata(answer.relayed.trailing_metadata)
+            if answer.relayed.initial_metadata:
+                await context.send_initial_metadata(answer.relayed.initial_metadata)
+        return encoded
 
     ModelStreamInfer = _refuses("ModelStreamInfer", _STREAM)
     ModelStatistics = _refuses("ModelStatistics", _STATISTICS)

@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 # Both travel in headers, of which a client takes 8 KiB by default; a caller's own names are in messages.
 _MAX_MESSAGE_BYTES: Final = 2000
 _MAX_ROWS: Final = 100
+_UPSTREAM: Final = ("guard-upstream", "true")
 
 
 class UnservedRpcError(errors.RequestError):
@@ -61,6 +62,9 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
         errors.ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
         errors.CheckFailedError: grpc.StatusCode.INTERNAL,
+        errors.UpstreamError: grpc.StatusCode.UNAVAILABLE,
+        errors.UpstreamDeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+        errors.UpstreamStatusError: grpc.StatusCode.INTERNAL,  # it brings its own, see status_of
         errors.ArtifactError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.MissingFileError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.HashMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -85,6 +89,8 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     An error that is not the guard's own is logged with its traceback and answered with the id it was
     logged under.
     """
+    if isinstance(error, errors.UpstreamStatusError):
+        return grpc.StatusCode[error.code], str(error)
     for cls in type(error).__mro__:
         if cls in STATUS_OF:
             return STATUS_OF[cls], _shortened(str(error) or type(error).__name__)
@@ -93,11 +99,16 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"unexpected error, see server log {log_id}"
 
 
-def metadata_of(error: BaseException) -> tuple[tuple[str, str], ...]:
+def metadata_of(error: BaseException) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata of an error: for a rejected input, which rows and their scores.
 
-    Only the first 100 rows are listed, for metadata is bounded; ``guard-row-count`` has them all.
+    Only the first 100 rows are listed, for metadata is bounded; ``guard-row-count`` has them all. Where the
+    model server behind the guard failed, ``guard-upstream`` is ``true``, beside what came from there.
     """
+    if isinstance(error, errors.UpstreamStatusError):
+        return (*error.metadata, _UPSTREAM)
+    if isinstance(error, errors.UpstreamError | errors.UpstreamDeadlineError):
+        return (_UPSTREAM,)
     if not isinstance(error, errors.InputRejectedError):
         return ()
     return (
