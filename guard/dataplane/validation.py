@@ -14,8 +14,6 @@ from guard.metrics import UncheckableReason
 
 __all__ = ["accepted_images", "uncheckable_rows"]
 
-_SLACK = 1e-3
-
 
 def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> Images:
     """Return the request's images if the request fits the model.
@@ -60,9 +58,8 @@ def uncheckable_rows(
     """
     if spec.datatype == "UINT8" and max(spec.low) <= 0 and min(spec.high) >= 255:
         return np.ones(len(images), np.bool_), {}
-    low, high = spec.value_range.bounds()
-    slack = _SLACK * (high - low)
-    fits = ((images >= low - slack) & (images <= high + slack)).reshape(len(images), -1).all(axis=1)
+    low, high = spec.value_range.tolerated()
+    fits: np.ndarray = ((images >= low) & (images <= high)).reshape(len(images), -1).all(axis=1)
     return fits, {int(row): _explain(images[row], spec) for row in np.flatnonzero(~fits)}
 
 

@@ -20,6 +20,8 @@ __all__ = ["BLEND_RULES", "BlendRule", "ValueRange", "blend_pairs", "superimpose
 
 _Pairs = Num[np.ndarray, "p *row"]
 
+_SLACK = 1e-3
+
 
 @dataclass(frozen=True)
 class BlendRule:
@@ -69,6 +71,15 @@ class ValueRange:
         low = np.asarray(self.low, np.float32).reshape(shape)
         high = np.asarray(self.high, np.float32).reshape(shape)
         return low, high
+
+    def tolerated(self) -> tuple[Float32[np.ndarray, "*row"], Float32[np.ndarray, "*row"]]:
+        """Return the bounds beyond which an input cannot be checked.
+
+        A thousandth of the range is allowed on either side, for the rounding of resizers.
+        """
+        low, high = self.bounds()
+        slack = _SLACK * (high - low)
+        return low - slack, high + slack
 
 
 def superimpose(

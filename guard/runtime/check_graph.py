@@ -27,16 +27,16 @@ around a model of any later opset without converting the model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from guard.arrays import Overlays
 from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
 from guard.errors import UnfitModelError
+from guard.runtime.node_list import NodeList
 
 __all__ = ["ENTROPY", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "build_check_graph"]
 
@@ -77,7 +77,7 @@ def build_check_graph(
     wrapped = onnx.ModelProto()
     wrapped.CopyFrom(model)
     wrapped.ir_version = max(wrapped.ir_version, 4)  # initializers that are not inputs
-    before, after = _Nodes(), _Nodes()
+    before, after = NodeList(_PREFIX), NodeList(_PREFIX)
     _add_blend(before, source, overlays, blend)
     _add_entropy(after, sink)
     graph = wrapped.graph
@@ -93,22 +93,6 @@ def build_check_graph(
         ]
     )
     return wrapped
-
-
-@dataclass
-class _Nodes:
-    """Nodes and constants being collected, each result named under our prefix."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: list[onnx.TensorProto] = field(default_factory=list)
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        self.constants.append(numpy_helper.from_array(value, _PREFIX + name))
-        return _PREFIX + name
-
-    def node(self, op: str, inputs: list[str], output: str, **attributes: int) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))  # type: ignore[arg-type]
-        return output
 
 
 def _check_fits(model: onnx.ModelProto) -> None:
@@ -142,7 +126,7 @@ def _replace_inputs(graph: onnx.GraphProto, source: InputSpec) -> None:
     )
 
 
-def _add_blend(g: _Nodes, source: InputSpec, overlays: Overlays, blend: BlendRule) -> None:
+def _add_blend(g: NodeList, source: InputSpec, overlays: Overlays, blend: BlendRule) -> None:
     left = g.node("Gather", [IMAGES, IMAGE_INDEX], _PREFIX + "left", axis=0)
     if source.datatype != "FP32":
         left = g.node("Cast", [left], _PREFIX + "left_fp32", to=TensorProto.FLOAT)
@@ -165,26 +149,26 @@ def _bank(overlays: Overlays, blend: BlendRule) -> np.ndarray:
     return np.concatenate([np.zeros_like(weighted[:1]), weighted])
 
 
-def _add_image_weight(g: _Nodes, left: str, has_overlay: str, blend: BlendRule) -> str:
+def _add_image_weight(g: NodeList, left: str, has_overlay: str, blend: BlendRule) -> str:
     weight = g.constant("image_weight", np.array(blend.image_weight, np.float32))
     weighted = g.node("Mul", [left, weight], _PREFIX + "weighted")
     return g.node("Where", [has_overlay, weighted, left], _PREFIX + "weighted_where_blended")
 
 
-def _add_clip(g: _Nodes, source: InputSpec, blended: str, left: str, has_overlay: str) -> str:
+def _add_clip(g: NodeList, source: InputSpec, blended: str, left: str, has_overlay: str) -> str:
     low, high = source.value_range.bounds()
     floored = g.node("Max", [blended, g.constant("low", low)], _PREFIX + "floored")
     clipped = g.node("Min", [floored, g.constant("high", high)], _PREFIX + "clipped")
     return g.node("Where", [has_overlay, clipped, left], _PREFIX + "clipped_where_blended")
 
 
-def _add_has_overlay(g: _Nodes, row: str) -> str:
+def _add_has_overlay(g: NodeList, row: str) -> str:
     flat = g.node("Cast", [row], _PREFIX + "has_overlay_flat", to=TensorProto.BOOL)
     shape = g.constant("column_shape", np.array([-1, 1, 1, 1], np.int64))
     return g.node("Reshape", [flat, shape], _PREFIX + "has_overlay")
 
 
-def _add_rounding(g: _Nodes, blended: str) -> str:
+def _add_rounding(g: NodeList, blended: str) -> str:
     half = g.constant("half", np.array(0.5, np.float32))
     shifted = g.node("Add", [blended, half], _PREFIX + "shifted")
     rounded = g.node("Floor", [shifted], _PREFIX + "rounded")
@@ -196,7 +180,7 @@ def _add_rounding(g: _Nodes, blended: str) -> str:
     )
 
 
-def _add_entropy(g: _Nodes, sink: OutputSpec) -> None:
+def _add_entropy(g: NodeList, sink: OutputSpec) -> None:
     logits = g.node("Cast", [sink.name], LOGITS, to=TensorProto.FLOAT)
     if sink.kind == "logits":
         probabilities = g.node("Softmax", [logits], _PREFIX + "probabilities", axis=1)

@@ -1,0 +1,55 @@
+"""The fused graph in ONNX Runtime, for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from guard.artifact import Profile
+from guard.detection.threshold import Policy
+from guard.export.fused_graph import build_fused_graph
+from tests.guard.check_reference import overlays_of
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the fused graph said, one row an image."""
+
+    outputs: np.ndarray
+    scores: np.ndarray
+    verdicts: list[str]
+    p_values: np.ndarray
+
+
+class Fused:
+    """A fused graph, loaded."""
+
+    def __init__(self, fused: onnx.ModelProto) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(
+            fused.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, images: np.ndarray) -> Answer:
+        outputs, scores, verdicts, p_values = self.session.run(
+            None, {self.session.get_inputs()[0].name: images}
+        )
+        assert scores.shape == verdicts.shape == p_values.shape == (len(images), 1)
+        assert scores.dtype == p_values.dtype == np.float32
+        return Answer(outputs, scores[:, 0], verdicts[:, 0].tolist(), p_values[:, 0])
+
+
+def fuse(
+    model: onnx.ModelProto, profile: Profile, policy: Policy = Policy.FLAG, overlays_per_pass: int = 4
+) -> onnx.ModelProto:
+    return build_fused_graph(
+        model,
+        profile=profile,
+        overlays=overlays_of(profile),
+        policy=policy,
+        overlays_per_pass=overlays_per_pass,
+    )
