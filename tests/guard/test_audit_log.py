@@ -376,3 +376,25 @@ def test_the_command_tells_a_good_log_from_one_that_was_tampered_with(
     assert "6 bytes of an unfinished line" in capsys.readouterr().out
     assert main(["audit", "verify", str(tmp_path / "nowhere")]) == 2
     assert "there is no audit log" in capsys.readouterr().err
+
+
+def test_a_log_that_is_put_aside_while_it_is_verified_was_not_tampered_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    ledger = Ledger(path, max_bytes=600)
+    ledger.write([Note("event", 1.0, {}), Note("event", 2.0, {})])
+    listings: list[list[Path]] = []
+
+    def verified_while_it_is_written(files: list[Path], **options: object) -> object:
+        listings.append(files)
+        if len(listings) == 1:
+            ledger.write([Note("event", 3.0, {}) for _ in range(3)])
+        return verify_log(files, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("guard.audit.verify.verify_log", verified_while_it_is_written)
+
+    assert main(["audit", "verify", str(path)]) == 0
+    assert [len(files) for files in listings] == [1, 2]
+    assert "lines that hold: 5, files: 2" in capsys.readouterr().out
+    ledger.close()
