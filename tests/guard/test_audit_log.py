@@ -395,6 +395,6 @@ def test_a_log_that_is_put_aside_while_it_is_verified_was_not_tampered_with(
     monkeypatch.setattr("guard.audit.verify.verify_log", verified_while_it_is_written)
 
     assert main(["audit", "verify", str(path)]) == 0
-    assert [len(files) for files in listings] == [1, 2]
-    assert "lines that hold: 5, files: 2" in capsys.readouterr().out
+    assert [len(files) for files in listings] == [1, 3]
+    assert "lines that hold: 5, files: 3" in capsys.readouterr().out
     ledger.close()
