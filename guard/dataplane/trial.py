@@ -3,9 +3,9 @@
 Theory of operation. Of the requests that name no version a share is put to the candidate first. Where it
 fails, the caller gets the current version's answer and the watcher is told; the candidate has half of the
 time that the request has, so that the other half is left. Once it has answered and checked, the same rows are
-put to the current version as a *shadow*, for which nobody waits: its checks run after those of everybody who
-does, are given up where the line overflows, and a shadow is not even begun while the line is a quarter full.
-So the traffic comes first, always, and what could not be compared is counted.
+put to the current version as a *shadow*, for which nobody waits: it runs while nothing else is in the line,
+is given up where the line overflows, and not even begun while the line is a quarter full. So the traffic
+comes first, always; it waits for one device call of a shadow at most. What could not be compared is counted.
 
 ::
 
@@ -159,7 +159,7 @@ class Trial:
             return
         fit, _ = uncheckable_rows(images, current.profile.input)
         try:
-            submission = line.submit(images, fit, answer_first=True)
+            submission = line.submit(images, fit, background=True)
         except UnavailableError:
             self._watcher.dropped()
             return

@@ -8,8 +8,9 @@ their last round and rows that just arrived share one call (continuous batching)
 sends many rows, or rows that cost all passes, cannot starve the others. A round is never split,
 and a batch takes at least one, so nobody who waits for an answer waits for ever. Checks of tasks that were
 answered first (policy ``monitor``) come after everybody who still waits, and are given up, and
-reported so, where the line would overflow. A row's evidence depends on its own blends only, never
-on which batch they ran in.
+reported so, where the line would overflow. Background tasks (a candidate's shadows) share a call with nobody:
+they run when there is nothing else in the line, and are the first to be given up. A row's evidence depends on
+its own blends only, never on which batch they ran in.
 
 ::
 
@@ -67,6 +68,7 @@ class CheckTask:
         rows: State of each row.
         answer_first: Whether the prediction is wanted before the check (policy ``monitor``):
             round 0 is then the image alone.
+        background: Whether it only runs while nothing else waits, and makes room for everything else.
         logits: The model's output for each row, filled in by round 0.
         answered: Whether an ``answer_first`` task's prediction is complete.
         error: Why the task failed, if it did.
@@ -75,14 +77,22 @@ class CheckTask:
     images: Images
     rows: list[Row]
     answer_first: bool = False
+    background: bool = False
     logits: np.ndarray | None = None
     answered: bool = False
     error: BaseException | None = None
 
     @classmethod
-    def of(cls, images: Images, to_check: Bool[np.ndarray, " n"], *, answer_first: bool) -> CheckTask:
+    def of(
+        cls,
+        images: Images,
+        to_check: Bool[np.ndarray, " n"],
+        *,
+        answer_first: bool = False,
+        background: bool = False,
+    ) -> CheckTask:
         """Return a task for these images; rows outside ``to_check`` only get their prediction."""
-        return cls(images, [Row(bool(wanted)) for wanted in to_check], answer_first)
+        return cls(images, [Row(bool(wanted)) for wanted in to_check], answer_first, background)
 
 
 @dataclass(frozen=True)
@@ -142,16 +152,16 @@ class Line:
         """Put a task at the end of the line.
 
         Returns:
-            Tasks already answered (``answer_first``) whose check had to make room; they are out
-            of the line, their remaining rows undecided.
+            Tasks in the background, and then tasks already answered (``answer_first``), that had to make
+            room; they are out of the line, their remaining rows undecided.
 
         Raises:
             QueueFullError: If the task does not fit even so.
         """
         room = self.max_rows - self._rows - len(task.images)
         evicted: list[CheckTask] = []
-        answered = (waiting for waiting in self._tasks if waiting.answered)
-        while room < 0 and (victim := next(answered, None)) is not None:
+        victims = self._victims(task)
+        while room < 0 and (victim := next(victims, None)) is not None:
             room += len(victim.images)
             evicted.append(victim)
         if room < 0:
@@ -210,9 +220,16 @@ class Line:
         task.error = error
         self.discard(task)
 
+    def _victims(self, task: CheckTask) -> Iterator[CheckTask]:
+        """Yield what makes room for a task; nothing does for one in the background."""
+        if not task.background:
+            yield from (waiting for waiting in self._tasks if waiting.background)
+            yield from (waiting for waiting in self._tasks if waiting.answered and not waiting.background)
+
     def _in_turn(self) -> Iterator[CheckTask]:
-        yield from (task for task in self._tasks if not task.answered)
-        yield from (task for task in self._tasks if task.answered)
+        waiting = [task for task in self._tasks if not task.background] or list(self._tasks)
+        yield from (task for task in waiting if not task.answered)
+        yield from (task for task in waiting if task.answered)
 
     def _units(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
         """Yield the next round of one undecided row of each task in turn, then of their next rows."""

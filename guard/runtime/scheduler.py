@@ -107,7 +107,12 @@ class Scheduler:
         return self._line.max_rows
 
     def submit(
-        self, images: Images, to_check: Bool[np.ndarray, " n"], *, answer_first: bool = False
+        self,
+        images: Images,
+        to_check: Bool[np.ndarray, " n"],
+        *,
+        answer_first: bool = False,
+        background: bool = False,
     ) -> Submission:
         """Put images in line; call it on the event loop.
 
@@ -115,13 +120,15 @@ class Scheduler:
             images: At least one row in the model's input space.
             to_check: Which rows are checked; the others only get their prediction.
             answer_first: Resolve the prediction before the check runs.
+            background: Run while nothing else waits; what had to make room for others resolves ``rows``
+                alone, with some undecided.
 
         Raises:
             QueueFullError: If too many rows are waiting.
             ShuttingDownError: If the scheduler is closing.
         """
         loop = asyncio.get_running_loop()
-        task = CheckTask.of(images, to_check, answer_first=answer_first)
+        task = CheckTask.of(images, to_check, answer_first=answer_first, background=background)
         submission = Submission(task, loop.create_future(), loop.create_future())
         with self._changed:
             if self._closing:

@@ -383,6 +383,56 @@ def test_who_waits_for_an_answer_goes_before_the_checks_of_those_who_have_theirs
     assert turn.tasks == [waiting]
 
 
+def in_background(numbers: list[int]) -> CheckTask:
+    return CheckTask.of(numbered_images(numbers), np.ones(len(numbers), np.bool_), background=True)
+
+
+def test_the_background_runs_while_nothing_else_waits_and_shares_a_call_with_nobody() -> None:
+    line = line_of(strip_of(boundary=100.0))
+    classifier = TableClassifier(random_table(4, 8, seed=0))
+    background, monitored = in_background([0, 1]), task_of([2], answer_first=True)
+    line.add(background)
+    line.add(monitored)
+    run(line, classifier)
+    waiting = task_of([3])
+    line.add(waiting)
+
+    assert run_to_the_end(line, classifier) == [waiting, monitored, background]
+    alone = {0, 1}
+    assert all(
+        set(batch[0].tolist()) <= alone or not alone & set(batch[0].tolist()) for batch in classifier.batches
+    )
+
+
+def test_the_background_makes_room_first_and_takes_none() -> None:
+    line, classifier = (
+        line_of(strip_of(boundary=9.0), max_rows=4),
+        TableClassifier(np.ones((9, 8), np.float32)),
+    )
+    answered, background = task_of([1], answer_first=True), in_background([2, 3])
+    line.add(answered)
+    run(line, classifier)
+    line.add(background)
+    with pytest.raises(QueueFullError):
+        line.add(in_background([4, 5]))
+
+    assert line.add(task_of([6, 7])) == [background]
+    assert line.add(task_of([8, 8])) == [answered]
+    assert [row.decision for row in background.rows] == [None, None]
+
+
+def test_what_was_running_in_the_background_is_dropped_when_it_made_room() -> None:
+    line, classifier = line_of(strip_of(), max_rows=2), TableClassifier(np.ones((9, 8), np.float32))
+    background, waiting = in_background([1, 2]), task_of([3, 4])
+    line.add(background)
+    batch = line.next_batch()
+    assert batch is not None
+    assert line.add(waiting) == [background]
+
+    assert complete(line, batch, classifier) == []
+    assert run_to_the_end(line, classifier) == [waiting]
+
+
 def test_a_caller_with_many_costly_rows_does_not_starve_one_with_a_single_row() -> None:
     line = line_of(strip_of(boundary=100.0), max_pairs=8)
     classifier = TableClassifier(random_table(70, 8, seed=0))
