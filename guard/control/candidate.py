@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +19,7 @@ from guard.control.memory import check_memory
 from guard.errors import CandidateError, GuardError
 from guard.runtime.loader import LoadedModel
 
-__all__ = ["Load", "check_digest", "load_candidate", "manifest_digest", "reason_of"]
+__all__ = ["Load", "check_digest", "load_candidate", "manifest_digest", "reason_of", "state_of"]
 
 Load = Callable[[str, Path, Callable[[Artifact], None]], LoadedModel]
 """Loads the artifact in a directory under a name; shows it to the third argument before it runs anything."""
@@ -76,6 +78,16 @@ def manifest_digest(directory: Path) -> str:
         return sha256_of((directory / MANIFEST_NAME).read_bytes())
     except OSError:
         return ""
+
+
+def state_of(directory: Path) -> str:
+    """Return what changes whenever a file of an artifact does: a digest of names, sizes and times."""
+    seen = hashlib.sha256(manifest_digest(directory).encode())
+    with suppress(OSError):  # gone since: another state than when it is there
+        for path in sorted(directory.rglob("*")):
+            status = path.stat()
+            seen.update(f"{path!r} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return seen.hexdigest()
 
 
 def reason_of(error: Exception) -> str:

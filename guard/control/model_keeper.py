@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from guard.control.announcer import Event
 from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
-from guard.control.candidate import load_candidate, manifest_digest
+from guard.control.candidate import load_candidate, manifest_digest, state_of
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.start import Started
 from guard.control.tools import Tools
@@ -176,14 +176,15 @@ class ModelKeeper:
     def newer(self) -> str | None:
         """Return the highest version above all that ever served, unless it is known to fail (blocks).
 
-        One without a manifest is not there yet; one that failed is worth trying again once its manifest is
-        another.
+        One without a manifest is not there yet; one that failed is worth trying again once a file of it is
+        another, for it may have been copied here file by file, and one that was tried on requests once its
+        manifest is.
         """
         for path in reversed(find_versions(self._directory)):
             if int(path.name) <= self.record.newest:
                 break
             manifest = manifest_digest(path)
-            if manifest and manifest != self._failed.get(path.name):
+            if manifest and self._failed.get(path.name) not in {manifest, state_of(path)}:
                 return path.name
         return None
 
@@ -230,13 +231,13 @@ class ModelKeeper:
                 f"{list(there)}; version {serving.version!r} serves on"
             )
         path = self._directory / version
-        manifest = manifest_digest(path)
+        state = state_of(path)
         try:
             return load_candidate(
                 self._tools.load, serving, path, digest=digest, free_bytes=self._tools.free_bytes
             )
         except CandidateError:
-            self._failed[version] = manifest
+            self._failed[version] = state
             raise
 
     def _serving(self) -> LoadedModel:

@@ -76,6 +76,23 @@ async def test_one_that_fails_is_not_tried_again_until_its_manifest_changes(repo
         assert await after_a_look(house) == "2"
 
 
+async def test_one_that_is_copied_with_its_manifest_first_is_taken_once_it_is_whole(repository: Path) -> None:
+    async with keeping(repository) as house:
+        whole, copied = repository / "tiny" / "1", repository / "tiny" / "2"
+        copied.mkdir()
+        model = (whole / "model.onnx").read_bytes()
+        for path in whole.iterdir():
+            if path.name != "model.onnx":
+                shutil.copy(path, copied)
+        assert [await after_a_look(house) for _ in range(2)] == ["1", "1"]
+        (copied / "model.onnx").write_bytes(model[:100])
+        assert [await after_a_look(house) for _ in range(2)] == ["1", "1"]
+        assert house.counted("guard_candidate_failures_total") == 2
+
+        (copied / "model.onnx").write_bytes(model)
+        assert await after_a_look(house) == "2"
+
+
 async def test_where_the_highest_fails_the_one_below_it_is_taken(repository: Path) -> None:
     async with keeping(repository) as house:
         write_tiny_artifact(repository)
