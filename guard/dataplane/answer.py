@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from guard.arrays import DATATYPES, Logits
 from guard.artifact import OutputSpec
 from guard.detection.threshold import Verdict
-from guard.messages import InferRequest, InferResponse, Parameter, Tensor
+from guard.messages import InferRequest, InferResponse, Parameter, Relayed, Tensor
 
-__all__ = ["GUARD_OUTPUTS", "PENDING", "Finding", "build_answer", "worst"]
+__all__ = ["GUARD_OUTPUTS", "PENDING", "Finding", "add_findings", "build_answer", "worst"]
 
 GUARD_OUTPUTS: Final = ("guard_verdict", "guard_score", "guard_p_value", "guard_passes")
 """Names of the response parameters, and of the per-row output tensors a caller may ask for."""
@@ -75,6 +75,30 @@ def build_answer(
         id=request.id,
         outputs=tuple(tensors[name] for name in wanted),
         parameters=_summary(findings),
+    )
+
+
+def add_findings(
+    request: InferRequest, relayed: Relayed, findings: list[Finding] | None, rows: int
+) -> InferResponse:
+    """Return a model server's answer with the findings beside it, as :func:`build_answer` adds them.
+
+    Args:
+        request: The request answered.
+        relayed: What the server answered.
+        findings: One for each row; None where the check is still to come.
+        rows: Rows of the request.
+    """
+    wanted = [name for name in request.outputs if name in GUARD_OUTPUTS]
+    tensors = _finding_tensors(findings, rows) if wanted else {}
+    only_ours = bool(wanted) and len(wanted) == len(request.outputs)
+    return InferResponse(
+        model_name=request.model_name,
+        model_version=request.model_version,
+        id=request.id,
+        outputs=tuple(tensors[name] for name in wanted),
+        parameters=_summary(findings),
+        relayed=replace(relayed, with_outputs=not only_ours),
     )
 
 

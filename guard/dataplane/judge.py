@@ -14,6 +14,7 @@ from guard.dataplane.served import ServedModel
 from guard.detection.strip import Decision
 from guard.detection.threshold import Verdict, p_value, verdict_of
 from guard.errors import CheckFailedError, InputRejectedError
+from guard.incidents import NO_LABEL
 from guard.messages import InferRequest
 from guard.metrics import Metrics, Outcome, UncheckableReason
 from guard.runtime.loader import LoadedModel
@@ -30,7 +31,7 @@ class Judge:
 
     Attributes:
         unfit: Rows that were not to be checked, and why.
-        logits: What the model answers, row by row.
+        logits: What the model answers, row by row; None where that is not known.
         reporter: Told of every row that is not simply accepted.
     """
 
@@ -39,7 +40,7 @@ class Judge:
     model: LoadedModel
     metrics: Metrics
     unfit: Mapping[int, UncheckableReason]
-    logits: Logits
+    logits: Logits | None
     reporter: Reporter
 
     def judge(self, rows: list[Row]) -> list[Finding]:
@@ -71,7 +72,7 @@ class Judge:
             findings = [self._finding(row) for row in rows.result()]
             self._record(rows.result(), findings, Outcome.ANSWERED)
             return
-        count, why = len(self.logits), UncheckableReason.CHECK_FAILED
+        count, why = len(self.reporter.images), UncheckableReason.CHECK_FAILED
         self.metrics.uncheckable(self.model.name, why, Outcome.ANSWERED, count)
         self.metrics.verdicts(self.model.name, Verdict.UNCHECKED, count)
         self.reporter.unchecked(dict.fromkeys(range(count), why))
@@ -88,8 +89,11 @@ class Judge:
                 bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
                 self.metrics.checked(self.model.name, finding.passes, bits)
             if finding.verdict is not Verdict.ACCEPT:
-                self.reporter.tell(index, finding, reason, int(self.logits[index].argmax()))
+                self.reporter.tell(index, finding, reason, self._label(index))
         self._log_suspicious(findings)
+
+    def _label(self, row: int) -> int:
+        return NO_LABEL if self.logits is None else int(self.logits[row].argmax())
 
     def _why_unchecked(self, index: int, row: Row) -> UncheckableReason:
         if row.decision is Decision.FAILED:

@@ -16,6 +16,7 @@ from guard.dataplane.answer import build_answer
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
 from guard.dataplane.question import Question, Reply
+from guard.dataplane.relay import Relay
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.dataplane.trial import Trial, require_sound
@@ -57,6 +58,7 @@ class DataPlane:
         self._request_timeout_s = request_timeout_s
         self._witnesses = tuple(witnesses)
         self._clock = clock
+        self._relay = Relay(metrics, max_request_rows, self._witnesses)
         self._draining = False
 
     def live(self) -> bool:
@@ -65,7 +67,7 @@ class DataPlane:
 
     def ready(self) -> bool:
         """Whether every model is loaded and no shutdown has begun."""
-        return not self._draining and all(served.slot.current is not None for served in self._models.values())
+        return not self._draining and all(served.ready for served in self._models.values())
 
     def begin_shutdown(self) -> None:
         """Stop reporting ready; requests already accepted are finished."""
@@ -74,8 +76,9 @@ class DataPlane:
     def model_ready(self, name: str, version: str) -> bool:
         """Whether this model, in this version if one is named, is served now."""
         served = self._models.get(name)
-        versions = served.versions if served and not self._draining else ()
-        return bool(versions) and version in {"", *versions}
+        if served is None or self._draining or not served.ready:
+            return False
+        return version in {"", *served.versions}
 
     def server(self) -> ServerDescription:
         """Describe the server for ServerMetadata."""
@@ -88,6 +91,9 @@ class DataPlane:
             UnknownModelError: If it is not served here.
         """
         served = self._find(name, version)
+        if served.upstream is not None:
+            said = served.upstream.describe(name)
+            return replace(said, versions=(version,)) if version else said
         with served.slot.lease() as model:
             source, sink = model.profile.input, model.profile.output
             return ModelDescription(
@@ -110,8 +116,11 @@ class DataPlane:
             RequestError: The caller must change the request; :class:`InputRejectedError` where
                 a row was found suspicious and the policy is ``enforce``.
             UnavailableError: The caller may retry.
+            UpstreamStatusError: The model server behind the guard refused it.
         """
         served = self._find(request.model_name, request.model_version)
+        if served.upstream is not None:
+            return await self._relay.infer(request, served, served.upstream, self._limit_s(request))
         trial = served.trial
         if trial is not None and not request.model_version and trial.takes():
             began = time.monotonic()
@@ -180,10 +189,11 @@ class DataPlane:
 
     def _find(self, name: str, version: str) -> ServedModel:
         served = self._models.get(name)
-        versions = served.versions if served else ()
-        if served is None or not versions:
+        if served is None or served.slot.current is None:
             raise UnknownModelError(f"model {name!r} is not served here; loaded: {sorted(self._models)}")
-        if version not in {"", *versions}:
+        versions = served.versions
+        known = versions or served.upstream is None  # a model server that never was ready has none yet
+        if known and version not in {"", *versions}:
             raise UnknownModelError(
                 f"version {version!r} of model {name!r} is not served here; loaded: "
                 f"{', '.join(map(repr, versions))}"

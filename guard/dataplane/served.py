@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from guard.dataplane.model_server import ModelServer
 from guard.dataplane.trial import Trial
 from guard.detection.threshold import Policy
 from guard.metrics import Outcome
@@ -25,16 +26,29 @@ class ServedModel:
         on_uncheckable: ``refuse`` fails closed; ``answer`` lets rows that cannot be checked
             through and counts them.
         trial: Of the slot's candidate; None while none is tried.
+        upstream: The model server that answers what the slot's model checks; None where that model answers
+            itself.
     """
 
     slot: ModelSlot[LoadedModel]
     policy: Policy
     on_uncheckable: OnUncheckable
     trial: Trial | None = None
+    upstream: ModelServer | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.slot.current is not None and (self.upstream is None or self.upstream.ready)
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Versions that answer: the current one, and the candidate that is tried; none once it is closed."""
+        """Versions that answer: the current one, and the candidate that is tried; none once it is closed.
+
+        Where a model server answers they are its own.
+        """
+        if self.upstream is not None:
+            return self.upstream.versions
         current, candidate = self.slot.current, self.slot.candidate
         return tuple(model.version for model in (current, candidate) if model is not None)
 

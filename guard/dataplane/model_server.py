@@ -1,0 +1,33 @@
+"""What the data plane asks of a model server that answers in place of the local model."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from guard.messages import InferRequest, ModelDescription, Relayed
+from guard.runtime.loader import LoadedModel
+
+__all__ = ["ModelServer"]
+
+
+@runtime_checkable
+class ModelServer(Protocol):
+    """What answers in place of the local model; called on the event loop."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests, and answers as the model did that was calibrated."""
+        ...
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions that callers may name."""
+        ...
+
+    def describe(self, name: str) -> ModelDescription:
+        """Return what it says of its model, under the name it has here."""
+        ...
+
+    async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:
+        """Return its answer to a request, which ``model`` checks; raise what the caller is to be told."""
+        ...
