@@ -202,7 +202,7 @@ class Store:
 
     def _write(self, place: Place, image: bytes, record: bytes) -> None:
         if place.folder not in self._folders:
-            (self._root / place.folder).mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            self._make_folder(self._root / place.folder)
         self._folders.add(place.folder)
         try:
             write_plain(image_path(self._root, place), image)
@@ -211,6 +211,13 @@ class Store:
             self._folders.clear()  # in case it was one of them that went away
             remove_file(image_path(self._root, place))
             raise
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=DIRECTORY_MODE)
+        except FileExistsError:
+            return
+        folder.chmod(DIRECTORY_MODE)  # the umask, which the whole process shares, may be another just now
 
     def _make_room(self, now: float) -> None:
         while place := self._shelf.surplus(self._bounds, now):

@@ -67,6 +67,17 @@ def test_an_item_says_all_there_is_to_say_and_nobody_else_may_read_it(tmp_path: 
     assert {path.stat().st_mode & 0o777 for path in (root, root / "resnet")} == {0o700}
 
 
+def test_a_folder_can_be_used_whatever_the_umask_of_the_moment(tmp_path: Path) -> None:
+    store = Store(tmp_path / "q", WIDE)
+    before = os.umask(0o177)  # as while the admin face makes its socket
+    try:
+        store.keep([incident(0)], NOW)
+    finally:
+        os.umask(before)
+    store.close()
+    assert stat.S_IMODE((tmp_path / "q" / "tiny").stat().st_mode) == 0o700
+
+
 def test_a_caller_can_be_told_again_but_not_who_it_was(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for root in (one, other):
