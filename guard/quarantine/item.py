@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from guard.detection.threshold import Policy, Verdict
 
@@ -23,6 +23,7 @@ _MAX_TEXT: Final = 512
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Text = Annotated[str, Field(max_length=1024)]
 _Size = Annotated[int, Field(ge=1)]
+_Moment = Annotated[FiniteFloat, Field(ge=0.0, lt=253_402_300_800.0)]  # before the year 10000
 
 
 class ItemRecord(BaseModel):
@@ -60,8 +61,8 @@ class ItemRecord(BaseModel):
     model: _Text
     version: _Text
     digest: _Text
-    at: FiniteFloat
-    last_at: FiniteFloat
+    at: _Moment
+    last_at: _Moment
     count: _Size = 1
     row: Annotated[int, Field(ge=0)]
     request_id: _Text
@@ -71,14 +72,21 @@ class ItemRecord(BaseModel):
     score: FiniteFloat
     p_value: FiniteFloat
     passes: Annotated[int, Field(ge=0)]
-    label: Annotated[int, Field(ge=-1)]
+    label: Annotated[int, Field(ge=-1, lt=2**31)]
     layout: Literal["NCHW", "NHWC"]
     low: tuple[FiniteFloat, ...]
     high: tuple[FiniteFloat, ...]
     dtype: Annotated[str, Field(pattern=r"^[<|=>]?[biuf][0-9]{1,2}$")]
-    shape: tuple[_Size, ...]
+    shape: tuple[_Size, _Size, _Size]
     sha256: _Sha256
     bytes: _Size
+
+    @model_validator(mode="after")
+    def _a_range_fits_the_channels(self) -> ItemRecord:
+        channels = self.shape[0 if self.layout == "NCHW" else 2]
+        if not {len(self.low), len(self.high)} <= {1, channels}:
+            raise ValueError(f"low and high: expected 1 or {channels} numbers each")
+        return self
 
 
 def new_id(at: float) -> str:

@@ -216,6 +216,8 @@ class Store:
         try:
             folder.mkdir(mode=DIRECTORY_MODE)
         except FileExistsError:
+            if folder.is_symlink():  # what lies behind it is not counted at the next start
+                raise
             return
         folder.chmod(DIRECTORY_MODE)  # the umask, which the whole process shares, may be another just now
 

@@ -426,6 +426,38 @@ def test_a_folder_that_cannot_be_used_is_refused_with_what_to_do(tmp_path: Path)
     assert stat.S_IMODE((tmp_path / "q" / ".lock").stat().st_mode) == 0o600
 
 
+def test_a_link_to_a_folder_takes_nothing_for_it_would_not_be_counted(tmp_path: Path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "tiny").symlink_to(tmp_path / "else")
+    store = Store(tmp_path / "q", WIDE)
+    assert store.keep([incident(0)], NOW) == {DropReason.UNWRITABLE: 1}
+    store.close()
+    assert list((tmp_path / "else").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        {"shape": [8, 8]},
+        {"shape": [3, 8, 8, 2]},
+        {"low": [0.0, 0.0]},
+        {"high": []},
+        {"at": 1e300},
+        {"last_at": -1.0},
+        {"label": 2**70},
+    ],
+)
+def test_a_record_of_no_image_is_passed_over(tmp_path: Path, made_up: dict[str, object]) -> None:
+    keep(tmp_path, incident(0), incident(1))
+    path = tmp_path / "tiny" / f"{read_contents(tmp_path).items[0].id}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **made_up}))
+
+    contents = read_contents(tmp_path)
+
+    assert (len(contents.items), contents.passed_over) == (1, (path,))
+
+
 def test_what_a_link_in_the_folder_points_to_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "else").write_bytes(b"somebody's own")
     (tmp_path / "q").mkdir()
