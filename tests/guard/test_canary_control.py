@@ -15,8 +15,10 @@ from fake_classifier import GatedClassifier
 
 from guard.control import Control
 from guard.control.served_versions import ServedVersions
+from guard.control.watcher import look
 from guard.errors import BusyError, CandidateError, OperationError, ShuttingDownError, UnknownModelError
 from guard.runtime.loader import LoadedModel
+from tests.artifacts import write_tiny_artifact
 from tests.tiny_models import linear_classifier, not_a_number_classifier
 
 
@@ -116,6 +118,22 @@ async def test_what_serves_is_not_changed_under_a_candidate(tmp_path: Path) -> N
 
         await house.room.stop_canary("tiny")
         assert (await house.room.swap("tiny", "3")).new.version == "3"
+
+
+async def test_a_watcher_waits_for_the_end_of_a_trial_and_takes_over_what_is_newer_than_it(
+    tmp_path: Path,
+) -> None:
+    async with trying(tmp_path) as house:
+        await house.room.start_canary("tiny", "2", share=0.5)
+        await look(house.kept.tiny)
+        assert (house.kept.serving, house.canary.running) == ("1", True)
+
+        await house.room.stop_canary("tiny")
+        await look(house.kept.tiny)
+        assert house.kept.serving == "1"
+        write_tiny_artifact(tmp_path / "models", boundary_bits=0.0)
+        await look(house.kept.tiny)
+        assert house.kept.serving == "3"
 
 
 async def test_a_stopped_version_can_be_tried_again(tmp_path: Path) -> None:
