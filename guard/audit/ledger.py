@@ -57,6 +57,7 @@ class Ledger:
         self._file: int | None = None
         self._size = 0
         self._torn = b""
+        self._opened_at = time.time()
         try:
             path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             self._file = self._open()
@@ -169,13 +170,16 @@ class Ledger:
         return parse_line(line, self._key).link
 
     def _recovered(self) -> Note:
-        """Return the record of a line that a crash tore."""
+        """Return the record of a line that a crash tore, the same each time.
+
+        For it may be written over itself and torn once more, which must not leave half of each.
+        """
         fields = {
             "torn_bytes": len(self._torn),
             "torn_sha256": hashlib.sha256(self._torn).hexdigest(),
             "torn": self._torn.decode("latin-1"),
         }
-        return Note("recovered", time.time(), fields)
+        return Note("recovered", self._opened_at, fields)
 
 
 def _tail(file: int, size: int) -> bytes:

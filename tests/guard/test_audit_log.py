@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -99,6 +101,35 @@ def test_a_line_torn_while_nothing_else_was_there_is_recovered_too(tmp_path: Pat
     log.close()
 
     assert [record["kind"] for record in records(path)] == ["recovered", "after"]
+
+
+def test_a_torn_line_whose_record_is_torn_as_well_does_not_end_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pwrite, clock = tmp_path / "audit.jsonl", os.pwrite, itertools.count(1.0)
+    path.write_bytes(b'{"seq":1,' * 10)
+    monkeypatch.setattr("guard.audit.ledger.time.time", lambda: next(clock))
+    ledger = Ledger(path, max_bytes=2**20)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def full_after_half(file: int, data: bytes, offset: int) -> None:
+        pwrite(file, data[: len(data) // 2], offset)
+        full()
+
+    for call, failing in (("fsync", full), ("pwrite", full_after_half)):
+        with monkeypatch.context() as disk:
+            disk.setattr(f"guard.audit.ledger.os.{call}", failing)
+            with pytest.raises(OSError, match="No space left"):
+                ledger.write([Note("event", 1.0, {})])
+    ledger.close()  # as a kill would
+
+    again = Ledger(path, max_bytes=2**20)
+    again.write([Note("event", 2.0, {})])
+    again.close()
+    assert [record["kind"] for record in records(path)] == ["recovered", "event"]
+    assert verify_log([path]).broken is None
 
 
 def test_a_file_that_is_full_is_put_aside_and_the_chain_goes_on(tmp_path: Path) -> None:
