@@ -127,7 +127,13 @@ def _add_backdoor(group: argparse._ArgumentGroup) -> None:
         dest="triggers",
         help="folder of a known trigger (trigger.json); may be given again",
     )
-    group.add_argument("--scanners", nargs="+", metavar="NAME", help="to look with (default: neural_cleanse)")
+    group.add_argument(
+        "--scanners",
+        nargs="+",
+        metavar="NAME",
+        help="to look with, one after the other until one finds something (default: neural_cleanse "
+        "wave_inversion pair_scan warp_inversion)",
+    )
     group.add_argument("--images", type=int, help="most clean images a scan searches on (default 500)")
     group.add_argument(
         "--distribution",

@@ -125,11 +125,11 @@ class _Job:
     def _plan(self) -> tuple[Planned, ...]:
         options, count = self.options, len(self.images)
         labels = self.subject.signature.classes or 10
-        looking = labels * 300 * 16 * 1.1 * len(options.scanners)
+        looking = labels * 300 * 16 * 1.1
         judging = looking * options.rescan + 2 * options.judge_share * count
         plan = [
             Planned("part", 0.0, "part the clean images in three"),
-            Planned("scan", looking, f"look for a backdoor with {', '.join(options.scanners)}"),
+            Planned("scan", looking, f"look for a backdoor with {' or '.join(options.scanners)}"),
         ]
         for place, method in enumerate(named(options)):
             likely = options.try_all or not place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from calibration.heal.parts import LEARN
 from calibration.heal.steps import Done, Steps
 from calibration.heal.subject import Subject
 from calibration.preprocessing import Transform
+from calibration.scan.base import ScanResult
 from calibration.scan.job import scan_model
 from calibration.scan.options import ScanOptions
 
@@ -74,17 +75,29 @@ def look(
 
 
 def _found(scan: ScanOptions) -> Looked:
-    result = scan_model(scan).result
-    index, chance = scan_numbers(result)
-    finders = tuple(report.scanner for report in result.reports if report.flagged)
+    """Scan with one scanner after the other until one finds a backdoor; all of them share alpha."""
+    assert scan.scanners is not None
+    results: list[ScanResult] = []
+    for name in scan.scanners:
+        one = replace(scan, scanners=(name,), alpha=scan.alpha / len(scan.scanners))
+        results.append(scan_model(one).result)
+        if results[-1].verdict == "backdoored":
+            return _looked(results[-1:])
+    return _looked(results)
+
+
+def _looked(results: Sequence[ScanResult]) -> Looked:
+    verdicts = {result.verdict for result in results}
+    reports = [report for result in results for report in result.reports]
+    numbers = [scan_numbers(result) for result in results]
     return Looked(
-        verdict=result.verdict,
-        targets=tuple(sorted({one.target for report in result.reports for one in report.flagged})),
-        reasons=tuple(reason for report in result.reports for reason in report.reasons),
-        scanners=finders or tuple(report.scanner for report in result.reports),
-        anomaly_index=index,
-        p_value=chance,
-        acc=result.acc,
+        verdict=verdicts.pop() if len(verdicts) == 1 else "inconclusive",
+        targets=tuple(sorted({one.target for report in reports for one in report.flagged})),
+        reasons=tuple(reason for report in reports for reason in report.reasons),
+        scanners=tuple(report.scanner for report in reports),
+        anomaly_index=max((index for index, _ in numbers if index is not None), default=None),
+        p_value=min((chance for _, chance in numbers if chance is not None), default=None),
+        acc=results[0].acc,
     )
 
 

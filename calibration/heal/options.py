@@ -47,7 +47,8 @@ class HealOptions:
         method: ``auto``, or names of repairs in the order to try them.
         try_all: Try all of them and take the best that passes, not the first.
         even_if_clean: Go on where the scan found nothing.
-        scanners: To look with, first and, those that found something, again in what was repaired.
+        scanners: To look with one after the other until one finds something; that one looks again at what was
+            repaired.
         images: Most clean images a scan searches on.
         distribution: Learn the distribution of small patches for each flagged label.
         rescan: Scan what was repaired.
@@ -85,7 +86,7 @@ class HealOptions:
     method: tuple[str, ...] = (AUTO,)
     try_all: bool = False
     even_if_clean: bool = False
-    scanners: tuple[str, ...] = ("neural_cleanse",)
+    scanners: tuple[str, ...] = ("neural_cleanse", "wave_inversion", "pair_scan", "warp_inversion")
     images: int = 500
     distribution: bool = False
     rescan: bool = True

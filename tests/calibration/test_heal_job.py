@@ -22,6 +22,7 @@ from guard.artifact import read_artifact  # noqa: E402
 from guard.cli import main  # noqa: E402
 from tests.calibration.backdoored_nets import TARGET  # noqa: E402
 from tests.calibration.heal_files import (  # noqa: E402
+    SCAN,
     STRONG,
     WEAK,
     answers,
@@ -258,6 +259,15 @@ def test_a_model_without_a_backdoor_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no repair could be made: unlearning needs a trigger"):
         heal(options_for(tmp_path, even_if_clean=True))
     assert versions(tmp_path) == ["1"]
+
+
+def test_scanners_look_one_after_the_other_until_one_finds_something(folder: Path) -> None:
+    quick = {"warp_inversion": {"steps": 20, "batch": 16}, "wave_inversion": {"steps": 20, "batch": 16}}
+    asked = ("warp_inversion", "neural_cleanse", "wave_inversion")
+    done = heal(options_for(folder, scanners=asked, scan={**SCAN, **quick}, rescan=False))
+    assert (done.looked.verdict, done.looked.scanners) == ("backdoored", ("neural_cleanse",))
+    reports = {path.parent.name for path in (folder / "work" / "steps").rglob("*") if path.is_file()}
+    assert not any("wave_inversion" in name for name in reports)
 
 
 def test_another_job_in_the_same_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
