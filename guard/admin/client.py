@@ -139,7 +139,11 @@ def _channel(connection: Connection) -> Any:
         return grpc.insecure_channel(address, _OPTIONS)
     if (connection.tls_cert is None) != (connection.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key belong together; give both or neither")
-    pem = (_read(connection.tls_ca), _read(connection.tls_key), _read(connection.tls_cert))
+    pem = (
+        _read(connection.tls_ca, "--tls-ca"),
+        _read(connection.tls_key, "--tls-key"),
+        _read(connection.tls_cert, "--tls-cert"),
+    )
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(*pem), _OPTIONS)
 
 
@@ -151,14 +155,17 @@ def _metadata(connection: Connection) -> tuple[tuple[str, str], ...]:
             f"the token would cross the network to {connection.address} in clear; give --tls-ca, or go "
             f"through a tunnel to 127.0.0.1"
         )
-    token = (_read(connection.token_file) or b"").decode(errors="replace").strip()
+    token = (_read(connection.token_file, "--token-file") or b"").decode(errors="replace").strip()
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise SettingsError(f"--token-file {connection.token_file} holds no token; give the guard's own")
     return (("authorization", f"Bearer {token}"),)
 
 
-def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+def _read(path: Path | None, flag: str) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{flag} {path} cannot be read ({error.strerror}); give another file") from error
 
 
 def _why(error: Any, connection: Connection) -> str:

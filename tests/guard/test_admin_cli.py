@@ -312,6 +312,14 @@ def test_an_answer_that_does_not_come_is_told(guard: Guard, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (
+            ["status", "--token-file", "no/file"],
+            "--token-file no/file cannot be read (No such file or directory)",
+        ),
+        (
+            ["status", "--tls-ca", "no/file"],
+            "--tls-ca no/file cannot be read (No such file or directory); give",
+        ),
         (["status", "--admin", "nowhere"], "--admin 'nowhere': expected HOST:PORT or unix:PATH, such as "),
         (["status", "--timeout", "0"], "argument --timeout: expected seconds above 0, got '0'; see `guard "),
         (["status", "--timeout", "nan"], "argument --timeout: expected seconds above 0, got 'nan'; see "),
@@ -323,8 +331,6 @@ def test_an_answer_that_does_not_come_is_told(guard: Guard, tmp_path: Path) -> N
         (["swap"], "the following arguments are required: MODEL; see `guard swap --help`"),
         (["swap", "tiny", "--ver", "2"], "unrecognized arguments: --ver 2; see `guard --help`"),
         (["status", "--tls-cert", "c"], "--tls-cert and --tls-key belong together; give both or neither"),
-        (["status", "--token-file", "nope"], "[Errno 2] No such file or directory: 'nope'"),
-        (["status", "--tls-ca", "nope"], "[Errno 2] No such file or directory: 'nope'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(guard: Guard, argv: list[str], words: str) -> None:
