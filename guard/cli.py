@@ -14,6 +14,7 @@ from guard import __version__
 from guard.admin.cli import Canary, Promote, Rollback, Status, Swap
 from guard.audit.audit_command import Audit
 from guard.errors import GuardError, SettingsError
+from guard.export.export_command import Export
 
 __all__ = ["Command", "Serve", "Unavailable", "Verify", "main"]
 
@@ -162,7 +163,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _commands(argv: list[str]) -> list[Command]:
     """Return the commands to choose from; where a built-in one is asked for, no other package is loaded."""
-    own: list[Command] = [Serve(), Verify(), Audit(), Status(), Swap(), Rollback(), Canary(), Promote()]
+    own: list[Command] = [
+        Serve(),
+        Verify(),
+        Audit(),
+        Export(),
+        Status(),
+        Swap(),
+        Rollback(),
+        Canary(),
+        Promote(),
+    ]
     taken = {command.name for command in own}
     if argv and argv[0] in taken:
         return own

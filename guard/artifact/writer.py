@@ -27,7 +27,7 @@ from guard.artifact.probe import Probe, probe_bytes
 from guard.artifact.profile import Profile
 from guard.errors import ArtifactError
 
-__all__ = ["next_version", "write_artifact"]
+__all__ = ["next_version", "place_next_version", "write_artifact"]
 
 _VERSION = re.compile(r"[1-9][0-9]*")
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
@@ -86,7 +86,7 @@ def write_artifact(
         files[PROBE_NAME] = probe_bytes(probe)
     files[MANIFEST_NAME] = Manifest.of(files).to_json()
     try:
-        return _place(model_directory, files)
+        return place_next_version(model_directory, files)
     except OSError as error:
         raise ArtifactError(f"cannot write an artifact in {model_directory}: {error}; check --out") from error
 
@@ -99,7 +99,18 @@ def _check_names_are_free(extra: Mapping[str, bytes]) -> None:
         )
 
 
-def _place(model_directory: Path, files: Mapping[str, bytes]) -> Path:
+def place_next_version(model_directory: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files as the next version of a model, whole or not at all, and return its directory.
+
+    Directories get mode 0750 and files 0640, whatever the umask.
+
+    Args:
+        model_directory: ``<repository>/<model>``; made if it is not there.
+        files: Contents by plain relative name.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
     model_directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=model_directory))
     try:

@@ -59,7 +59,8 @@ def uncheckable_rows(
     if spec.datatype == "UINT8" and max(spec.low) <= 0 and min(spec.high) >= 255:
         return np.ones(len(images), np.bool_), {}
     low, high = spec.value_range.tolerated()
-    fits: np.ndarray = ((images >= low) & (images <= high)).reshape(len(images), -1).all(axis=1)
+    inside = (images >= low) & (images <= high)
+    fits = np.asarray(inside.reshape(len(images), -1).all(axis=1))
     return fits, {int(row): _explain(images[row], spec) for row in np.flatnonzero(~fits)}
 
 
