@@ -80,6 +80,15 @@ class Canary:
             self._counts.failed(self._model)
             self._judge()
 
+    def late(self, error: Exception, allowed_s: float) -> None:
+        """Note that it did not answer one in the seconds that the caller's own deadline left it.
+
+        That is a failure where the version that serves would have had time enough, and says nothing of the
+        candidate where it would not.
+        """
+        if self._tally.too_long(allowed_s):
+            self.failed(error)
+
     def current_answered(self, seconds: float) -> None:
         """Note that the current version answered a request."""
         if self.running:

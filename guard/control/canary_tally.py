@@ -90,8 +90,12 @@ class CanaryTally:
         self._errors.add(0, 1)
         self._seconds.append(seconds)
         if self._current_p99 is not None:
-            slow = seconds > self._limits.max_latency_ratio * self._current_p99
-            self._slow.add(int(slow), 1)
+            self._slow.add(int(self.too_long(seconds)), 1)
+
+    def too_long(self, seconds: float) -> bool:
+        """Whether a request may not take so long; nothing is too long while no p99 is known."""
+        p99 = self._current_p99
+        return p99 is not None and seconds > self._limits.max_latency_ratio * p99
 
     def failed(self) -> None:
         """Count a request on which the candidate failed."""

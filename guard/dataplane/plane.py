@@ -21,7 +21,7 @@ from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.dataplane.trial import Trial, require_sound
 from guard.detection.threshold import Policy
-from guard.errors import UnknownModelError
+from guard.errors import DeadlineError, UnknownModelError
 from guard.incidents import Witness
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription, TensorSpec
 from guard.metrics import Metrics, Outcome, Stage
@@ -128,7 +128,7 @@ class DataPlane:
             if answer is not None:
                 return answer
             left_s = self._limit_s(request) - (time.monotonic() - began)
-            request = replace(request, timeout_s=left_s)
+            request = replace(request, timeout_s=max(0.0, left_s))
         current = served.slot.current
         by_candidate = current is not None and request.model_version not in {"", current.version}
         with served.slot.lease(candidate=by_candidate) as model:
@@ -154,15 +154,18 @@ class DataPlane:
         with served.slot.lease(candidate=True) as model:
             question = Question.of(request, model, self._max_request_rows)
             reporter = self._reporter(question, served)
-            began = time.monotonic()
+            began, limit_s = time.monotonic(), self._limit_s(request) / 2
             try:
-                reply = await self._ask(question, served, self._limit_s(request) / 2)
+                reply = await self._ask(question, served, limit_s)
                 require_sound(question, reply)
             except asyncio.CancelledError as error:
                 Losses(question, self._metrics, reporter).lost(error, time.monotonic() - began)
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a candidate does, the caller gets an answer
-                trial.failed(question, error)
+                if isinstance(error, DeadlineError) and limit_s < self._request_timeout_s / 2:
+                    trial.late(error, limit_s)
+                else:
+                    trial.failed(question, error)
                 return None
             trial.answered(question, reply)
             return self._answer(question, reply, served, reporter)

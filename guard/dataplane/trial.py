@@ -2,10 +2,11 @@
 
 Theory of operation. Of the requests that name no version a share is put to the candidate first. Where it
 fails, the caller gets the current version's answer and the watcher is told; the candidate has half of the
-time that the request has, so that the other half is left. Once it has answered and checked, the same rows are
-put to the current version as a *shadow*, for which nobody waits: it runs while nothing else is in the line,
-is given up where the line overflows, and not even begun while the line is a quarter full. So the traffic
-comes first, always; it waits for one device call of a shadow at most. What could not be compared is counted.
+time that the request has, so that the other half is left. What is the caller's doing (an input that neither
+version can check, a deadline too short for anybody) is not held against it. Once it has answered and checked,
+the same rows are put to the current version as a *shadow*, for which nobody waits: it runs while nothing else
+is in the line, is given up where the line overflows, and not even begun while the line is a quarter full. So
+the traffic comes first, always; it waits for one device call of a shadow at most. What could not be compared is counted.
 
 ::
 
@@ -27,7 +28,7 @@ from guard.dataplane.question import Question, Reply
 from guard.dataplane.share import Share
 from guard.dataplane.validation import uncheckable_rows
 from guard.detection.strip import Decision
-from guard.errors import CheckFailedError, UnavailableError, UncheckableInputError
+from guard.errors import CheckFailedError, DeadlineError, UnavailableError, UncheckableInputError
 from guard.runtime.loader import LoadedModel
 from guard.runtime.rounds import Row
 from guard.runtime.slot import ModelSlot
@@ -77,6 +78,10 @@ class Watcher(Protocol):
         """It failed on one, and that was not the caller's fault."""
         ...
 
+    def late(self, error: Exception, allowed_s: float) -> None:
+        """It did not answer one in the seconds that the caller's own deadline left it."""
+        ...
+
     def current_answered(self, seconds: float) -> None:
         """The current version answered a request."""
         ...
@@ -121,11 +126,15 @@ class Trial:
     def failed(self, question: Question, error: Exception) -> None:
         """Note that the candidate gave no answer, unless the current version cannot check it either."""
         current = self._slot.current
-        if isinstance(error, UncheckableInputError) and current is not None:
+        if isinstance(error, UncheckableInputError | CheckFailedError) and current is not None:
             fit, _ = uncheckable_rows(question.images, current.profile.input)
             if not fit.all():
                 return
         self._watcher.failed(error)
+
+    def late(self, error: DeadlineError, allowed_s: float) -> None:
+        """Note that the candidate gave no answer in the seconds that the caller's deadline left it."""
+        self._watcher.late(error, allowed_s)
 
     def current_answered(self, seconds: float) -> None:
         """Note the time that the current version took for a request of its own."""
