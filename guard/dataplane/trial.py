@@ -6,7 +6,8 @@ time that the request has, so that the other half is left. What is the caller's 
 version can check, a deadline too short for anybody) is not held against it. Once it has answered and checked,
 the same rows are put to the current version as a *shadow*, for which nobody waits: it runs while nothing else
 is in the line, is given up where the line overflows, and not even begun while the line is a quarter full. So
-the traffic comes first, always; it waits for one device call of a shadow at most. What could not be compared is counted.
+the traffic comes first, always; it waits for one device call of a shadow at most. What could not be compared
+is counted.
 
 ::
 
