@@ -15,6 +15,9 @@ from typing import Final, Literal
 from guard.detection.superimpose import BLEND_RULES
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics_labels import (
+    GRPC_CODES,
+    RPC_METHODS,
+    UNKNOWN,
     AnsweredBy,
     CanaryOutcome,
     DropReason,
@@ -26,6 +29,7 @@ from guard.metrics_labels import (
     SwapOutcome,
     TrialOutcome,
     UncheckableReason,
+    UpstreamPurpose,
 )
 
 __all__ = [
@@ -45,65 +49,8 @@ __all__ = [
     "SwapOutcome",
     "TrialOutcome",
     "UncheckableReason",
+    "UpstreamPurpose",
 ]
-
-UNKNOWN: Final = "unknown"
-"""Label value of a model or method that is not known here."""
-
-GRPC_CODES: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
-"""The status codes of gRPC; any other is counted as its own ``UNKNOWN``."""
-
-RPC_METHODS: Final = (
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelConfig",
-    "ModelInfer",
-    "ModelStreamInfer",
-    "ModelStatistics",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
-    "Check",
-    "Watch",
-    "Status",
-    "Swap",
-    "Rollback",
-    "StartCanary",
-    "Promote",
-    "StopCanary",
-)
-"""Methods of the inference service, of health and of the admin face; refused ones too, as attempts are worth
-seeing."""
-
 
 Kind = Literal["counter", "gauge", "histogram"]
 OPEN: Final[tuple[str, ...]] = ()
@@ -288,6 +235,31 @@ _SPECS: Final = (
         "counter",
         "Candidates taken off the traffic or promoted, by why; all but promoted and stopped are limits.",
         {**_MODEL, "outcome": tuple(CanaryOutcome)},
+    ),
+    Spec(
+        "guard_upstream_calls_total",
+        "counter",
+        "Calls to the server of a model, by what they were for and the status that came back.",
+        {**_MODEL, "purpose": tuple(UpstreamPurpose), "code": GRPC_CODES},
+    ),
+    Spec(
+        "guard_upstream_seconds",
+        "histogram",
+        "Time for a call to the server of a model.",
+        {**_MODEL, "purpose": tuple(UpstreamPurpose)},
+        _SECONDS,
+    ),
+    Spec(
+        "guard_upstream_retries_total",
+        "counter",
+        "Requests held back, nothing sent, until there was a connection to the model's server again.",
+        _MODEL,
+    ),
+    Spec(
+        "guard_upstream_ready",
+        "gauge",
+        "1 while the server of a model takes requests and answers as at calibration, else 0.",
+        _MODEL,
     ),
     Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
 )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 __all__ = [
+    "GRPC_CODES",
+    "RPC_METHODS",
+    "UNKNOWN",
     "AnsweredBy",
     "CanaryOutcome",
     "DropReason",
@@ -16,7 +20,65 @@ __all__ = [
     "SwapOutcome",
     "TrialOutcome",
     "UncheckableReason",
+    "UpstreamPurpose",
 ]
+
+UNKNOWN: Final = "unknown"
+"""Label value of a model or method that is not known here."""
+
+GRPC_CODES: Final = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+"""The status codes of gRPC; any other is counted as its own ``UNKNOWN``."""
+
+RPC_METHODS: Final = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelInfer",
+    "ModelStreamInfer",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+    "Check",
+    "Watch",
+    "Status",
+    "Swap",
+    "Rollback",
+    "StartCanary",
+    "Promote",
+    "StopCanary",
+)
+"""Methods of the inference service, of health and of the admin face; refused ones too, as attempts are worth
+seeing."""
 
 
 class UncheckableReason(StrEnum):
@@ -108,3 +170,10 @@ class Finding(StrEnum):
     REJECTED_BY_CANDIDATE = "rejected_by_candidate"
     REJECTED_BY_CURRENT = "rejected_by_current"
     REJECTED_BY_BOTH = "rejected_by_both"
+
+
+class UpstreamPurpose(StrEnum):
+    """What a model's server is asked for: the answer to a request, or blends for a check."""
+
+    PREDICT = "predict"
+    CHECK = "check"

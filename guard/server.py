@@ -17,10 +17,10 @@ from prometheus_client import CollectorRegistry
 
 from guard import __version__
 from guard.artifact import Artifact
+from guard.assembly import access_of, fleet_of, limits_of, open_upstreams, runtime_options_of
 from guard.control import Control
-from guard.control.announcer import Announcer, Event
+from guard.control.announcer import WORDS, Announcer
 from guard.control.canary_counts import CanaryCounts
-from guard.control.canary_tally import CanaryLimits
 from guard.control.control_room import ControlRoom
 from guard.control.counts import SwapCounts
 from guard.control.keeper import Keeper
@@ -34,14 +34,14 @@ from guard.metrics_server import MetricsServer
 from guard.quarantine import Bounds
 from guard.records import Records
 from guard.repository import find_models
-from guard.rpc.access import DENIED, Access
+from guard.rpc.access import DENIED
 from guard.rpc.admin_server import AdminServer
 from guard.rpc.health import HealthServicer
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.reception import CALL
 from guard.rpc.servicer import InferenceServicer
-from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
+from guard.runtime.loader import LoadedModel, load_model
 from guard.settings import Settings
 
 __all__ = ["GuardServer", "serve"]
@@ -53,15 +53,7 @@ SERVICE = "inference.GRPCInferenceService"
 _RECORDS_S = 2.0  # to write what waits when the time to stop is over
 
 _WORDS: dict[str, tuple[int, str]] = {
-    Event.LOADED: (logging.INFO, "model loaded"),
-    Event.SWAPPED: (logging.INFO, "model swapped"),
-    Event.ROLLED_BACK: (logging.INFO, "model rolled back"),
-    Event.CANARY_STARTED: (logging.INFO, "canary started"),
-    Event.CANARY_STOPPED: (logging.INFO, "canary stopped"),
-    Event.CANARY_ROLLED_BACK: (logging.ERROR, "canary rolled back"),
-    Event.PROMOTED: (logging.INFO, "canary promoted"),
-    Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
-    Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
+    **WORDS,
     CALL: (logging.INFO, "admin call"),
     DENIED: (logging.WARNING, "admin calls denied"),
 }
@@ -90,7 +82,8 @@ class GuardServer:
         )
         self._keeper = Keeper(settings.repository, tools)
         self._canary_counts = CanaryCounts(self.registry)
-        self._control = ControlRoom(self._keeper, tools, _limits_of(settings), self._canary_counts)
+        self._control = ControlRoom(self._keeper, tools, limits_of(settings), self._canary_counts)
+        self._fleet = fleet_of(settings, self.registry, self._show_readiness)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self._stop_by: float | None = None
@@ -111,7 +104,7 @@ class GuardServer:
             SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
-        admin = AdminServer(_access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
+        admin = AdminServer(access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
         async with self._exit:
             self._open_metrics_port()
             await self._open_records()
@@ -128,8 +121,7 @@ class GuardServer:
             self._exit.push_async_callback(admin.stop)
             await admin.start(self.control)
             self.admin_port = admin.port
-            await self._health.serve()
-            self._metrics.ready(True)
+            self._show_readiness()
             if settings.watch_repository_s:
                 self._keeper.watch(settings.watch_repository_s)
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
@@ -189,21 +181,21 @@ class GuardServer:
                 f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
                 f"there are {sorted(found)}"
             )
+        self._exit.push_async_callback(self._fleet.close)
+        open_upstreams(self._fleet, settings)
         self._exit.push_async_callback(self._keeper.close, self._time_left_s)
         for name in found:
             self._canary_counts.add_model(name)
             await self._keeper.start(name, settings.policy_of(name), settings.on_uncheckable_of(name))
+        await self._fleet.attach(self._keeper.models)
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
-        settings = self._settings
-        options = RuntimeOptions(
-            device=settings.device,
-            threads=settings.threads or None,
-            max_batch_pairs=settings.max_batch_pairs,
-            max_queue_rows=settings.max_queue_rows,
-        )
+        options = runtime_options_of(self._settings)
         on_batch = partial(self._metrics.device_batch, name)
-        return load_model(name, directory, options, on_batch=on_batch, approve=approve)
+        predict_by = self._fleet.predict_by(name)
+        return self._fleet.loaded(
+            load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)
+        )
 
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
         self._records.event(kind, fields)
@@ -223,6 +215,12 @@ class GuardServer:
         self.metrics_port = server.start()
         self._exit.callback(server.stop)
 
+    def _show_readiness(self) -> None:
+        """Say in health and metrics what is so now; a server that only starts says nothing yet."""
+        if self._dataplane is not None:
+            self._metrics.ready(self._is_ready())
+            self._health.set_serving(self._is_ready())
+
     def _is_ready(self) -> bool:
         return self._dataplane is not None and self._dataplane.ready()
 
@@ -230,7 +228,13 @@ class GuardServer:
         settings = self._settings
         limit = settings.max_message_bytes
         server = grpc.aio.server(
-            interceptors=[Doorkeeper(max_message_bytes=limit, on_rpc=self._metrics.rpc)],
+            interceptors=[
+                Doorkeeper(
+                    max_message_bytes=limit,
+                    on_rpc=self._metrics.rpc,
+                    keep=("ModelInfer",) if self._fleet else (),
+                )
+            ],
             maximum_concurrent_rpcs=settings.max_concurrent_requests,
             options=[
                 # Twice the limit: up to there the guard refuses by itself, and counts it.
@@ -252,28 +256,6 @@ class GuardServer:
             ) from error
         await server.start()
         self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
-
-
-def _limits_of(settings: Settings) -> CanaryLimits:
-    return CanaryLimits(
-        max_error_rate=settings.canary_max_error_rate,
-        max_latency_ratio=settings.canary_max_latency_ratio,
-        max_rejection_rate=settings.canary_max_rejection_rate,
-        max_disagreement=settings.canary_max_disagreement,
-        min_rows=settings.canary_min_rows,
-    )
-
-
-def _access_of(settings: Settings) -> Access:
-    return Access(
-        host=settings.admin_host,
-        port=settings.admin_port,
-        socket=settings.admin_socket,
-        token_file=settings.admin_token_file,
-        tls_cert=settings.admin_tls_cert,
-        tls_key=settings.admin_tls_key,
-        tls_client_ca=settings.admin_tls_client_ca,
-    )
 
 
 async def serve(settings: Settings) -> None:

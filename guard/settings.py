@@ -5,10 +5,11 @@ Only :mod:`guard.cli` and :mod:`guard.server` read settings; rooms take plain ar
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +29,7 @@ MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 OnUncheckable = Literal["refuse", "answer"]
+_TARGET = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 
 
 class ModelSettings(BaseModel):
@@ -36,12 +38,37 @@ class ModelSettings(BaseModel):
     Attributes:
         policy: See :class:`Settings`.
         on_uncheckable: See :class:`Settings`.
+        upstream: Model server that answers, ``host:port`` or ``unix:/path``; None to run the model here.
+        upstream_model: Name of the model there; None for the same as here.
+        upstream_version: Version to ask for there; None to leave that to the server.
+        upstream_check: Where the blends of a check are run: ``local``, on the artifact's copy of the model,
+            or ``upstream``, on the model server.
+        upstream_max_batch_size: Most rows in a request that the server takes, where it does not say so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: Policy | None = None
     on_uncheckable: OnUncheckable | None = None
+    upstream: str | None = None
+    upstream_model: Annotated[str, Field(min_length=1)] | None = None
+    upstream_version: Annotated[str, Field(min_length=1)] | None = None
+    upstream_check: Literal["local", "upstream"] = "local"
+    upstream_max_batch_size: Count = 64
+
+    @field_validator("upstream")
+    @classmethod
+    def _is_a_target(cls, value: str | None) -> str | None:
+        if value is not None and not _TARGET.fullmatch(value):
+            raise ValueError("expected host:port or unix:/path")
+        return value
+
+    @model_validator(mode="after")
+    def _there_is_a_server(self) -> ModelSettings:
+        beside = sorted(name for name in self.model_fields_set if name.startswith("upstream_"))
+        if beside and self.upstream is None:
+            raise ValueError(f"expected upstream beside {beside[0]}, got none; say which server it is about")
+        return self
 
 
 class Settings(BaseSettings):
@@ -69,6 +96,8 @@ class Settings(BaseSettings):
         state_dir: Directory in which is kept which versions serve; a restart then serves those. None to
             serve the highest version of each model at every start.
         watch_repository_s: Seconds between looks for higher versions, which are served then; 0 for none.
+        upstream_poll_s: Seconds between looks whether a model server is ready.
+        upstream_wait_s: Longest that a request is held back, nothing sent, until its server can be asked.
         canary_max_error_rate: Share of its requests on which a candidate that is tried may fail; beyond it,
             as beyond the other limits, it is taken off the traffic.
         canary_max_latency_ratio: How many times the current version's p99 it may take; 2 % may take longer.
@@ -120,6 +149,8 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = 30.0
     state_dir: Path | None = None
     watch_repository_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    upstream_poll_s: Seconds = 1.0
+    upstream_wait_s: Seconds = 1.0
     canary_max_error_rate: Rate = 0.01
     canary_max_latency_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 3.0
     canary_max_rejection_rate: Rate = 0.02

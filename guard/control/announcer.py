@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from guard.control.counts import SwapCounts, SwapOutcome
 from guard.dataplane.served import ServedModel
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel
 
-__all__ = ["Announcer", "Event", "OnEvent"]
+__all__ = ["WORDS", "Announcer", "Event", "OnEvent"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,21 @@ class Event(StrEnum):
     PROMOTED = "promoted"
     RECORD_FAILED = "record_failed"
 
+
+WORDS: Final[Mapping[str, tuple[int, str]]] = MappingProxyType(
+    {
+        Event.LOADED: (logging.INFO, "model loaded"),
+        Event.SWAPPED: (logging.INFO, "model swapped"),
+        Event.ROLLED_BACK: (logging.INFO, "model rolled back"),
+        Event.CANARY_STARTED: (logging.INFO, "canary started"),
+        Event.CANARY_STOPPED: (logging.INFO, "canary stopped"),
+        Event.CANARY_ROLLED_BACK: (logging.ERROR, "canary rolled back"),
+        Event.PROMOTED: (logging.INFO, "canary promoted"),
+        Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
+        Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
+    }
+)
+"""Level and message of the line that the log has for each."""
 
 _OUTCOMES = {
     Event.SWAPPED: SwapOutcome.SWAPPED,

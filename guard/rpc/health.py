@@ -24,7 +24,7 @@ _States = pb.HealthCheckResponse
 
 
 class HealthServicer(pb_grpc.HealthServicer):  # type: ignore[misc]
-    """Says NOT_SERVING until :meth:`serve`, SERVING until :meth:`stop`, and NOT_SERVING again.
+    """Says NOT_SERVING until :meth:`set_serving` says otherwise, and again from :meth:`stop` on.
 
     Args:
         services: Full names of the services spoken for; ``""``, the whole server, is always one.
@@ -36,19 +36,17 @@ class HealthServicer(pb_grpc.HealthServicer):  # type: ignore[misc]
         self._on_rpc = on_rpc
         self._status: int = _States.NOT_SERVING
         self._stopped = False
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
 
-    async def serve(self) -> None:
-        """Say SERVING."""
-        async with self._changed:
-            self._status = _States.SERVING
-            self._changed.notify_all()
+    def set_serving(self, serving: bool) -> None:
+        """Say SERVING, or NOT_SERVING for now; after :meth:`stop` it is NOT_SERVING whatever comes."""
+        if not self._stopped:
+            self._become(_States.SERVING if serving else _States.NOT_SERVING)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, and end every watch."""
-        async with self._changed:
-            self._status, self._stopped = _States.NOT_SERVING, True
-            self._changed.notify_all()
+        self._stopped = True
+        self._become(_States.NOT_SERVING)
 
     async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         """Return the status of a service."""
@@ -75,5 +73,10 @@ class HealthServicer(pb_grpc.HealthServicer):  # type: ignore[misc]
         return self._status if service in self._services else _States.SERVICE_UNKNOWN
 
     async def _news(self, service: str, sent: int | None) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopped or self._status_of(service) != sent)
+        while not self._stopped and self._status_of(service) == sent:
+            await self._changed.wait()
+
+    def _become(self, status: int) -> None:
+        self._status = status
+        self._changed.set()
+        self._changed = asyncio.Event()

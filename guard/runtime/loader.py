@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guard.artifact import Artifact, Profile, read_artifact
+from guard.artifact import Artifact, Probe, Profile, read_artifact
 from guard.artifact.signature import Signature, read_signature
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
@@ -17,6 +17,7 @@ from guard.errors import ProfileError
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
 from guard.runtime.probing import check_probe
 from guard.runtime.scheduler import Scheduler
+from guard.runtime.upstream_classifier import Predict, UpstreamClassifier
 
 __all__ = ["LoadedModel", "RuntimeOptions", "load_model"]
 
@@ -47,7 +48,7 @@ class LoadedModel:
         version: Its version, a positive integer as text.
         digest: SHA-256 of its manifest.
         clean_entropies: Ascending mean entropies of the calibration images, for p-values.
-        probed: Whether it was asked a golden probe, and so passed it.
+        probe: Images and what the model answered to them at calibration; None for an older artifact.
         loaded_at: Seconds since the epoch.
     """
 
@@ -55,11 +56,16 @@ class LoadedModel:
     version: str
     digest: str
     profile: Profile
-    classifier: OnnxClassifier
+    classifier: OnnxClassifier | UpstreamClassifier
     scheduler: Scheduler
     clean_entropies: np.ndarray
-    probed: bool
+    probe: Probe | None
     loaded_at: float
+
+    @property
+    def probed(self) -> bool:
+        """Whether it was asked a golden probe, and so passed it; a model server is asked once it is up."""
+        return self.probe is not None
 
     def close(self) -> None:
         """Finish what was accepted, then free the device."""
@@ -74,6 +80,7 @@ def load_model(
     *,
     on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
     approve: Callable[[Artifact], None] = lambda _artifact: None,
+    predict_by: Callable[[Profile], Predict] | None = None,
 ) -> LoadedModel:
     """Read, verify, load, warm up and probe the model in ``directory``.
 
@@ -83,6 +90,8 @@ def load_model(
         options: How to run it.
         on_batch: Told the pairs and seconds of each device call.
         approve: Shown the verified artifact before anything of it is run; raises if it is not wanted.
+        predict_by: Returns what asks a model server, which then makes all predictions; None to run the model
+            here. The server may be down just now: nothing is asked of it yet.
 
     Raises:
         ArtifactError: If the artifact is damaged or not what its profile says.
@@ -92,7 +101,7 @@ def load_model(
     _check_signature(artifact)
     approve(artifact)
     profile = artifact.profile
-    classifier = _open(artifact, options)
+    classifier = _remote(artifact, predict_by) if predict_by else _open(artifact, options)
     scheduler = Scheduler(
         classifier,
         Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
@@ -109,8 +118,19 @@ def load_model(
         classifier=classifier,
         scheduler=scheduler,
         clean_entropies=np.asarray(profile.calibration.clean_entropies_bits, np.float64),
-        probed=artifact.probe is not None,
+        probe=artifact.probe,
         loaded_at=time.time(),
+    )
+
+
+def _remote(artifact: Artifact, predict_by: Callable[[Profile], Predict]) -> UpstreamClassifier:
+    profile = artifact.profile
+    return UpstreamClassifier(
+        predict_by(profile),
+        source=profile.input,
+        sink=profile.output,
+        overlays=artifact.overlays,
+        blend=profile.check.blend_rule,
     )
 
 

@@ -21,7 +21,7 @@ from guard.detection.strip import mean_entropies
 from guard.errors import ProbeError
 from guard.runtime.onnx_classifier import ORT_ERRORS
 
-__all__ = ["FLOOR", "TOLERANCE", "Answers", "check_probe", "take_probe"]
+__all__ = ["FLOOR", "TOLERANCE", "Answers", "check_logits", "check_probe", "take_probe"]
 
 TOLERANCE: Final = 0.02
 """How far an answer may be off, as a share of the largest logit, or of log2(classes) for an entropy."""
@@ -79,11 +79,20 @@ def check_probe(classifier: Answers, stored: Probe, n_overlays: int, *, max_pair
         now = take_probe(classifier, stored.images, n_overlays, max_pairs=max_pairs)
     except ORT_ERRORS as error:
         raise ProbeError(f"{where}: the model fails on the stored images ({error}); {_ADVICE}") from error
-    logits_may_differ = FLOOR + TOLERANCE * float(np.abs(stored.logits).max())
-    _compare(now.logits, stored.logits, logits_may_differ, "logits", where)
-    _compare_classes(now.logits, stored.logits, logits_may_differ, where)
+    check_logits(now.logits, stored, where)
     bits_may_differ = FLOOR + TOLERANCE * float(np.log2(stored.logits.shape[1]))
     _compare(now.mean_entropy_bits, stored.mean_entropy_bits, bits_may_differ, "mean entropies", where)
+
+
+def check_logits(now: Logits, stored: Probe, where: str) -> None:
+    """Compare answers to the stored images with those at calibration.
+
+    Raises:
+        ProbeError: As :func:`check_probe`.
+    """
+    may_differ = FLOOR + TOLERANCE * float(np.abs(stored.logits).max())
+    _compare(now, stored.logits, may_differ, "logits", where)
+    _compare_classes(now, stored.logits, may_differ, where)
 
 
 def _compare(now: np.ndarray, stored: np.ndarray, may_differ: float, what: str, where: str) -> None:

@@ -18,7 +18,8 @@ Because the batch is formed when the device becomes free, and not by a timer, an
 answers at once and a busy one fills its batches by itself.
 
 A batch that raises is run again, one submission at a time, so that one poisonous input cannot
-take its neighbours with it; only the submission that fails alone is failed. Whatever else goes wrong
+take its neighbours with it; only the submission that fails alone is failed. Where a model server could not
+be asked, no input is to blame: all submissions of the batch fail with that. Whatever else goes wrong
 on the device thread fails the submissions it was busy with, and the thread lives on: if it ended,
 every later caller would wait in vain.
 """
@@ -39,7 +40,7 @@ from jaxtyping import Bool
 
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import Strip
-from guard.errors import CheckFailedError, ShuttingDownError
+from guard.errors import CheckFailedError, ShuttingDownError, UnavailableError
 from guard.runtime.rounds import Batch, CheckTask, Line
 from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
 
@@ -255,9 +256,10 @@ class Scheduler:
 
     def _isolate(self, batch: Batch, error: Exception) -> None:
         """Run the submissions of a failed batch one by one; fail those that fail alone."""
+        nobodys_fault = isinstance(error, UnavailableError)
         for task in batch.tasks:
             alone: Exception | None = error
-            if len(batch.tasks) > 1:
+            if len(batch.tasks) > 1 and not nobodys_fault:
                 with self._changed:
                     part = self._line.next_batch(only=[task])
                 alone = self._try(part) if part is not None else None
@@ -265,11 +267,13 @@ class Scheduler:
                 self._fail(task, alone)
 
     def _fail(self, task: CheckTask, error: Exception) -> None:
-        _log.error("the model failed on a submission of %d rows", len(task.images), exc_info=error)
-        failure = CheckFailedError(
-            f"model {self._name!r} failed on this input ({type(error).__name__}); the server log has the "
-            f"details: send another input, or ask the operator to look at the model"
-        )
+        failure = error
+        if not isinstance(error, UnavailableError):
+            _log.error("the model failed on a submission of %d rows", len(task.images), exc_info=error)
+            failure = CheckFailedError(
+                f"model {self._name!r} failed on this input ({type(error).__name__}); the server log has the "
+                f"details: send another input, or ask the operator to look at the model"
+            )
         with self._changed:
             self._line.fail(task, failure)
             self._publish([task])

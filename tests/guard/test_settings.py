@@ -57,6 +57,8 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "drain_timeout_s": 30.0,
         "state_dir": None,
         "watch_repository_s": 0.0,
+        "upstream_poll_s": 1.0,
+        "upstream_wait_s": 1.0,
         "canary_max_error_rate": 0.01,
         "canary_max_latency_ratio": 3.0,
         "canary_max_rejection_rate": 0.02,
@@ -211,7 +213,18 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         ("[model.cats]\npolicy = 'flag'", f"setting 'model' is not known; known are {KNOWN}"),
         (
             "[models.cats]\npolcy = 'flag'",
-            "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable",
+            "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, upstream, "
+            "upstream_model, upstream_version, upstream_check, upstream_max_batch_size",
+        ),
+        (
+            "[models.cats]\nupstream_check = 'upstream'",
+            "setting 'models.cats': Value error, expected upstream beside upstream_check, got none; say "
+            "which server it is about, got {'upstream_check': 'upstream'}",
+        ),
+        (
+            "[models.cats]\nupstream = 'http://there:8001/v2'",
+            "setting 'models.cats.upstream': Value error, expected host:port or unix:/path, got "
+            "'http://there:8001/v2'",
         ),
         (
             "[models.cats]\npolicy = 'off'",

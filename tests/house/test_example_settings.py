@@ -54,7 +54,13 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
 
     [(name, shown)] = example()["models"].items()  # type: ignore[attr-defined]
     assert list(shown) == list(ModelSettings.model_fields)
-    assert settings.models[name] == ModelSettings(policy="flag", on_uncheckable="answer")
+    assert settings.models[name] == ModelSettings(
+        policy="flag",
+        on_uncheckable="answer",
+        upstream="127.0.0.1:8101",
+        upstream_model="signs",
+        upstream_version="3",
+    )
     assert (settings.policy_of(name).value, settings.policy_of("other").value) == ("flag", "enforce")
 
 

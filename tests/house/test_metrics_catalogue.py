@@ -32,6 +32,7 @@ from guard.metrics_catalogue import (
     SwapOutcome,
 )
 from guard.rpc.pb import guard_admin_pb2, open_inference_pb2
+from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics_catalogue.txt"
 
@@ -102,6 +103,14 @@ def everything_is_tried(counts: CanaryCounts) -> None:
         counts.ended("resnet", outcome)
 
 
+def everything_is_asked_of_a_server(counts: UpstreamCounts) -> None:
+    counts.add_model("resnet")
+    for purpose in UpstreamPurpose:
+        counts.called("resnet", purpose, "UNAVAILABLE", 0.01)
+    counts.retried("resnet")
+    counts.ready("resnet", True)
+
+
 def samples(registry: CollectorRegistry, name: str) -> list[Sample]:
     return [
         (s.name, s.labels, s.value) for family in registry.collect() for s in family.samples if s.name == name
@@ -141,6 +150,7 @@ def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: 
     everything_happens(metrics)
     everything_is_swapped(SwapCounts(registry))
     everything_is_tried(CanaryCounts(registry))
+    everything_is_asked_of_a_server(UpstreamCounts(registry))
 
     seen: dict[str, tuple[str, str, set[str]]] = {}
     for family in parse_text(generate_latest(registry).decode()):
@@ -262,7 +272,7 @@ def test_an_unloaded_model_keeps_its_counters_and_loses_its_gauges(
     metrics.model_unloaded("resnet")
 
     gauges = [s.name for s in CATALOGUE.values() if s.kind == "gauge" and "model" in s.labels]
-    assert len(gauges) == 8
+    assert len(gauges) == 9
     assert [name for name in gauges if samples(registry, name)] == []
     assert registry.get_sample_value(
         "guard_inputs_total", {"model": "resnet", "verdict": "accept"}

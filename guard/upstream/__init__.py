@@ -1,0 +1,6 @@
+"""Model servers behind the guard: the other side of the protocol, where the guard is the client."""
+
+from guard.upstream.fleet import Fleet
+from guard.upstream.link import Address
+
+__all__ = ["Address", "Fleet"]

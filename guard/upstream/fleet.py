@@ -1,0 +1,160 @@
+"""All model servers that a guard stands in front of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from guard.artifact import Profile
+from guard.dataplane import ServedModel
+from guard.runtime.loader import LoadedModel
+from guard.upstream.counts import UpstreamCounts
+from guard.upstream.follower import Follower
+from guard.upstream.link import Address, Link
+from guard.upstream.model_server import UpstreamServer
+from guard.upstream.predictor import Predictor
+
+__all__ = ["Fleet"]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One model server.
+
+    Attributes:
+        checks: Whether the blends of a check go there too, or are run here.
+        predictor_of: Returns what asks it for the predictions of a model with that profile.
+    """
+
+    link: Link
+    follower: Follower
+    server: UpstreamServer
+    checks: bool
+    predictor_of: Callable[[Profile], Predictor]
+
+
+class Fleet:
+    """Opens connections to model servers, follows them, and closes them; used on the event loop.
+
+    Args:
+        registry: Where calls are counted.
+        max_message_bytes: Largest answer.
+        timeout_s: Longest wait for a batch of a check.
+        poll_s: Seconds between looks whether a server is ready.
+        wait_s: Longest that a request is held back until one is.
+        on_change: Told whenever one becomes ready, or is not any more.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        max_message_bytes: int,
+        timeout_s: float,
+        poll_s: float,
+        wait_s: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._counts = UpstreamCounts(registry)
+        self._max_message_bytes = max_message_bytes
+        self._timeout_s = timeout_s
+        self._poll_s = poll_s
+        self._wait_s = wait_s
+        self._on_change = on_change
+        self._members: dict[str, _Member] = {}
+        self._following: list[asyncio.Task[None]] = []
+
+    def __len__(self) -> int:
+        """Return how many servers there are."""
+        return len(self._members)
+
+    def open(self, address: Address, *, checks: bool, max_batch_size: int) -> None:
+        """Stand in front of a model server.
+
+        Args:
+            address: Where it is, and which model.
+            checks: Whether the blends of a check go there too, or are run here.
+            max_batch_size: Most rows in a request, where the server does not say it.
+        """
+        self._counts.add_model(address.name)
+        link = Link(address, self._counts, max_message_bytes=self._max_message_bytes)
+        loop = asyncio.get_running_loop()
+
+        def predictor_of(profile: Profile) -> Predictor:
+            return Predictor(
+                link,
+                profile,
+                loop,
+                timeout_s=self._timeout_s,
+                max_batch_size=lambda: _batch_limit(follower, max_batch_size),
+                on_version=follower.expect,
+            )
+
+        follower = Follower(
+            link,
+            lambda model: predictor_of(model.profile),
+            interval_s=self._poll_s,
+            on_change=partial(self._changed, address.name),
+        )
+        server = UpstreamServer(
+            link, follower, self._counts, wait_s=self._wait_s, max_batch_size=max_batch_size
+        )
+        self._members[address.name] = _Member(link, follower, server, checks, predictor_of)
+
+    def predict_by(self, name: str) -> Callable[[Profile], Predictor] | None:
+        """Return what makes a model's predictions for its check; None where they are made here."""
+        member = self._members.get(name)
+        return member.predictor_of if member is not None and member.checks else None
+
+    def loaded(self, model: LoadedModel) -> LoadedModel:
+        """Return a model that was loaded, once its server was seen to answer as it did; blocks.
+
+        A server that is away just now is looked at when it is back.
+
+        Raises:
+            GuardError: If it answers otherwise; the model is closed then.
+        """
+        member = self._members.get(model.name)
+        if member is not None and member.follower.ready:
+            looking = member.follower.get_to_know(model)
+            try:
+                asyncio.run_coroutine_threadsafe(looking, self._following[0].get_loop()).result()
+            except BaseException:
+                model.close()
+                raise
+        return model
+
+    async def attach(self, models: Mapping[str, ServedModel]) -> None:
+        """Have the servers answer for these models, look at each once, and follow them from now on."""
+        for name, member in self._members.items():
+            models[name].upstream = member.server
+        looks = (member.follower.look(models[name].slot.current) for name, member in self._members.items())
+        await asyncio.gather(*looks)
+        for name, member in self._members.items():
+            current = partial(_current, models[name])
+            self._following.append(asyncio.create_task(member.follower.follow(current)))
+
+    async def close(self) -> None:
+        """Follow nothing any more, and close the connections."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        for member in self._members.values():
+            await member.link.close()
+
+    def _changed(self, name: str) -> None:
+        self._counts.ready(name, self._members[name].follower.ready)
+        self._on_change()
+
+
+def _current(served: ServedModel) -> LoadedModel | None:
+    return served.slot.current
+
+
+def _batch_limit(follower: Follower, otherwise: int) -> int:
+    config = follower.config
+    return config.max_batch_size if config is not None and config.max_batch_size > 0 else otherwise

@@ -1,0 +1,140 @@
+"""The connection to a model server, and how its failures are told.
+
+What the server says itself goes back to the caller as it came. What happens on the way, a refused or broken
+connection or a time that is up, is told in the guard's words, which name the server.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from grpc import ChannelConnectivity, StatusCode
+
+from guard.errors import GuardError, UpstreamDeadlineError, UpstreamError, UpstreamStatusError
+from guard.messages import Metadata, Relayed
+from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
+from guard.upstream.wire import end_to_end
+
+__all__ = ["Address", "Link"]
+
+_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+_BROKEN: Final = frozenset(
+    {StatusCode.UNAVAILABLE, StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.CANCELLED}
+)
+_GRACE_S: Final = 0.1  # a deadline may be told a little before its time
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a model is served.
+
+    Attributes:
+        name: Name of the model here.
+        target: ``host:port`` or ``unix:/path``.
+        model: Name of the model there.
+        version: Version that is asked for there; empty for whichever the server takes.
+    """
+
+    name: str
+    target: str
+    model: str
+    version: str = ""
+
+    def __str__(self) -> str:
+        there = "" if self.model == self.name else f", there {self.model!r}"
+        return f"model server {self.target} (model {self.name!r}{there})"
+
+
+class Link:
+    """One channel to a model server; made and used on the event loop.
+
+    Args:
+        address: Where it is.
+        counts: Told of each ModelInfer call.
+        max_message_bytes: Largest answer.
+    """
+
+    def __init__(self, address: Address, counts: UpstreamCounts, *, max_message_bytes: int) -> None:
+        self.address = address
+        self._counts = counts
+        self._channel = grpc.aio.insecure_channel(
+            address.target,
+            options=[
+                ("grpc.max_send_message_length", -1),  # what came in may go out
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._infer = self._channel.unary_unary(_INFER)  # bytes in, bytes out
+        self._stub = pb_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection; if not, one is begun."""
+        return self._channel.get_state(try_to_connect=True) is ChannelConnectivity.READY
+
+    async def connect(self) -> None:
+        """Wait until there is a connection."""
+        await self._channel.channel_ready()
+
+    async def infer(
+        self, message: bytes, timeout_s: float, *, purpose: UpstreamPurpose, metadata: Metadata = ()
+    ) -> Relayed:
+        """Send a ModelInfer request, once, and return what comes back.
+
+        Raises:
+            UpstreamStatusError: If the server says no.
+            UpstreamError: If the connection is refused or breaks.
+            UpstreamDeadlineError: If it takes longer than ``timeout_s``.
+        """
+        began, code = time.monotonic(), StatusCode.CANCELLED
+        try:
+            call = self._infer(message, timeout=max(0.0, timeout_s), metadata=metadata)
+            answer = await call
+            code = StatusCode.OK
+            return Relayed(
+                answer, _plain(await call.initial_metadata()), _plain(await call.trailing_metadata())
+            )
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            raise self._failure(error, began, timeout_s) from error
+        finally:
+            self._counts.called(self.address.name, purpose, code.name, time.monotonic() - began)
+
+    async def ask(self, method: str, request: Any, timeout_s: float) -> Any:
+        """Call a method other than ModelInfer; errors as those of :meth:`infer`."""
+        began = time.monotonic()
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error, began, timeout_s) from error
+
+    async def close(self) -> None:
+        """Break off what is under way and close the connection."""
+        await self._channel.close()
+
+    def _failure(self, error: grpc.aio.AioRpcError, began: float, timeout_s: float) -> GuardError:
+        code, details = error.code(), error.details() or ""
+        if code is StatusCode.DEADLINE_EXCEEDED and time.monotonic() - began >= timeout_s - _GRACE_S:
+            return UpstreamDeadlineError(
+                f"{self.address} did not answer within {timeout_s:.3f} s; allow more time, send fewer rows, "
+                f"or add capacity there"
+            )
+        if code in _BROKEN and not self.connected:
+            return UpstreamError(
+                f"{self.address} cannot be reached, or broke off: {details}; retry, or have the operator "
+                f"look at that server"
+            )
+        metadata = _plain(error.initial_metadata()) + _plain(error.trailing_metadata())
+        return UpstreamStatusError(details, code=code.name, metadata=metadata)
+
+
+def _plain(metadata: Any) -> Metadata:
+    return end_to_end(tuple((key, value) for key, value in metadata or ()))

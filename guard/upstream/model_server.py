@@ -1,0 +1,138 @@
+"""One model server as the data plane sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from google.protobuf.message import DecodeError
+
+from guard.errors import UnknownModelError, UpstreamError
+from guard.messages import InferRequest, ModelDescription, Relayed, TensorSpec
+from guard.rpc.pb import open_inference_pb2 as pb
+from guard.runtime.loader import LoadedModel
+from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
+from guard.upstream.follower import Follower
+from guard.upstream.link import Link
+from guard.upstream.wire import end_to_end, forwarded
+
+__all__ = ["UpstreamServer"]
+
+
+class UpstreamServer:
+    """Answers requests from a model server, see :class:`~guard.dataplane.model_server.ModelServer`.
+
+    A request is sent once. While there is no connection, or the server has not yet been seen to answer as
+    calibrated, it is held back, which is safe as nothing was sent; what is on its way is never sent again.
+
+    Args:
+        link: To the server.
+        follower: Knows whether it may be asked.
+        counts: Told of requests that were held back.
+        wait_s: Longest that a request is held back.
+        max_batch_size: Said of a server that does not say it itself.
+    """
+
+    def __init__(
+        self, link: Link, follower: Follower, counts: UpstreamCounts, *, wait_s: float, max_batch_size: int
+    ) -> None:
+        self._link = link
+        self._follower = follower
+        self._counts = counts
+        self._wait_s = wait_s
+        self._max_batch_size = max_batch_size
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server takes requests, and answers as the model did that was calibrated."""
+        return self._follower.ready
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The version that is asked for there or, if that is left to the server, the one that answers."""
+        version = self._link.address.version or self._follower.version
+        return (version,) if version else ()
+
+    def describe(self, name: str) -> ModelDescription:
+        """Return what the server says of its model, under the name that it has here.
+
+        Raises:
+            UpstreamError: If it has not said anything yet.
+        """
+        said, config = self._follower.metadata, self._follower.config
+        if said is None:
+            raise UpstreamError(
+                f"{self._link.address} has not said what its model takes and gives: "
+                f"{self._follower.why or 'it says nothing of models'}; ask again later"
+            )
+        return ModelDescription(
+            name=name,
+            versions=self.versions,
+            platform=said.platform,
+            backend="",
+            max_batch_size=self._max_batch_size,
+            inputs=_specs(said.inputs),
+            outputs=_specs(said.outputs),
+            metadata=said.SerializeToString(),
+            config=b"" if config is None else config.SerializeToString(),
+        )
+
+    async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:
+        """Return the server's answer.
+
+        Raises:
+            UnknownModelError: If the request names another version than the one that is served.
+            UpstreamStatusError: If the server says no.
+            UpstreamError: If it cannot be asked, or breaks off.
+            UpstreamDeadlineError: If it takes too long.
+        """
+        ends = time.monotonic() + limit_s
+        await self._until_ready(model, limit_s)
+        self._require_version(request)
+        address = self._link.address
+        message = forwarded(request, model=address.model, version=address.version)
+        metadata = end_to_end(request.original.metadata if request.original else ())
+        try:
+            answer = await self._link.infer(
+                message, ends - time.monotonic(), purpose=UpstreamPurpose.PREDICT, metadata=metadata
+            )
+        except UpstreamError as error:
+            self._follower.lost(str(error))
+            raise
+        self._follower.expect(self._version_of(answer))
+        return answer
+
+    async def _until_ready(self, model: LoadedModel, limit_s: float) -> None:
+        if self._follower.knows(model) and self._link.connected:
+            return
+        wait_s = min(self._wait_s, limit_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._follower.until_known(model)
+                await self._link.connect()
+        except TimeoutError:
+            raise UpstreamError(
+                f"{self._link.address} could not be asked within {wait_s:.3f} s: "
+                f"{self._follower.why or 'there is no connection'}; retry, or have the operator look at it"
+            ) from None
+        self._counts.retried(self._link.address.name)
+
+    def _require_version(self, request: InferRequest) -> None:
+        if request.model_version not in {"", *self.versions}:
+            raise UnknownModelError(
+                f"version {request.model_version!r} of model {request.model_name!r} is not served here; "
+                f"loaded: {', '.join(map(repr, self.versions)) or 'one without a name'}"
+            )
+
+    def _version_of(self, answer: Relayed) -> str:
+        try:
+            return pb.ModelInferResponse.FromString(answer.message).model_version
+        except DecodeError:
+            raise UpstreamError(
+                f"{self._link.address} answered with something that is no ModelInferResponse; have the "
+                f"operator look at that server"
+            ) from None
+
+
+def _specs(tensors: object) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in tensors)  # type: ignore[attr-defined]

@@ -1,0 +1,138 @@
+"""Asks a model server for the predictions of images, in batches that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from guard.arrays import DATATYPES, Images, Logits
+from guard.artifact import Profile
+from guard.errors import RequestError, UpstreamDeadlineError, UpstreamError
+from guard.rpc.contents import decode_raw, decode_typed
+from guard.rpc.pb import open_inference_pb2 as pb
+from guard.upstream.counts import UpstreamPurpose
+from guard.upstream.link import Link
+
+__all__ = ["Predictor"]
+
+_GRACE_S: Final = 1.0
+
+
+class Predictor:
+    """Predictions of one calibrated model, made by a server.
+
+    Args:
+        link: To the server.
+        profile: Of the model: names, datatypes and the number of classes.
+        loop: That the link belongs to.
+        timeout_s: Longest wait for a batch.
+        max_batch_size: Tells the most rows that the server takes in a request; asked before every batch.
+        on_version: Told the version that answered; raises if it is not the one that is meant.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        profile: Profile,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        timeout_s: float,
+        max_batch_size: Callable[[], int],
+        on_version: Callable[[str], None],
+    ) -> None:
+        self._link = link
+        self._profile = profile
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._max_batch_size = max_batch_size
+        self._on_version = on_version
+
+    def __call__(self, images: Images) -> Logits:
+        """Return the model's output for each image; blocks, and is never called on the event loop.
+
+        Raises:
+            UpstreamError, UpstreamDeadlineError, UpstreamStatusError: If there is none.
+        """
+        asked = asyncio.run_coroutine_threadsafe(self.logits(images), self._loop)
+        try:
+            return asked.result(self._timeout_s + _GRACE_S)
+        except concurrent.futures.TimeoutError:
+            asked.cancel()
+            raise UpstreamDeadlineError(
+                f"{self._link.address} did not answer a check within {self._timeout_s:.3f} s; "
+                f"add capacity there"
+            ) from None
+
+    async def logits(self, images: Images) -> Logits:
+        """Return the same, on the event loop."""
+        logits, versions = await self.answers(images)
+        for version in versions:
+            self._on_version(version)
+        return logits
+
+    async def answers(self, images: Images) -> tuple[Logits, set[str]]:
+        """Return the model's output for each image, and the versions that answered, whichever they are."""
+        batches = self._batches(images)
+        calls = [asyncio.ensure_future(self._ask(batch)) for batch in batches]
+        try:
+            answers = await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+        parts = [self._logits_of(answer, len(batch)) for answer, batch in zip(answers, batches, strict=True)]
+        return np.concatenate(parts)[: len(images)], {answer.model_version for answer in answers}
+
+    def _batches(self, images: Images) -> list[Images]:
+        fixed = self._profile.fixed_batch
+        if fixed is None:
+            size = max(1, self._max_batch_size())
+            return [images[start : start + size] for start in range(0, len(images), size)]
+        rows = np.arange(-(-len(images) // fixed) * fixed)
+        padded = np.minimum(rows, len(images) - 1)  # the last batch is filled up with the last image
+        return [images[part] for part in padded.reshape(-1, fixed)]
+
+    async def _ask(self, images: Images) -> pb.ModelInferResponse:
+        address, source = self._link.address, self._profile.input
+        request = pb.ModelInferRequest(model_name=address.model, model_version=address.version)
+        request.inputs.add(name=source.name, datatype=source.datatype, shape=images.shape)
+        request.outputs.add(name=self._profile.output.name)
+        dtype = DATATYPES[source.datatype]
+        request.raw_input_contents.append(np.ascontiguousarray(images, dtype).tobytes())
+        answer = await self._link.infer(
+            request.SerializeToString(), self._timeout_s, purpose=UpstreamPurpose.CHECK
+        )
+        try:
+            return pb.ModelInferResponse.FromString(answer.message)
+        except DecodeError as error:
+            raise self._strange("something that is no ModelInferResponse") from error
+
+    def _logits_of(self, answer: pb.ModelInferResponse, rows: int) -> Logits:
+        sink = self._profile.output
+        names = [output.name for output in answer.outputs]
+        if sink.name not in names:
+            raise self._strange(f"the outputs {names}")
+        index = names.index(sink.name)
+        output = answer.outputs[index]
+        if (output.datatype, list(output.shape)) != (sink.datatype, [rows, sink.classes]):
+            raise self._strange(f"{output.datatype} {list(output.shape)} as output {sink.name!r}")
+        try:
+            if index < len(answer.raw_output_contents):
+                raw = answer.raw_output_contents[index]
+                logits = decode_raw(output.name, output.datatype, output.shape, raw)
+            else:
+                logits = decode_typed(output.name, output.datatype, output.shape, output.contents)
+        except RequestError as error:
+            raise self._strange(f"contents that do not fit ({error})") from error
+        return logits.astype(np.float32)
+
+    def _strange(self, what: str) -> UpstreamError:
+        sink = self._profile.output
+        return UpstreamError(
+            f"{self._link.address} answered a check with {what}, expected output {sink.name!r}, "
+            f"{sink.datatype} [batch, {sink.classes}]; have the operator serve the calibrated model there"
+        )

@@ -1,0 +1,199 @@
+"""A small model server of the V2 protocol, which runs an ONNX model and can be told to misbehave.
+
+It speaks the protocol as real ones do: raw answers to raw requests and typed ones to typed ones (MLServer),
+or always raw ones (Triton), a batch limit and a configuration (Triton) or none of both (KServe).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from guard.rpc.pb import open_inference_pb2 as pb
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass
+class Call:
+    """One ModelInfer call as it arrived."""
+
+    message: bytes
+    metadata: dict[str, str | bytes]
+    time_remaining_s: float | None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+
+    @property
+    def request(self) -> pb.ModelInferRequest:
+        return pb.ModelInferRequest.FromString(self.message)
+
+
+class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Serves one model; what it is told takes effect with the next call.
+
+    Attributes:
+        calls: ModelInfer calls, in the order in which they came.
+        asked: How often each method was called.
+        open: While it is not set, ModelInfer calls are held.
+        refusal: Status, details and trailing metadata of every ModelInfer; None to answer.
+        answer_metadata: Sent before and after each answer.
+        dies: Whether the server breaks off all connections when the next ModelInfer arrives.
+        raw: What is answered in place of the model's answer; None for that.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        name: str = "tiny",
+        version: str = "1",
+        max_batch_size: int = 0,
+        config: bool = True,
+        typed: bool = False,
+    ) -> None:
+        self.name, self.version, self.max_batch_size = name, version, max_batch_size
+        self.config, self.typed = config, typed
+        self.ready = True
+        self.calls: list[Call] = []
+        self.asked: Counter[str] = Counter()
+        self.open = asyncio.Event()
+        self.open.set()
+        self.refusal: tuple[grpc.StatusCode, str, Metadata] | None = None
+        self.answer_metadata: tuple[Metadata, Metadata] = ((), ())
+        self.dies = False
+        self.raw: bytes | None = None
+        self.extra_inputs: tuple[str, ...] = ()
+        self.port = 0
+        self._arrived = asyncio.Event()
+        self._server: Any = None
+        self.load(model)
+
+    def load(self, model: onnx.ModelProto) -> None:
+        """Serve another model from now on."""
+        self._session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+
+    async def __aenter__(self) -> ModelServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def predictions(self) -> list[Call]:
+        """The calls that are no part of a probe or of a check: those with an id."""
+        return [call for call in self.calls if call.request.id]
+
+    async def start(self) -> None:
+        """Listen, on the port that it had if it was killed."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server.add_generic_rpc_handlers((self,))
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def kill(self) -> None:
+        """Break off every connection and listen no more."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    async def arrival(self, count: int = 1) -> Call:
+        """Wait for ModelInfer calls with an id; return the last."""
+        async with asyncio.timeout(20.0):
+            while len(self.predictions) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.predictions[count - 1]
+
+    def service(self, details: Any) -> Any:
+        name = details.method.rpartition("/")[2]
+        self.asked[name] += 1
+        method = {
+            "ModelInfer": self._infer,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._metadata,
+            "ModelConfig": self._config if self.config else None,
+        }.get(name)
+        return method and grpc.unary_unary_rpc_method_handler(method)
+
+    async def _model_ready(self, message: bytes, context: Any) -> bytes:
+        asked = pb.ModelReadyRequest.FromString(message)
+        here = asked.name == self.name and asked.version in {"", self.version}
+        return pb.ModelReadyResponse(ready=self.ready and here).SerializeToString()
+
+    async def _metadata(self, message: bytes, context: Any) -> bytes:
+        answer = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="test")
+        row = [-1, *self._input.shape[1:]]
+        for name in (self._input.name, *self.extra_inputs):
+            answer.inputs.add(name=name, datatype="FP32", shape=row)
+        answer.outputs.add(name=self._output.name, datatype="FP32", shape=[-1, *self._output.shape[1:]])
+        return answer.SerializeToString()
+
+    async def _config(self, message: bytes, context: Any) -> bytes:
+        config = pb.ModelConfig(name=self.name, max_batch_size=self.max_batch_size, backend="test")
+        config.parameters["kept"].string_value = "as it is"
+        return pb.ModelConfigResponse(config=config).SerializeToString()
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        call = Call(message, dict(context.invocation_metadata()), context.time_remaining())
+        self.calls.append(call)
+        self._arrived.set()
+        try:
+            if self.dies and call.request.id:
+                self.dies = False
+                asyncio.get_running_loop().create_task(self.kill())
+                await asyncio.Event().wait()
+            await self.open.wait()
+            return await self._answer(call.request, context)
+        except asyncio.CancelledError:
+            call.cancelled = True
+            raise
+        finally:
+            call.ended.set()
+
+    async def _answer(self, request: pb.ModelInferRequest, context: Any) -> bytes:
+        if self.refusal is not None and request.id:
+            await context.abort(*self.refusal)
+        if self.raw is not None and request.id:
+            return self.raw
+        if request.model_version not in {"", self.version}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no version {request.model_version}")
+        tensor = request.inputs[0]
+        if self.max_batch_size and tensor.shape[0] > self.max_batch_size:
+            words = f"batch of {tensor.shape[0]} is more than {self.max_batch_size}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+        initial, trailing = self.answer_metadata
+        context.set_trailing_metadata(trailing)
+        if initial:
+            await context.send_initial_metadata(initial)
+        return self._run(request).SerializeToString()
+
+    def _run(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        tensor = request.inputs[0]
+        raw = bool(request.raw_input_contents)
+        flat: Any = np.array(tensor.contents.fp32_contents, np.float32)
+        if raw:
+            flat = np.frombuffer(request.raw_input_contents[0], "<f4")
+        [logits] = self._session.run(None, {self._input.name: flat.reshape(tensor.shape)})
+        answer = pb.ModelInferResponse(model_name=self.name, model_version=self.version, id=request.id)
+        answer.parameters["theirs"].int64_param = 7
+        output = answer.outputs.add(name=self._output.name, datatype="FP32", shape=logits.shape)
+        output.parameters["of_the_output"].bool_param = True
+        if raw or not self.typed:
+            answer.raw_output_contents.append(logits.astype("<f4").tobytes())
+        else:
+            output.contents.fp32_contents.extend(logits.ravel().tolist())
+        return answer
