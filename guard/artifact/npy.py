@@ -48,20 +48,31 @@ def load_npy(data: bytes, where: str) -> np.ndarray:
 
 
 def load_npz(data: bytes, where: str) -> dict[str, np.ndarray]:
-    """Read every array of an ``.npz`` archive from memory, refusing pickled objects.
+    """Read every array of an uncompressed ``.npz`` archive from memory, refusing pickled objects.
 
     Raises:
         UnsafeArrayError: If an array holds Python objects.
-        ArtifactError: If the bytes are no ``.npz`` file.
+        ArtifactError: If the bytes are no ``.npz`` file, or one that takes more memory than it has bytes.
     """
     try:
         archive = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ArtifactError(f"{where} is a single .npy array, expected an .npz archive; write it again")
         with archive:
+            _refuse_a_bomb(archive.zip, len(data), where)
             return {name: np.asarray(archive[name]) for name in archive.files}
     except (*NPY_ERRORS, RuntimeError) as error:  # RuntimeError: a member is encrypted
         raise _unreadable(error, where, "plain .npz archive", "readable .npz archive") from error
+
+
+def _refuse_a_bomb(archive: zipfile.ZipFile, size: int, where: str) -> None:
+    """Refuse what takes more memory than its file lets expect; ``numpy.savez`` compresses nothing."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > size:
+        raise ArtifactError(
+            f"{where} has {size} bytes and {unpacked} once unpacked, expected an archive that is not "
+            f"compressed; write it again with numpy.savez"
+        )
 
 
 def _unreadable(error: Exception, where: str, plain: str, readable: str) -> ArtifactError:

@@ -230,3 +230,14 @@ def test_verify_fails_where_the_answers_are_others(
     replace_model(artifact, linear_classifier(seed=1))
     assert main(["verify", str(artifact)]) == 2
     assert "the model answers the stored image 0 with logits up to" in capsys.readouterr().err
+
+
+def test_a_probe_that_takes_more_memory_than_its_file_is_refused_unread(artifact: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{**vars(stored(artifact)), "images": np.zeros((10_000, 100), np.float32)})
+    replace_file(artifact, "probe.npz", buffer.getvalue())
+
+    with pytest.raises(
+        ArtifactError, match=r"probe.npz has \d+ bytes and 4\d{6} once unpacked, expected an "
+    ):
+        read_artifact(artifact)
