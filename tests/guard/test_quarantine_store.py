@@ -282,6 +282,17 @@ def test_two_guards_share_a_folder_and_its_bounds(tmp_path: Path) -> None:
     other.close()
 
 
+def test_what_another_guard_only_added_is_counted(tmp_path: Path) -> None:
+    bounds = Bounds(4, 2**30, 1e9)
+    one, other = Store(tmp_path, bounds), Store(tmp_path, bounds)
+    for n in range(6):
+        (one if n < 3 else other).keep([incident(n, at=NOW + n)], NOW)
+    one.close()
+    other.close()
+
+    assert [item.at - NOW for item in read_contents(tmp_path).items] == [5.0, 4.0, 3.0, 2.0]
+
+
 SHARING = """
 import sys
 from pathlib import Path
