@@ -31,7 +31,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from guard.arrays import Overlays
 from guard.artifact import InputSpec, OutputSpec, Profile
@@ -41,7 +41,7 @@ from guard.export.fused_check import add_check
 from guard.runtime.check_graph import build_check_graph
 from guard.runtime.node_list import NodeList
 
-__all__ = ["GUARD_OUTPUTS", "P_VALUE", "SCORE", "VERDICT", "build_fused_graph"]
+__all__ = ["GUARD_OUTPUTS", "P_VALUE", "SCORE", "VERDICT", "build_fused_graph", "with_boundary"]
 
 SCORE: Final = "guard_score"
 VERDICT: Final = "guard_verdict"
@@ -49,6 +49,7 @@ P_VALUE: Final = "guard_p_value"
 GUARD_OUTPUTS: Final = (SCORE, VERDICT, P_VALUE)
 
 _PREFIX = "guard_check/fused/"  # the check graph refuses models with names under guard_check/
+_BOUNDARY = _PREFIX + "boundary_bits"
 _FLOAT = TensorProto.FLOAT
 _ELEMENT = {"FP32": _FLOAT, "FP16": TensorProto.FLOAT16, "UINT8": TensorProto.UINT8}
 _MOST_BITS = 1e30
@@ -103,6 +104,15 @@ def build_fused_graph(
     del wrapped.graph.node[:], wrapped.graph.initializer[:]
     wrapped.graph.CopyFrom(graph)
     return wrapped
+
+
+def with_boundary(fused: onnx.ModelProto, boundary_bits: float) -> onnx.ModelProto:
+    """Return a copy of a fused graph with another boundary, bits; for trying it."""
+    moved = onnx.ModelProto()
+    moved.CopyFrom(fused)
+    [boundary] = [tensor for tensor in moved.graph.initializer if tensor.name == _BOUNDARY]
+    boundary.CopyFrom(numpy_helper.from_array(np.array(boundary_bits, np.float64), _BOUNDARY))
+    return moved
 
 
 def _check_names(model: onnx.ModelProto) -> None:

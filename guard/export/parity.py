@@ -1,7 +1,9 @@
 """Does the fused graph say what the sidecar says? Asked before anything is written.
 
 The judge is the classifier that serves, over all N overlays, and the bare model beside it; the images are the
-artifact's own (its probe, some of its overlays), random ones, and random ones that no check may accept.
+artifact's own (its probe, or some of its overlays), random ones, and some that no check may accept. Among
+those few there may be nothing suspicious, so the graph is asked three times: as it is, and with its boundary
+moved to where everything is clean and to where nothing is.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from guard.artifact import Artifact, Profile
 from guard.artifact.probe import Probe
 from guard.detection.threshold import Policy, p_value
 from guard.errors import UnfitModelError
-from guard.export.fused_graph import P_VALUE, SCORE, VERDICT
+from guard.export.fused_graph import P_VALUE, SCORE, VERDICT, with_boundary
 from guard.runtime.onnx_classifier import ORT_ERRORS
 from guard.runtime.probing import Answers, take_probe
 
@@ -32,6 +34,7 @@ _OUTPUT_TOLERANCE: Final = {"FP32": 1e-4, "FP16": 1e-2}
 """How far an answer may be from the bare model's, as a share of its largest value (float16 keeps 11 bits)."""
 
 _LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
+_ALL_CLEAN, _ALL_SUSPICIOUS = -1.0, 1e9
 _CLEAN, _RANDOM = 8, 8
 _MAX_PAIRS = 64
 
@@ -77,25 +80,27 @@ def check_parity(fused: onnx.ModelProto, artifact: Artifact, classifier: Answers
     profile = artifact.profile
     images = _images(artifact)
     sidecar = take_probe(classifier, images, profile.check.n_overlays, max_pairs=_MAX_PAIRS)
-    session = _session(fused)
-    said = _ask(session, profile, images)
-    scores_off = np.abs(said.scores + sidecar.mean_entropy_bits)
-    _require(
-        scores_off <= SCORE_TOLERANCE, f"scores images up to {scores_off.max():.3g} bits off the sidecar's"
-    )
-    _check_verdicts(said, sidecar, profile, policy)
     bare = _bare_outputs(artifact, images)
-    outputs_off = _compare_outputs(said, bare, profile, policy)
-    closed = _check_closed(session, profile, policy)
-    return Parity(len(images), float(scores_off.max()), outputs_off, closed)
+    scores_off, outputs_off = [], []
+    for boundary in (profile.boundary.boundary_bits, _ALL_CLEAN, _ALL_SUSPICIOUS):
+        as_it_is = boundary == profile.boundary.boundary_bits
+        session = _session(fused if as_it_is else with_boundary(fused, boundary))
+        said = _ask(session, profile, images)
+        scores_off.append(_compare_scores(said, sidecar))
+        _check_verdicts(said, sidecar, profile, policy, boundary)
+        outputs_off.append(_compare_outputs(said, bare, profile, policy))
+        closed = _check_closed(session, profile, policy)
+    return Parity(len(images), max(scores_off), max(outputs_off), closed)
 
 
 def _images(artifact: Artifact) -> Images:
     spec = artifact.profile.input
     low, high = (np.broadcast_to(bound, spec.shape) for bound in spec.value_range.bounds())
     random = np.random.default_rng(0).uniform(low, high, (_RANDOM, *spec.shape))
-    clean = artifact.overlays[:_CLEAN] if artifact.probe is None else artifact.probe.images[:_CLEAN]
-    return np.concatenate([clean, random.astype(DATATYPES[spec.datatype])])
+    clean = artifact.overlays if artifact.probe is None else artifact.probe.images
+    least, most = spec.value_range.tolerated()
+    fits = ((clean >= least) & (clean <= most)).reshape(len(clean), -1).all(axis=1)
+    return np.concatenate([clean[fits][:_CLEAN], random.astype(DATATYPES[spec.datatype])])
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -108,7 +113,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
         raise UnfitModelError(f"the fused graph cannot be loaded ({error}); {_ADVICE}") from error
 
 
-def _batches(profile: Profile, images: Images) -> list[Images]:
+def _batches(profile: Profile, images: Images) -> list[np.ndarray]:
     """Parts of several sizes, or of the one that the model takes, the last filled up with its last row."""
     if profile.fixed_batch is None:
         return [images[:1], images[1:4], images[4:]] if len(images) > 4 else [images]
@@ -141,11 +146,18 @@ def _bare_outputs(artifact: Artifact, images: Images) -> np.ndarray:
     return outputs.astype(np.float32)
 
 
-def _check_verdicts(said: _Answers, sidecar: Probe, profile: Profile, policy: Policy) -> None:
+def _compare_scores(said: _Answers, sidecar: Probe) -> float:
+    off = np.abs(said.scores + sidecar.mean_entropy_bits)
+    _require(off <= SCORE_TOLERANCE, f"scores images up to {off.max():.3g} bits off the sidecar's")
+    return float(off.max())
+
+
+def _check_verdicts(
+    said: _Answers, sidecar: Probe, profile: Profile, policy: Policy, boundary: float
+) -> None:
     """Compare verdicts and p-values, where a rounding of the score cannot change them."""
     suspicious = "reject" if policy is Policy.ENFORCE else "flag"
     clean = np.asarray(profile.calibration.clean_entropies_bits, np.float64)
-    boundary = profile.boundary.boundary_bits
     for row, mean in enumerate(sidecar.mean_entropy_bits):
         expected = suspicious if mean < boundary else "accept"
         if abs(mean - boundary) > SCORE_TOLERANCE and said.verdicts[row] != expected:
@@ -194,7 +206,7 @@ def _uncheckable_images(profile: Profile) -> Images:
     else:
         values = [np.nan, np.inf, -np.inf, *beyond]
     images = np.repeat(middle[None], len(values), axis=0)
-    images.reshape(len(values), -1)[:, -1] = np.array(values).astype(dtype)
+    images.reshape(len(values), middle.size)[:, -1] = np.array(values).astype(dtype)
     return images
 
 
