@@ -285,7 +285,9 @@ def test_two_guards_share_a_folder_and_its_bounds(tmp_path: Path) -> None:
 def test_what_another_guard_only_added_is_counted(tmp_path: Path) -> None:
     bounds = Bounds(4, 2**30, 1e9)
     one, other = Store(tmp_path, bounds), Store(tmp_path, bounds)
-    for n in range(6):
+    one.keep([incident(0, at=NOW), incident(0, at=NOW)], NOW)
+    other.keep([], NOW)  # from now on it looks again only where something was changed
+    for n in range(1, 6):
         (one if n < 3 else other).keep([incident(n, at=NOW + n)], NOW)
     one.close()
     other.close()
