@@ -39,11 +39,8 @@ def files_of(place: Path) -> list[Path]:
     """
     if place.is_dir():
         place = _only_log(place)
-    if re.search(r"-[0-9]{6,}$", place.stem):
-        files = [place]
-    else:
-        files = [*finished_files(place), place] if place.parent.is_dir() else [place]
-    there = [path for path in files if path.is_file()]
+    before = finished_files(place) if place.parent.is_dir() else []
+    there = [path for path in (*before, place) if path.is_file()]
     if not there:
         raise MissingFileError(
             f"there is no audit log {place}; expected the file of the setting 'audit_log', or its folder"

@@ -224,6 +224,16 @@ def test_the_files_of_a_log_come_in_order_and_no_others(tmp_path: Path) -> None:
             files_of(tmp_path / nothing)
 
 
+def test_a_log_that_is_named_after_a_day_is_verified_with_all_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "audit-20260131.jsonl"
+    ledger = Ledger(path, max_bytes=600)
+    ledger.write([Note("event", 1.0, {}) for _ in range(6)])
+    ledger.close()
+
+    assert len(files_of(path)) > 1
+    assert verify_log(files_of(path)).broken is None
+
+
 def test_a_break_in_a_file_that_is_full_names_that_file(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "audit.jsonl", max_bytes=300)
     ledger.write([Note("event", AT, {"n": n}) for n in range(9)])
