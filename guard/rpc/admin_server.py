@@ -59,20 +59,39 @@ class AdminServer:
         self._on_event = on_event
         self._token = access.token()
         self._credentials = access.credentials()
-        self._server: Any = None
-        self._token_keeper: TokenKeeper | None = None
+        self._token_keeper = (
+            None if self._token is None else TokenKeeper(self._token, on_rpc=on_rpc, on_event=on_event)
+        )
+        self._servers: list[Any] = []
         self._inode = 0
         self.port: int | None = None
 
     async def start(self, control: Control) -> None:
         """Open the doors there are; without any, do nothing.
 
+        Each has a server of its own, so that who crowds the port does not shut the socket.
+
         Raises:
             SettingsError: If one of them is taken.
         """
-        if not self._access.is_open:
-            return
-        self._server = server = grpc.aio.server(
+        if self._access.port is not None:
+            self.port = self._open_port(self._add_server(control), self._access.host, self._access.port)
+        if self._access.socket is not None:
+            self._open_socket(self._add_server(control), self._access.socket)
+        for server in self._servers:
+            await server.start()
+
+    async def stop(self) -> None:
+        """Close the doors. An operation that was begun is the control room's; nobody hears of its end."""
+        for server in self._servers:
+            await server.stop(None)
+        if self._token_keeper is not None:
+            self._token_keeper.tell()
+        if self._access.socket is not None and self._inode:
+            remove_socket(self._access.socket, self._inode)
+
+    def _add_server(self, control: Control) -> Any:
+        server = grpc.aio.server(
             interceptors=self._interceptors(),
             maximum_concurrent_rpcs=_MAX_CALLS,
             options=[
@@ -85,27 +104,12 @@ class AdminServer:
         admin = AdminServicer(control, reception)
         add_GuardAdminServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
         add_repository_servicer(RepositoryServicer(control, reception), server)
-        if self._access.port is not None:
-            self.port = self._open_port(server, self._access.host, self._access.port)
-        if self._access.socket is not None:
-            self._open_socket(server, self._access.socket)
-        await server.start()
-
-    async def stop(self) -> None:
-        """Close the doors. An operation that was begun is the control room's; nobody hears of its end."""
-        if self._server is not None:
-            await self._server.stop(None)
-        if self._token_keeper is not None:
-            self._token_keeper.tell()
-        if self._access.socket is not None and self._inode:
-            remove_socket(self._access.socket, self._inode)
+        self._servers.append(server)
+        return server
 
     def _interceptors(self) -> list[Any]:
         doorkeeper = Doorkeeper(max_message_bytes=_MAX_MESSAGE_BYTES, on_rpc=self._refused, advice=_ADVICE)
-        if self._token is None:
-            return [doorkeeper]
-        self._token_keeper = TokenKeeper(self._token, on_rpc=self._on_rpc, on_event=self._on_event)
-        return [self._token_keeper, doorkeeper]
+        return [doorkeeper] if self._token_keeper is None else [self._token_keeper, doorkeeper]
 
     def _refused(self, method: str, model: str, code: str, seconds: float) -> None:
         """Count a call that reached no method, and tell of it; who asked is not known there."""

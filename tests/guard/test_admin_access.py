@@ -420,6 +420,28 @@ async def test_port_and_socket_may_be_open_at_once(tmp_path: Path) -> None:
             assert await actor_seen(house, stub, metadata=bearer()) == "token"
 
 
+async def test_who_crowds_the_port_without_a_token_does_not_shut_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.rpc.interceptors._FIRST_MESSAGE_S", PATIENCE_S)
+    path = tmp_path / "s"
+    async with (
+        administering(socket=path, port=0, token_file=token_file(tmp_path)) as house,
+        stub_at(f"unix:{path}") as private,
+        grpc.aio.insecure_channel(house.address) as crowd,
+        stub_at(house.address) as public,
+    ):
+        idle, code = [], grpc.StatusCode.OK
+        async with asyncio.timeout(PATIENCE_S):
+            while code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                idle.append(crowd.stream_unary("/x")())  # which sends nothing
+                code = await public.Status(pb.StatusRequest(), metadata=bearer()).code()
+
+        assert len((await private.Status(pb.StatusRequest(), metadata=bearer())).models) == 1
+        for call in idle:
+            call.cancel()
+
+
 async def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as killed:
