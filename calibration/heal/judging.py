@@ -88,7 +88,10 @@ def measure_repair(model: Path, bar: Bar, folder: Path) -> tuple[Measure, ...]:
 
 
 def scan_numbers(result: ScanResult) -> tuple[float | None, float | None]:
-    """Return the largest anomaly index of any finding and the smallest p-value; None where there is none."""
+    """Return the largest anomaly index of any finding and the smallest p-value; None where there is none.
+
+    A scanner that has no chance to give, and says that there is a backdoor, counts as one of 0.
+    """
     indices = [
         finding.facts["anomaly_index"]
         for report in result.reports
@@ -96,6 +99,7 @@ def scan_numbers(result: ScanResult) -> tuple[float | None, float | None]:
         if math.isfinite(finding.facts.get("anomaly_index", math.nan))
     ]
     chances = [report.p_value for report in result.reports if report.p_value is not None]
+    chances += [0.0 for one in result.reports if one.p_value is None and one.verdict == "backdoored"]
     return max(indices, default=None), min(chances, default=None)
 
 
@@ -127,7 +131,7 @@ def rescan_measures(model: Path, bar: Bar, folder: Path) -> Iterator[Measure]:
         return
     note = f"{', '.join(bar.evidence.scanners)} on the repaired model: {result.verdict}"
     for name, value, then in zip(names, scan_numbers(result), before, strict=True):
-        yield Measure(name, value, before=then, note=note)
+        yield Measure(name, value, before=then, note=note, sure=result.verdict != "inconclusive")
 
 
 def _not_rescanned() -> Iterator[Measure]:
@@ -189,7 +193,7 @@ def _answered(evaluation: Evaluation, bar: Bar) -> Iterator[Measure]:
         if labels is None:
             labels = answers[0](rows)
         yield _distribution(bar, rows, labels, answers)
-        yield _suspects(bar.evidence, answers[1])
+        yield _suspects(bar.evidence, answers)
 
 
 def _in_batches(run: Callable[[Images], np.ndarray], rows: Images) -> Int64[np.ndarray, " n"]:
@@ -207,6 +211,8 @@ def _distribution(
     found = []
     for label, folder in folders.items():
         others = torch.from_numpy(rows[labels != label])
+        if not len(others):
+            continue
         generator = torch.Generator().manual_seed(bar.options.seed)
         stamped = load_distribution(folder).stamp(others, generator).numpy()
         then, now = (share(answer(stamped) == label) for answer in answers)
@@ -214,15 +220,15 @@ def _distribution(
     return _worst("max_distribution_asr", found, "no distribution was learned (--distribution)")
 
 
-def _suspects(evidence: Evidence, answer: Answers) -> Measure:
+def _suspects(evidence: Evidence, answers: tuple[Answers, ...]) -> Measure:
     held = evidence.quarantined
     if held is None:
         return Measure("max_suspects_kept", note="no suspects were given")
-    kept = share(answer(held.suspects.images[held.led]) == held.labels[held.led])
+    images, labels = held.suspects.images[held.led], held.labels[held.led]
+    then, kept = (share(answer(images) == labels) for answer in answers)
     which = "suspects" if held.label is None else f"suspects led to label {held.label}"
-    return Measure(
-        "max_suspects_kept", kept.value, kept.low, kept.high, 1.0, f"{kept.hits} of {kept.of} {which}"
-    )
+    note = f"{kept.hits} of {kept.of} {which}"
+    return Measure("max_suspects_kept", kept.value, kept.low, kept.high, then.value, note)
 
 
 def _worst(gate: str, found: list[tuple[Share, Share, str]], otherwise: str) -> Measure:

@@ -148,7 +148,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(
                     f"--suspects {path}: expected up to {LARGEST_BYTES} bytes of arrays, got {size}"
                 )
-            return {name: stored[name] for name in ("images", "labels") if name in stored.files}
+            arrays = {name: stored[name] for name in ("images", "labels") if name in stored.files}
+            if not all(isinstance(one, np.ndarray) for one in arrays.values()):
+                raise ValueError("a member is no array")  # numpy hands such a one out as bytes
+            return arrays
     except (*NPY_ERRORS, RuntimeError) as error:
         if "allow_pickle" in str(error):
             raise UnsafeArrayError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,25 @@ def test_accuracy_alone_publishes_nothing() -> None:
     judged = judge(Gates(), [Measure("max_accuracy_drop", 0.0), Measure("min_agreement", 1.0)])
     assert not judged.passed
     assert "nothing could be measured that would show the backdoor" in judged.failures[0]
+
+
+def test_a_trigger_that_never_worked_shows_nothing_of_a_repair() -> None:
+    for gate in ("max_inverted_asr", "max_amplified_asr", "max_distribution_asr", "max_suspects_kept"):
+        for before, passes in ((0.05, False), (0.9, True), (None, True)):
+            judged = judge(Gates(), [Measure(gate, 0.0, before=before), Measure("min_agreement", 1.0)])
+            assert (judged.passed, [one.verdict for one in judged.results if one.name == gate]) == (
+                passes,
+                ["passed"],
+            )
+
+
+def test_a_number_that_says_nothing_within_its_limit_still_fails_beyond_it() -> None:
+    unsure = Measure("min_rescan_p_value", 1.0, sure=False)
+    assert {one.verdict for one in judge(Gates(), [unsure]).results} == {"not measured"}
+    assert not judge(Gates(), [unsure]).passed
+    assert judge(Gates(), [unsure, Measure("max_suspects_kept", 0.0)]).passed
+    beyond = judge(Gates(), [replace(unsure, value=0.001), Measure("max_suspects_kept", 0.0)])
+    assert beyond.failures == ("gate min_rescan_p_value: 0.001, expected at least 0.01",)
 
 
 def test_the_better_of_two_is_the_one_that_leaves_and_costs_least() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ def test_suspects_are_never_unpickled(tmp_path: Path) -> None:
     for name in ("b.npz", "c.npz.npy", "empty", "gone.npz"):
         with pytest.raises(DataError, match="--suspects"):
             read_suspects(tmp_path / name, SIGNATURE, 5)
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as raw:
+        raw.writestr("images.npy", b"no array")
+    with pytest.raises(DataError, match=r"raw\.npz cannot be read \(a member is no array\)"):
+        read_suspects(tmp_path / "raw.npz", SIGNATURE, 5)
     np.savez(tmp_path / "d.npz", scores=np.ones(3))
     with pytest.raises(DataError, match="expected the array 'images'"):
         read_suspects(tmp_path / "d.npz", SIGNATURE, 5)
