@@ -43,10 +43,12 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         calls: ModelInfer calls, in the order in which they came.
         asked: How often each method was called.
         open: While it is not set, ModelInfer calls are held.
-        refusal: Status, details and trailing metadata of every ModelInfer; None to answer.
+        refusal: Status, details and trailing metadata of every ModelInfer with an id; None to answer.
+        refuses_checks: The same for those without one, as probes and checks are.
         answer_metadata: Sent before and after each answer.
         dies: Whether the server breaks off all connections when the next ModelInfer arrives.
         raw: What is answered in place of the model's answer; None for that.
+        extra_inputs: Names of inputs that the metadata names besides the model's.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.open = asyncio.Event()
         self.open.set()
         self.refusal: tuple[grpc.StatusCode, str, Metadata] | None = None
+        self.refuses_checks: tuple[grpc.StatusCode, str, Metadata] | None = None
         self.answer_metadata: tuple[Metadata, Metadata] = ((), ())
         self.dies = False
         self.raw: bytes | None = None
@@ -167,6 +170,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _answer(self, request: pb.ModelInferRequest, context: Any) -> bytes:
         if self.refusal is not None and request.id:
             await context.abort(*self.refusal)
+        if self.refuses_checks is not None and not request.id:
+            await context.abort(*self.refuses_checks)
         if self.raw is not None and request.id:
             return self.raw
         if request.model_version not in {"", self.version}:

@@ -28,6 +28,10 @@ class ModelServer(Protocol):
         """Return what it says of its model, under the name it has here."""
         ...
 
+    async def until_ready(self, model: LoadedModel, limit_s: float) -> None:
+        """Wait a little until it is ready and answers as ``model`` did; raise if it does not come to that."""
+        ...
+
     async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:
         """Return its answer to a request, which ``model`` checks; raise what the caller is to be told."""
         ...

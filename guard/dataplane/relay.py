@@ -113,8 +113,9 @@ class _Exchange:
         with self._books():
             if self.served.outcome_of_uncheckable is Outcome.REFUSED:
                 self.question.require_checkable()
+            await self._until_ready(ends)
             submission = self._submit(answer_first=False)
-        call = self._call()
+        call = self._call(ends)
         try:
             with self._books():
                 rows = await _within(ends, self._rows(submission, call), partial(self._late, call))
@@ -130,11 +131,12 @@ class _Exchange:
     async def answered_first(self) -> InferResponse:
         """Answer at once, and check after (policy ``monitor``, which refuses nothing)."""
         submission: Submission | None = None
+        ends = time.monotonic() + self.limit_s
         with self._books():
+            await self._until_ready(ends)
             with suppress(QueueFullError):  # then it is answered unchecked, and counted
                 submission = self._submit(answer_first=True)
-            ends = time.monotonic() + self.limit_s
-            call = self._call()
+            call = self._call(ends)
             try:
                 relayed = await _within(ends, asyncio.shield(call), partial(self._late, call))
             except BaseException:
@@ -153,8 +155,13 @@ class _Exchange:
         question = self.question
         return question.model.scheduler.submit(question.images, question.to_check, answer_first=answer_first)
 
-    def _call(self) -> asyncio.Task[Relayed]:
-        infer = self.server.infer(self.question.request, self.question.model, self.limit_s)
+    async def _until_ready(self, ends: float) -> None:
+        """Wait for the server before anything is begun, a check that it makes included."""
+        await self.server.until_ready(self.question.model, ends - time.monotonic())
+
+    def _call(self, ends: float) -> asyncio.Task[Relayed]:
+        question = self.question
+        infer = self.server.infer(question.request, question.model, ends - time.monotonic())
         call = asyncio.ensure_future(infer)
         call.add_done_callback(_seen)
         return call

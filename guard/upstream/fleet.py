@@ -91,7 +91,7 @@ class Fleet:
                 loop,
                 timeout_s=self._timeout_s,
                 max_batch_size=lambda: _batch_limit(follower, max_batch_size),
-                on_version=follower.expect,
+                gate=follower,
             )
 
         follower = Follower(

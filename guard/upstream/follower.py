@@ -135,6 +135,15 @@ class Follower:
         self._now(why)
         self._wake.set()
 
+    def require_ready(self) -> None:
+        """Refuse to ask a server that is not ready.
+
+        Raises:
+            UpstreamError: Saying why it is not.
+        """
+        if self.why:
+            raise UpstreamError(f"{self._link.address} is not ready: {self.why}; retry")
+
     def expect(self, version: str) -> None:
         """Refuse the answer of another version than the one that is known.
 

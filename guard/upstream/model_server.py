@@ -87,7 +87,7 @@ class UpstreamServer:
             UpstreamDeadlineError: If it takes too long.
         """
         ends = time.monotonic() + limit_s
-        await self._until_ready(model, limit_s)
+        await self.until_ready(model, limit_s)
         self._require_version(request)
         address = self._link.address
         message = forwarded(request, model=address.model, version=address.version)
@@ -102,7 +102,12 @@ class UpstreamServer:
         self._follower.expect(self._version_of(answer))
         return answer
 
-    async def _until_ready(self, model: LoadedModel, limit_s: float) -> None:
+    async def until_ready(self, model: LoadedModel, limit_s: float) -> None:
+        """Hold a request back until the server may be asked.
+
+        Raises:
+            UpstreamError: If that takes too long.
+        """
         if self._follower.knows(model) and self._link.connected:
             return
         wait_s = min(self._wait_s, limit_s)

@@ -5,22 +5,45 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from guard.arrays import DATATYPES, Images, Logits
 from guard.artifact import Profile
-from guard.errors import RequestError, UpstreamDeadlineError, UpstreamError
+from guard.errors import RequestError, UpstreamDeadlineError, UpstreamError, UpstreamStatusError
 from guard.rpc.contents import decode_raw, decode_typed
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.upstream.counts import UpstreamPurpose
 from guard.upstream.link import Link
 
-__all__ = ["Predictor"]
+__all__ = ["Gate", "Predictor", "UpstreamBusyError"]
 
 _GRACE_S: Final = 1.0
+_BUSY: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED"})
+"""What a server says of itself, and not of what it was asked."""
+
+
+class UpstreamBusyError(UpstreamError):
+    """The server is there, and takes nothing just now."""
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Whether a server may be asked."""
+
+    def require_ready(self) -> None:
+        """Raise UpstreamError if it may not."""
+        ...
+
+    def expect(self, version: str) -> None:
+        """Raise UpstreamError if a version that answered is not the one that is meant."""
+        ...
+
+    def lost(self, why: str) -> None:
+        """Take note that it could not be asked."""
+        ...
 
 
 class Predictor:
@@ -32,7 +55,7 @@ class Predictor:
         loop: That the link belongs to.
         timeout_s: Longest wait for a batch.
         max_batch_size: Tells the most rows that the server takes in a request; asked before every batch.
-        on_version: Told the version that answered; raises if it is not the one that is meant.
+        gate: Says whether the server may be asked, and is told what came of it.
     """
 
     def __init__(
@@ -43,14 +66,14 @@ class Predictor:
         *,
         timeout_s: float,
         max_batch_size: Callable[[], int],
-        on_version: Callable[[str], None],
+        gate: Gate,
     ) -> None:
         self._link = link
         self._profile = profile
         self._loop = loop
         self._timeout_s = timeout_s
         self._max_batch_size = max_batch_size
-        self._on_version = on_version
+        self._gate = gate
 
     def __call__(self, images: Images) -> Logits:
         """Return the model's output for each image; blocks, and is never called on the event loop.
@@ -70,9 +93,16 @@ class Predictor:
 
     async def logits(self, images: Images) -> Logits:
         """Return the same, on the event loop."""
-        logits, versions = await self.answers(images)
+        self._gate.require_ready()
+        try:
+            logits, versions = await self.answers(images)
+        except UpstreamBusyError:
+            raise
+        except UpstreamError as error:
+            self._gate.lost(str(error))
+            raise
         for version in versions:
-            self._on_version(version)
+            self._gate.expect(version)
         return logits
 
     async def answers(self, images: Images) -> tuple[Logits, set[str]]:
@@ -87,7 +117,7 @@ class Predictor:
         parts = [self._logits_of(answer, len(batch)) for answer, batch in zip(answers, batches, strict=True)]
         return np.concatenate(parts)[: len(images)], {answer.model_version for answer in answers}
 
-    def _batches(self, images: Images) -> list[Images]:
+    def _batches(self, images: Images) -> list[np.ndarray]:
         fixed = self._profile.fixed_batch
         if fixed is None:
             size = max(1, self._max_batch_size())
@@ -103,9 +133,14 @@ class Predictor:
         request.outputs.add(name=self._profile.output.name)
         dtype = DATATYPES[source.datatype]
         request.raw_input_contents.append(np.ascontiguousarray(images, dtype).tobytes())
-        answer = await self._link.infer(
-            request.SerializeToString(), self._timeout_s, purpose=UpstreamPurpose.CHECK
-        )
+        try:
+            answer = await self._link.infer(
+                request.SerializeToString(), self._timeout_s, purpose=UpstreamPurpose.CHECK
+            )
+        except UpstreamStatusError as error:
+            if error.code in _BUSY:
+                raise UpstreamBusyError(f"{address} takes no check just now: {error}; retry") from error
+            raise
         try:
             return pb.ModelInferResponse.FromString(answer.message)
         except DecodeError as error:
