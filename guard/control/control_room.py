@@ -89,6 +89,11 @@ class ControlRoom:
         self, keeper: ModelKeeper, version: str, picked: Share, share: float, actor: str
     ) -> CanaryStatus:
         keeper.require_no_candidate()
+        if keeper.served.upstream is not None:
+            raise CandidateError(
+                f"model {keeper.name!r} is answered by a model server, so a candidate would answer nothing; "
+                f"swap to version {version!r}, which has to agree with that server's answers"
+            )
         serving = keeper.served.slot.current
         if serving is not None and serving.version == version:
             raise CandidateError(
