@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -47,6 +48,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         refuses_checks: The same for those without one, as probes and checks are.
         answer_metadata: Sent before and after each answer.
         dies: Whether the server breaks off all connections when the next ModelInfer arrives.
+        parameters: Further parameters of each answer.
         raw: What is answered in place of the model's answer; None for that.
         extra_inputs: Names of inputs that the metadata names besides the model's.
     """
@@ -60,7 +62,9 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         max_batch_size: int = 0,
         config: bool = True,
         typed: bool = False,
+        socket: Path | None = None,
     ) -> None:
+        self.socket = socket
         self.name, self.version, self.max_batch_size = name, version, max_batch_size
         self.config, self.typed = config, typed
         self.ready = True
@@ -70,6 +74,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.open.set()
         self.refusal: tuple[grpc.StatusCode, str, Metadata] | None = None
         self.refuses_checks: tuple[grpc.StatusCode, str, Metadata] | None = None
+        self.parameters: dict[str, str] = {}
         self.answer_metadata: tuple[Metadata, Metadata] = ((), ())
         self.dies = False
         self.raw: bytes | None = None
@@ -93,7 +98,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"unix:{self.socket}" if self.socket else f"127.0.0.1:{self.port}"
 
     @property
     def predictions(self) -> list[Call]:
@@ -104,7 +109,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Listen, on the port that it had if it was killed."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((self,))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        target = self.socket and f"unix:{self.socket}"
+        self.port = self._server.add_insecure_port(target or f"127.0.0.1:{self.port}")
         await self._server.start()
 
     async def kill(self) -> None:
@@ -195,6 +201,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         [logits] = self._session.run(None, {self._input.name: flat.reshape(tensor.shape)})
         answer = pb.ModelInferResponse(model_name=self.name, model_version=self.version, id=request.id)
         answer.parameters["theirs"].int64_param = 7
+        for name, value in self.parameters.items():
+            answer.parameters[name].string_param = value
         output = answer.outputs.add(name=self._output.name, datatype="FP32", shape=logits.shape)
         output.parameters["of_the_output"].bool_param = True
         if raw or not self.typed:

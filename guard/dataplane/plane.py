@@ -73,6 +73,10 @@ class DataPlane:
         """Stop reporting ready; requests already accepted are finished."""
         self._draining = True
 
+    def knows(self, name: str) -> bool:
+        """Whether a model is here, ready or not."""
+        return name in self._models
+
     def model_ready(self, name: str, version: str) -> bool:
         """Whether this model, in this version if one is named, is served now."""
         served = self._models.get(name)

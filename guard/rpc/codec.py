@@ -164,6 +164,8 @@ def _add_to_relayed(response: InferResponse, relayed: Relayed) -> pb.ModelInferR
             output.contents.CopyFrom(encode_typed(tensor))
         else:
             answer.raw_output_contents.append(encode_raw(tensor))
+    for name in [name for name in answer.parameters if name.startswith("guard_")]:
+        del answer.parameters[name]  # nobody else speaks for the guard
     for name, parameter in encode_parameters(response.parameters).items():
         answer.parameters[name].CopyFrom(parameter)
     return answer

@@ -44,6 +44,10 @@ class DataPlane(Protocol):
         """Return whether it takes requests for every model."""
         ...
 
+    def knows(self, name: str) -> bool:
+        """Return whether a model is here, ready or not."""
+        ...
+
     def model_ready(self, name: str, version: str) -> bool:
         """Return whether a model is here and takes requests; False for an unknown one."""
         ...
@@ -168,6 +172,6 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     def _label(self, request: object) -> str:
         """Return the model to report a call under."""
-        if isinstance(request, pb.ModelInferRequest) and self._dataplane.model_ready(request.model_name, ""):
+        if isinstance(request, pb.ModelInferRequest) and self._dataplane.knows(request.model_name):
             return request.model_name
         return ""

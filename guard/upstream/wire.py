@@ -50,7 +50,7 @@ def forwarded(request: InferRequest, *, model: str, version: str) -> bytes:
 
 
 def end_to_end(metadata: Metadata) -> Metadata:
-    """Return the metadata that is meant for the other end, and not for the next hop.
+    """Return the metadata that is meant for the other end: not for the next hop, and not the guard's own.
 
     Examples:
         >>> end_to_end((("te", "trailers"), ("x-request-id", "7"), ("grpc-encoding", "gzip")))
@@ -62,7 +62,7 @@ def end_to_end(metadata: Metadata) -> Metadata:
 def _is_end_to_end(key: str) -> bool:
     if key == _STATUS_DETAILS:
         return True
-    return key not in _HOP_BY_HOP and not key.startswith(("grpc-", ":"))
+    return key not in _HOP_BY_HOP and not key.startswith(("grpc-", ":", "guard-"))
 
 
 def _without_our_outputs(message: bytes) -> bytes:

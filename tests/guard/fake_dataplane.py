@@ -52,6 +52,9 @@ class FakeDataPlane:
     def ready(self) -> bool:
         return True
 
+    def knows(self, name: str) -> bool:
+        return name == "echo"
+
     def model_ready(self, name: str, version: str) -> bool:
         return name == "echo" and version in {"", "3"}
 

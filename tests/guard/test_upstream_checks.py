@@ -155,6 +155,19 @@ async def test_a_check_that_the_server_refuses_refuses_the_request(
     }
 
 
+async def test_a_check_that_fails_lets_the_answer_out_where_the_operator_chose_so(
+    repository: Path, upstream: ModelServer
+) -> None:
+    async with in_front_of(upstream, repository, own=THERE, on_uncheckable="answer") as client:
+        upstream.refuses_checks = (grpc.StatusCode.INVALID_ARGUMENT, "not this one", ())
+        answer = await client.infer(sent(CLEAN[:2]))
+
+    assert values(answer.parameters) == {"theirs": 7, "guard_verdict": "unchecked", "guard_passes": 0}
+    assert client.counted("guard_uncheckable_inputs_total", "reason", "outcome") == {
+        ("check_failed", "answered"): 2
+    }
+
+
 async def test_a_server_that_is_busy_has_the_caller_retry(repository: Path, upstream: ModelServer) -> None:
     async with in_front_of(upstream, repository, own=THERE) as client:
         upstream.refuses_checks = (grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", ())

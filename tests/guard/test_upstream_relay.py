@@ -267,6 +267,29 @@ async def test_metadata_passes_both_ways_but_for_what_is_meant_for_one_hop(
     assert (before, after) == ({"x-model": "a", "x-bin": b"\x00\xff"}, {"x-cost": "3"})
 
 
+async def test_a_server_does_not_speak_for_the_guard(repository: Path, upstream: ModelServer) -> None:
+    upstream.parameters = {"guard_score": "fine", "guard_audited": "yes"}
+    upstream.answer_metadata = (), (("guard-verdict", "accept"),)
+    images = np.concatenate([CLEAN[:1] + 5])
+    async with in_front_of(upstream, repository, on_uncheckable="answer") as client:
+        call = client.stub.ModelInfer(sent(images), timeout=PATIENCE_S)
+        answer, after = await call, await call.trailing_metadata()
+
+    assert values(answer.parameters) == {"theirs": 7, "guard_verdict": "unchecked", "guard_passes": 0}
+    assert dict(after) == {}
+
+
+async def test_a_server_may_be_behind_a_unix_socket(repository: Path, tmp_path: Path) -> None:
+    async with (
+        ModelServer(linear_classifier(), socket=tmp_path / "server.sock") as upstream,
+        in_front_of(upstream, repository) as client,
+    ):
+        answer = await client.infer(sent())
+
+    assert upstream.address.startswith("unix:/")
+    assert values(answer.parameters)["guard_verdict"] == "accept"
+
+
 async def test_the_time_that_is_left_is_passed_on(repository: Path, upstream: ModelServer) -> None:
     async with in_front_of(upstream, repository, request_timeout_s=1000.0) as client:
         await client.infer(sent(), timeout=500.0)
