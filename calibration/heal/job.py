@@ -161,6 +161,7 @@ class _Job:
             judge_share=0.0 if test else options.judge_share,
             seed=options.seed,
             where=f"--data {options.data}",
+            apart=test,
         )
         if parts.copies:
             self.notes.append(

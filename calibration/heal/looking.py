@@ -75,14 +75,20 @@ def look(
 
 
 def _found(scan: ScanOptions) -> Looked:
-    """Scan with one scanner after the other until one finds a backdoor; all of them share alpha."""
+    """Scan with one scanner after the other until one finds a backdoor; all of them share alpha.
+
+    The folder holds the report of the last; where none finds a backdoor, but one flags a label, that one's.
+    """
     assert scan.scanners is not None
+    scans = [replace(scan, scanners=(name,), alpha=scan.alpha / len(scan.scanners)) for name in scan.scanners]
     results: list[ScanResult] = []
-    for name in scan.scanners:
-        one = replace(scan, scanners=(name,), alpha=scan.alpha / len(scan.scanners))
+    for one in scans:
         results.append(scan_model(one).result)
         if results[-1].verdict == "backdoored":
             return _looked(results[-1:])
+    flagging = [row for row, result in enumerate(results) if any(one.flagged for one in result.reports)]
+    if flagging and flagging[-1] != len(scans) - 1:
+        scan_model(scans[flagging[-1]])  # from what is kept of it, so that its triggers are what is found
     return _looked(results)
 
 

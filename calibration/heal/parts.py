@@ -34,7 +34,7 @@ class Parts:
         learn: To scan with and to repair with.
         judge: To judge by; none if other images are given for that.
         calibrate: For overlays and boundary.
-        copies: Images left out of ``learn``, since they equal one of another part.
+        copies: Images left out of ``learn``, since they equal one of another part, or one to judge by.
     """
 
     learn: Int64[np.ndarray, " l"]
@@ -57,6 +57,7 @@ def part_images(
     judge_share: float,
     seed: int,
     where: str,
+    apart: ImageSet | None = None,
 ) -> Parts:
     """Part images.
 
@@ -67,9 +68,10 @@ def part_images(
         judge_share: Share to judge by; 0 for none.
         seed: Of the draw.
         where: Name of the images, for errors.
+        apart: Images to judge by, where they are given; none that equals one of them is learned from.
 
     Raises:
-        TooFewImagesError: If one part would be too small.
+        TooFewImagesError: If one part would be too small, copies left out.
     """
     count, least = len(images), least_to_calibrate(check)
     calibrate = max(least, round(calibrate_share * count))
@@ -86,11 +88,24 @@ def part_images(
         )
     order = np.random.default_rng(seed).permutation(count)
     held, learn = order[: calibrate + judge], order[calibrate + judge :]
-    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images.images])
-    copies = np.isin(digests[learn], digests[held])
+    digests = _digests(images)
+    kept_from_learning = digests[held] if apart is None else np.concatenate([digests[held], _digests(apart)])
+    copies = np.isin(digests[learn], kept_from_learning)
+    left = int((~copies).sum())
+    if left < LEAST_TO_LEARN:
+        raise TooFewImagesError(
+            f"{where} leaves {left} images to repair with, expected at least {LEAST_TO_LEARN}: "
+            f"{copies.sum()} others equal images that are judged by or calibrated with; add other images",
+            needed=LEAST_TO_LEARN,
+            got=left,
+        )
     return Parts(
         np.sort(learn[~copies]), np.sort(held[calibrate:]), np.sort(held[:calibrate]), int(copies.sum())
     )
+
+
+def _digests(images: ImageSet) -> np.ndarray:
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images.images])
 
 
 def write_images(images: ImageSet, rows: Int64[np.ndarray, " m"], path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from calibration.errors import OptionError
 
-__all__ = ["only_here", "write_text"]
+__all__ = ["PRIVATE", "only_here", "write_text"]
 
-_PRIVATE = 0o700
+PRIVATE = 0o700
 """The folder holds the images that overlays are drawn from, which are secret."""
 
 
@@ -30,7 +30,7 @@ def only_here(folder: Path) -> Iterator[None]:
         OptionError: If it cannot be made, or another job works in it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise OptionError(f"--out {folder} cannot be written ({error.strerror}); choose another") from error

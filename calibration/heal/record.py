@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 from calibration.heal.gates import Judgement
@@ -38,7 +39,7 @@ def lineage_of(healed: Healed, chosen: Attempt, key: str, work: str) -> dict[str
         "notes",
     )
     tried = {attempt.method: attempt.why_not or _verdict(attempt) for attempt in healed.attempts}
-    return {
+    lineage = {
         **{name: whole[name] for name in names},
         "key": key,
         "work": work,
@@ -48,6 +49,8 @@ def lineage_of(healed: Healed, chosen: Attempt, key: str, work: str) -> dict[str
         "gates": _gates(chosen.judgement),
         "tried": tried,
     }
+    placeless: dict[str, Any] = _placeless(lineage, _places(healed))
+    return placeless
 
 
 def to_record(healed: Healed) -> dict[str, Any]:
@@ -114,6 +117,26 @@ def _gates(judgement: Judgement | None) -> dict[str, Any] | None:
 
 def _without_gate(measure: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in measure.items() if name != "gate"}
+
+
+def _places(healed: Healed) -> list[Path]:
+    """Return where things lie on this machine, which whoever gets the new version need not know."""
+    options, subject = healed.options, healed.subject
+    given = (options.out, options.data, options.labels, options.test_data, options.test_labels)
+    paths = [*given, options.suspects, *options.triggers, subject.file, subject.publish]
+    places = {place for path in paths if path is not None for place in (path, path.resolve())}
+    return sorted((place for place in places if place.is_absolute()), key=lambda place: -len(str(place)))
+
+
+def _placeless(value: Any, places: Sequence[Path]) -> Any:
+    """Return plain values in whose texts the last part stands for each whole path."""
+    if isinstance(value, str):
+        for place in places:
+            value = value.replace(str(place), place.name)
+        return value
+    if isinstance(value, Mapping):
+        return {name: _placeless(part, places) for name, part in value.items()}
+    return [_placeless(part, places) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calibration.errors import OptionError
-from calibration.heal.places import write_text
+from calibration.heal.places import PRIVATE, write_text
 from calibration.wording import seconds_text
 
 __all__ = ["Done", "Planned", "Row", "Steps", "digest_of_plain"]
@@ -177,7 +177,8 @@ def _begin(folder: Path, key: str) -> None:
         if not begun.is_file() or begun.read_text() != key:
             if folder.exists():
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+            folder.mkdir()
             write_text(begun, key)
     except OSError as error:
         raise OptionError(f"--out: {folder} cannot be written ({error}); choose another folder") from error

@@ -58,6 +58,19 @@ def test_a_guarantee_gets_the_images_it_takes_and_copies_are_not_learned_from() 
     assert parts.copies == 130 - len(parts.learn) > 0
 
 
+def test_what_is_judged_by_is_not_learned_from_wherever_it_lies() -> None:
+    images = image_set(400)
+    apart = ImageSet(images.images[:100], None, None, "digest")
+    parts = parted(images, judge_share=0.0, apart=apart)
+    assert not set(parts.learn.tolist()) & set(range(100))
+    assert parts.copies == 300 - len(parts.learn) > 0
+    with pytest.raises(
+        TooFewImagesError, match=r"leaves 0 images to repair with, .*: 300 others equal"
+    ) as all_of:
+        parted(images, judge_share=0.0, apart=images)
+    assert (all_of.value.needed, all_of.value.got) == (40, 0)
+
+
 def test_too_few_images_are_refused_with_the_number_that_is_needed() -> None:
     with pytest.raises(
         TooFewImagesError, match=r"--data x holds 89 images, expected at least 90: 30 to"

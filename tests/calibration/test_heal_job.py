@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,9 @@ torch = pytest.importorskip("torch")
 
 from calibration.errors import OptionError  # noqa: E402
 from calibration.heal import attempts, job, publishing  # noqa: E402
-from calibration.heal.healed import Healed  # noqa: E402
+from calibration.heal.healed import Attempt, Healed  # noqa: E402
 from calibration.heal.job import heal  # noqa: E402
+from calibration.heal.record import lineage_of  # noqa: E402
 from calibration.heal.report import to_markdown, to_text  # noqa: E402
 from guard.artifact import read_artifact  # noqa: E402
 from guard.cli import main  # noqa: E402
@@ -106,7 +108,7 @@ def test_what_calibrates_was_neither_learned_from_nor_judged_by(healed: tuple[Pa
 
 
 def test_a_version_says_where_it_came_from(healed: tuple[Path, Healed]) -> None:
-    folder, _ = healed
+    folder, done = healed
     old, new = (folder / "repository" / "corner" / name for name in ("1", "2"))
     lineage = json.loads((new / "heal.json").read_text())
     assert "heal.json" in json.loads((new / "manifest.json").read_text())["files"]
@@ -124,6 +126,14 @@ def test_a_version_says_where_it_came_from(healed: tuple[Path, Healed]) -> None:
     assert lineage["scan"]["targets"] == [TARGET]
     assert "torch" in lineage["versions"]
     assert str(folder) not in (new / "heal.json").read_text()
+    failed = Attempt("nad", f"--scan {folder / 'work' / 'steps' / '02-scan'} holds no trigger")
+    noted = replace(done, notes=(f"--data {folder / 'clean.npz'}: odd",), attempts=(failed, *done.attempts))
+    assert done.chosen is not None
+    told = lineage_of(noted, done.chosen, "key", "work")
+    assert (told["notes"], told["tried"]["nad"]) == (
+        ["--data clean.npz: odd"],
+        "--scan work/steps/02-scan holds no trigger",
+    )
 
 
 def test_suspects_are_counted_and_what_they_are_led_to_is_found(healed: tuple[Path, Healed]) -> None:

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 
 from calibration.heal.healed import Healed  # noqa: E402
 from calibration.heal.job import heal  # noqa: E402
+from calibration.scan import pair_scan  # noqa: E402
+from tests.calibration.backdoored_nets import TARGET  # noqa: E402
 from tests.calibration.heal_files import SCAN, options_for, suspects, write  # noqa: E402
 
 NOTHING = {"guided_unlearning": {"epochs": 1, "search_steps": 1, "precision": "float32", "rate": 1e-9}}
@@ -59,3 +61,20 @@ def test_what_does_show_the_backdoor_forbids_it(tmp_path: Path) -> None:
     assert done.ending == "gates failed"
     failed = {name for name, verdict in verdicts(done).items() if verdict == "failed"}
     assert failed >= {"max_inverted_asr", "max_suspects_kept", "max_anomaly_index", "min_rescan_p_value"}
+
+
+def test_a_label_that_one_scanner_flags_is_not_lost_by_what_the_next_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_scan, "_is_pattern", lambda *given: False)  # as for a lone pair
+    done = left_as_it_was(tmp_path, scanners=("pair_scan", "neural_cleanse"), scan=BLIND, rescan=False)
+    assert (done.looked.verdict, done.looked.targets) == ("inconclusive", (TARGET,))
+    assert verdicts(done)["max_inverted_asr"] == "failed"
+
+
+def test_the_images_that_overlays_are_drawn_from_are_private_in_a_folder_of_the_callers(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "work").mkdir(mode=0o755)
+    left_as_it_was(tmp_path, even_if_clean=True, scan=BLIND, rescan=False)
+    assert (tmp_path / "work" / "steps").stat().st_mode & 0o077 == 0
