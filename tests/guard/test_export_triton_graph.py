@@ -49,8 +49,7 @@ def split_in_the_middle(profile: Profile, means: np.ndarray) -> Profile:
 
 
 @pytest.mark.parametrize("batch", [None, 4])
-@pytest.mark.parametrize("kind", ["logits", "probabilities"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("kind", "layout"), [("logits", "NCHW"), ("probabilities", "NHWC")])
 @pytest.mark.parametrize("datatype", ["FP32", "FP16", "UINT8"])
 @pytest.mark.parametrize("blend", list(BLEND_RULES))
 def test_scores_outputs_verdicts_and_p_values_are_the_sidecars(
