@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -13,7 +13,6 @@ import pytest
 
 from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import write_tiny_artifact
-from tests.model_server import ModelServer
 from tests.reference_check import images_and_boundary
 from tests.serving import Client, infer_request, serving
 
@@ -28,9 +27,16 @@ def tiny_repository(folder: Path) -> Path:
     return folder / "models"
 
 
+class Addressed(Protocol):
+    """A model server somewhere."""
+
+    @property
+    def address(self) -> str: ...
+
+
 @asynccontextmanager
 async def in_front_of(
-    upstream: ModelServer, repository: Path, *, own: dict[str, object] | None = None, **settings: object
+    upstream: Addressed, repository: Path, *, own: dict[str, object] | None = None, **settings: object
 ) -> AsyncIterator[Client]:
     """Serve the repository's model ``tiny`` in front of a model server."""
     models = {"tiny": {"upstream": upstream.address, **(own or {})}}
