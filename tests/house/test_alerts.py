@@ -90,6 +90,7 @@ def test_the_alerts_are_these() -> None:
         "GuardRecordsLost",
         "GuardRejectedShareHigh",
         "GuardRejectionBurst",
+        "GuardUpstreamNotReady",
         "GuardVersionFailed",
     ]
 
@@ -118,6 +119,7 @@ def test_the_alerts_use_the_metrics_they_are_about() -> None:
         "guard_ready",
         "guard_shed_requests_total",
         "guard_uncheckable_inputs_total",
+        "guard_upstream_ready",
     }
 
 
