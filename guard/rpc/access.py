@@ -8,7 +8,9 @@ Theory of operation. The admin face has two doors, and neither is open by defaul
   a network in clear: beyond loopback the port speaks TLS or does not open.
 
 A token, where one is set, is asked for at both doors, of every call, before the call is read or even found
-to exist. Certificates are verified in the handshake, so no call comes without one.
+to exist. Who has none is turned away at once and takes up no room: only calls that were let in are counted
+against the limit of calls at a time (:mod:`guard.rpc.reception`). Certificates are verified in the
+handshake, so no call comes without one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from typing import Any, Final, Protocol, runtime_checkable
 import grpc
 
 from guard.errors import AccessDeniedError, SettingsError
-from guard.rpc.interceptors import first_message
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.secrets_on_disk import check_certificates, read_certificate, read_secret, token_digest
 
@@ -230,10 +231,9 @@ class TokenKeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return "the token is not this guard's; give the one of its admin_token_file (guard: --token-file)"
 
     def _denied(self, path: str, why: str) -> _Handler:
-        async def refuse(requests: Any, context: Context) -> None:
+        async def refuse(_requests: Any, context: Context) -> None:  # without waiting for what is asked
             async with answering(context, path.rpartition("/")[2], self._on_rpc):
                 self._note(context.peer())
-                await first_message(requests)
                 raise AccessDeniedError(why)
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is

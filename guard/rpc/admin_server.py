@@ -26,7 +26,6 @@ from guard.rpc.unix_socket import (
 __all__ = ["AdminServer"]
 
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-_MAX_CALLS: Final = 16
 _MAX_METHOD_CHARACTERS: Final = 200
 _ADVICE: Final = (
     "this is the admin port: guard.admin.v1 and V2's repository calls; inference has a port of its own"
@@ -69,7 +68,7 @@ class AdminServer:
     async def start(self, control: Control) -> None:
         """Open the doors there are; without any, do nothing.
 
-        Each has a server of its own, so that who crowds the port does not shut the socket.
+        Each has a server of its own, so that calls at the port do not fill the socket's room.
 
         Raises:
             SettingsError: If one of them is taken.
@@ -91,9 +90,8 @@ class AdminServer:
             remove_socket(self._access.socket, self._inode)
 
     def _add_server(self, control: Control) -> Any:
-        server = grpc.aio.server(
+        server = grpc.aio.server(  # without a limit of its own, which would count who is turned away too
             interceptors=self._interceptors(),
-            maximum_concurrent_rpcs=_MAX_CALLS,
             options=[
                 # Twice the limit: up to there the guard refuses by itself, and tells of it.
                 ("grpc.max_receive_message_length", 2 * _MAX_MESSAGE_BYTES),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+from guard.errors import QueueFullError
 from guard.rpc.access import AdminContext, OnEvent, actor_of, ignore_event
 from guard.rpc.outcome import OnRpc, answering, ignore_rpc
 
@@ -15,19 +16,25 @@ CALL: Final = "admin_call"
 """Kind of the event that a call ended: method, model, actor, code, and what else was asked for."""
 
 _MAX_CHARACTERS: Final = 200
+_MAX_CALLS: Final = 16
 
 
 class Reception:
-    """Lets calls in and out.
+    """Lets calls in and out, so many at a time; who asks has shown that they may.
 
     Args:
         on_rpc: Called once for each finished call, with the model as it was asked for.
         on_event: Told of each finished call, see :data:`CALL`.
+        max_calls: Calls that may be answered at a time; what comes beyond is refused.
     """
 
-    def __init__(self, *, on_rpc: OnRpc = ignore_rpc, on_event: OnEvent = ignore_event) -> None:
+    def __init__(
+        self, *, on_rpc: OnRpc = ignore_rpc, on_event: OnEvent = ignore_event, max_calls: int = _MAX_CALLS
+    ) -> None:
         self._on_rpc = on_rpc
         self._on_event = on_event
+        self._max_calls = max_calls
+        self._running = 0
 
     @asynccontextmanager
     async def call(
@@ -49,7 +56,21 @@ class Reception:
             self._on_event(CALL, {name: _bounded(value) for name, value in fields.items()})
 
         async with answering(context, method, ended, model):
-            yield actor
+            with self._place():
+                yield actor
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._running >= self._max_calls:
+            raise QueueFullError(
+                f"{self._running} admin calls are being answered, expected at most {self._max_calls}; "
+                f"try again when one of them has ended"
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
 
 def _bounded(value: str | float) -> str | float:

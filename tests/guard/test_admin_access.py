@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from guard.control.api import SwapReport
 from guard.errors import SettingsError
 from guard.rpc.access import Access, TokenKeeper
 from guard.rpc.admin_server import AdminServer
@@ -29,6 +30,7 @@ from tests.guard.admin_house import (
     stub_at,
     token_file,
 )
+from tests.guard.fake_control import FakeControl, version_info
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 MISSING = "this port asks for a token, as metadata 'authorization: Bearer …' (guard: --token-file)"
@@ -420,26 +422,61 @@ async def test_port_and_socket_may_be_open_at_once(tmp_path: Path) -> None:
             assert await actor_seen(house, stub, metadata=bearer()) == "token"
 
 
-async def test_who_crowds_the_port_without_a_token_does_not_shut_the_socket(
+async def test_who_crowds_the_port_without_a_token_takes_up_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guard.rpc.interceptors._FIRST_MESSAGE_S", PATIENCE_S)
-    path = tmp_path / "s"
+    monkeypatch.setattr("guard.rpc.interceptors._FIRST_MESSAGE_S", 10 * PATIENCE_S)
     async with (
-        administering(socket=path, port=0, token_file=token_file(tmp_path)) as house,
-        stub_at(f"unix:{path}") as private,
+        administering(port=0, token_file=token_file(tmp_path)) as house,
         grpc.aio.insecure_channel(house.address) as crowd,
-        stub_at(house.address) as public,
+        stub_at(house.address) as stub,
     ):
-        idle, code = [], grpc.StatusCode.OK
+        idle = [crowd.stream_unary("/x")() for _ in range(200)]  # which send nothing
         async with asyncio.timeout(PATIENCE_S):
-            while code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                idle.append(crowd.stream_unary("/x")())  # which sends nothing
-                code = await public.Status(pb.StatusRequest(), metadata=bearer()).code()
+            answers = await asyncio.gather(
+                *(stub.Status(pb.StatusRequest(), metadata=bearer()) for _ in range(10))
+            )
+            codes = [await call.code() for call in idle]
 
+    assert [len(answer.models) for answer in answers] == [1] * 10
+    assert codes == [UNAUTHENTICATED] * 200
+
+
+class Crowded(FakeControl):
+    """Rolls back, for as many as ask at a time, when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Semaphore(0)
+        self.go = asyncio.Event()
+
+    async def rollback(self, model: str, *, actor: str = "") -> SwapReport:
+        self.begun.release()
+        await self.go.wait()
+        return SwapReport(model, version_info("2"), version_info("1"), 0.1, True)
+
+
+async def test_calls_that_are_let_in_have_so_much_room_and_what_comes_beyond_is_told(tmp_path: Path) -> None:
+    control = Crowded()
+    async with (
+        administering(control, port=0, socket=tmp_path / "s", token_file=token_file(tmp_path)) as house,
+        stub_at(house.address) as stub,
+        stub_at(f"unix:{tmp_path / 's'}") as private,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        running = [stub.Rollback(ROLLBACK, metadata=bearer()) for _ in range(16)]
+        for _ in running:
+            await control.begun.acquire()
+        assert await refusal(stub.Status(pb.StatusRequest(), metadata=bearer())) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "16 admin calls are being answered, expected at most 16; try again when one of them has ended",
+        )
         assert len((await private.Status(pb.StatusRequest(), metadata=bearer())).models) == 1
-        for call in idle:
-            call.cancel()
+        control.go.set()
+        assert {(await call).new.version for call in running} == {"1"}
+        assert len((await stub.Status(pb.StatusRequest(), metadata=bearer())).models) == 1
+
+    assert house.reported[0] == ("Status", "", "RESOURCE_EXHAUSTED")
 
 
 async def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
