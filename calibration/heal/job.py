@@ -30,6 +30,7 @@ import torch
 
 from calibration.data import ImageSet, digest_of
 from calibration.errors import OptionError
+from calibration.heal.ancestry import require_unlearned
 from calibration.heal.attempts import Trial
 from calibration.heal.evidence import Evidence, Quarantined, weigh_suspects
 from calibration.heal.healed import Attempt, Healed, Looked
@@ -163,6 +164,8 @@ class _Job:
             where=f"--data {options.data}",
             apart=test,
         )
+        if self.subject.profile is not None:
+            self.notes += require_unlearned(parts.calibrate, self.images, self.subject.file.parent)
         if parts.copies:
             self.notes.append(
                 f"{parts.copies} images equal others, and were left out of those to repair with"

@@ -192,6 +192,11 @@ def read_config(path: Path) -> dict[str, Any]:
     unknown = sorted(set(tables.get("gates", {})) - set(GATES))
     if unknown:
         raise OptionError(f"--config {path}: there is no gate {unknown[0]!r}; expected {', '.join(GATES)}")
+    wrong = [name for name, limit in tables.get("gates", {}).items() if type(limit) not in (int, float)]
+    if wrong:
+        raise OptionError(
+            f"--config {path}: gate {wrong[0]} = {tables['gates'][wrong[0]]!r}: expected a number"
+        )
     repair = tables.get("repair", {})
     for name in repair:
         if name not in REPAIRS or not isinstance(repair[name], dict):
@@ -202,6 +207,12 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in SCANNERS or not isinstance(table, dict):
             raise OptionError(
                 f"--config {path}: [scan.{name}] is no scanner's; expected one of {', '.join(SCANNERS)}"
+            )
+        known = set(SCANNERS[name].load().__dataclass_fields__)
+        for option in sorted(set(table) - known):
+            raise OptionError(
+                f"--config {path}: [scan.{name}] has no option {option!r}; expected some of "
+                f"{', '.join(sorted(known))}"
             )
     return heal | {
         "gates": tables.get("gates", {}),

@@ -19,7 +19,16 @@ from calibration.errors import TooFewImagesError
 from calibration.heal.subject import Check
 from calibration.threshold import minimum_images
 
-__all__ = ["CALIBRATE", "JUDGE", "LEARN", "Parts", "least_to_calibrate", "part_images", "write_images"]
+__all__ = [
+    "CALIBRATE",
+    "JUDGE",
+    "LEARN",
+    "Parts",
+    "least_to_calibrate",
+    "order_of",
+    "part_images",
+    "write_images",
+]
 
 LEARN, JUDGE, CALIBRATE = "learn.npz", "judge.npz", "calibrate.npz"
 
@@ -86,7 +95,7 @@ def part_images(
             needed=needed,
             got=count,
         )
-    order = np.random.default_rng(seed).permutation(count)
+    order = order_of(count, seed)
     held, learn = order[: calibrate + judge], order[calibrate + judge :]
     digests = _digests(images)
     kept_from_learning = digests[held] if apart is None else np.concatenate([digests[held], _digests(apart)])
@@ -102,6 +111,11 @@ def part_images(
     return Parts(
         np.sort(learn[~copies]), np.sort(held[calibrate:]), np.sort(held[:calibrate]), int(copies.sum())
     )
+
+
+def order_of(count: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """Return the order in which images are dealt out: to calibrate, to judge, and the rest to learn from."""
+    return np.random.default_rng(seed).permutation(count)
 
 
 def _digests(images: ImageSet) -> np.ndarray:

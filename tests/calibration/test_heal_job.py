@@ -171,6 +171,14 @@ def test_the_same_command_again_does_nothing_and_publishes_nothing_more(healed: 
     assert versions(folder) == ["1", "2"]
 
 
+def test_what_a_version_learned_from_does_not_calibrate_the_next_one(healed: tuple[Path, Healed]) -> None:
+    folder, done = healed
+    later = {"model": str(done.artifact), "publish": folder / "third" / "corner", "out": folder / "later"}
+    with pytest.raises(OptionError, match=r"learned from \d+ of the 75 images .*; give --seed 0"):
+        heal(options_for(folder, **later, seed=1))
+    assert heal(options_for(folder, **later)).ending == "nothing found"
+
+
 def test_a_gate_that_fails_is_named_and_nothing_is_published(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

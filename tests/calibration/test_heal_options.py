@@ -91,6 +91,8 @@ def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: 
         ("[repair.unlearning]\nspeed = 3\n", r"\[repair.unlearning\] speed: unlearning has no option"),
         ("[repair.nothing]\n", r"\[repair.nothing\] is no repair's"),
         ("[scan.nothing]\n", r"\[scan.nothing\] is no scanner's"),
+        ("[scan.warp_inversion]\nspeed = 3\n", r"\[scan.warp_inversion\] has no option 'speed'"),
+        ("[gates]\nmax_inverted_asr = true\n", "gate max_inverted_asr = True: expected a number"),
         ("[heal]\nseed = 'one'\n", "seed: .*got 'one'"),
         ("model = 3\n", "'model' is no table of this file"),
         ("[heal\n", "cannot be read"),
