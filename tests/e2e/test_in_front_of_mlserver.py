@@ -1,0 +1,97 @@
+"""The real MLServer behind the guard: no configuration, typed answers to typed requests, input names ignored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from guard.rpc.pb import open_inference_pb2 as pb
+from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from tests.e2e.mlserver_process import MLServer, environment
+from tests.guard.upstream_house import (
+    CLEAN,
+    SUSPICIOUS,
+    in_front_of,
+    refused,
+    sent,
+    tiny_repository,
+    trailing,
+    values,
+)
+from tests.reference_check import linear_logits
+from tests.serving import PATIENCE_S
+from tests.tiny_models import linear_classifier
+
+pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
+
+MODES = pytest.mark.parametrize("check", ["local", "upstream"])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mlserver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MLServer]:
+    folder = tmp_path_factory.mktemp("mlserver")
+    server = MLServer(await asyncio.to_thread(environment, folder), folder)
+    server.write("signs", linear_classifier())
+    await asyncio.to_thread(server.start)
+    yield server
+    await asyncio.to_thread(server.kill)
+
+
+def typed() -> pb.ModelInferRequest:
+    request = sent(CLEAN[:2])
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.fp32_contents.extend(CLEAN[:2].ravel().tolist())
+    for name in ("logits", "guard_verdict"):
+        request.outputs.add(name=name)
+    return request
+
+
+def misnamed() -> pb.ModelInferRequest:
+    request = sent(SUSPICIOUS[:1])
+    request.inputs[0].name = "picture"
+    return request
+
+
+@MODES
+async def test_mlserver_answers_and_the_guard_checks(mlserver: MLServer, tmp_path: Path, check: str) -> None:
+    own = {"upstream_model": "signs", "upstream_check": check}
+    async with in_front_of(mlserver, tiny_repository(tmp_path), own=own) as client:
+        raw = await client.infer(sent(CLEAN[:2]))
+        in_fields = await client.infer(typed())
+        rejected = await refused(client, sent(SUSPICIOUS[:1]))
+        wrong = await refused(client, misnamed())
+        metadata = await client.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
+        config = (await client.stub.ModelConfig(pb.ModelConfigRequest(name="tiny"))).config
+
+    assert (values(raw.parameters)["guard_verdict"], raw.id, raw.model_name) == ("accept", "an id", "tiny")
+    logits = np.frombuffer(raw.raw_output_contents[0], "<f4").reshape(2, 10)
+    np.testing.assert_allclose(logits, linear_logits(CLEAN[:2]), atol=1e-4)
+    assert ([output.name for output in in_fields.outputs], list(in_fields.raw_output_contents)) == (
+        ["logits", "guard_verdict"],
+        [],
+    )
+    fields = np.array(in_fields.outputs[0].contents.fp32_contents).reshape(2, 10)
+    np.testing.assert_allclose(fields, linear_logits(CLEAN[:2]), atol=1e-4)
+    assert list(in_fields.outputs[1].contents.bytes_contents) == [b"accept"] * 2
+    assert rejected.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert (wrong.code(), trailing(wrong)) == (grpc.StatusCode.INVALID_ARGUMENT, {})
+    assert (metadata.name, metadata.inputs[0].name) == ("tiny", "images")
+    assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3, 8, 8])
+
+
+async def test_an_input_name_that_mlserver_ignores_would_have_gone_past_a_check_by_name(
+    mlserver: MLServer,
+) -> None:
+    request = misnamed()
+    request.model_name = "signs"
+    async with grpc.aio.insecure_channel(mlserver.address) as channel:
+        answer = await pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=PATIENCE_S)
+
+    logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(1, 10)
+    np.testing.assert_allclose(logits, linear_logits(SUSPICIOUS[:1]), atol=1e-4)
