@@ -1,4 +1,4 @@
-"""The real MLServer behind the guard: no configuration, typed answers to typed requests, input names ignored."""
+"""The real MLServer behind the guard: no configuration, typed answers to typed requests, ignored names."""
 
 from __future__ import annotations
 
