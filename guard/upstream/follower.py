@@ -100,6 +100,8 @@ class Follower:
             await self._examine(model)
             if absences == self._absences:
                 self._now("")
+        except UpstreamStatusError as error:
+            self._now(f"{self._link.address} says {error.code} of its model: {error}")
         except GuardError as error:
             self._now(str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - whatever a server says must not end the looking
