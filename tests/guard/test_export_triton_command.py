@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
+from onnx import numpy_helper
 
 from guard import cli
 from guard.artifact import read_artifact
@@ -169,64 +170,21 @@ def test_the_readme_names_the_tensors_and_tells_what_it_costs(artifact: Path, tm
     assert max(map(len, text.splitlines())) <= 115
 
 
-# What is there is left as it is
+# What is refused, and what is not
 
 
-def test_the_next_export_is_the_next_version_and_touches_nothing_else(artifact: Path, tmp_path: Path) -> None:
-    first = export(artifact, tmp_path)
-    model = first.parent
-    config = model / "config.pbtxt"
-    config.write_text(config.read_text().replace("count: 1", "count: 3") + "# tuned by hand\n")
-    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+def test_a_model_that_rules_out_a_class_for_good_is_exported(tmp_path: Path) -> None:
+    model = linear_classifier()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    ruled_out = numpy_helper.to_array(bias).copy()
+    ruled_out[3] = -np.inf
+    bias.CopyFrom(numpy_helper.from_array(ruled_out, "bias"))
+    artifact = write_tiny_artifact(tmp_path / "models", model=model, boundary_bits=0.0)
 
-    second = export(artifact, tmp_path, policy=Policy.FLAG)
+    answer = load(export(artifact, tmp_path / "triton"))(CLEAN)
 
-    assert second.name == "2"
-    assert {path: path.read_bytes() for path in before} == before
-    assert load(first)(SUSPICIOUS).verdicts == ["reject", "reject"]
-    assert load(second)(SUSPICIOUS).verdicts == ["flag", "flag"]
-
-
-@pytest.mark.parametrize(
-    ("options", "field"), [({"backend": "python"}, "backend"), ({"max_batch_size": 4}, "max_batch_size")]
-)
-def test_a_version_that_the_configuration_does_not_fit_is_refused(
-    artifact: Path, tmp_path: Path, options: dict[str, object], field: str
-) -> None:
-    model = export(artifact, tmp_path).parent
-
-    with pytest.raises(ArtifactError, match=f"has another {field} than this export, and clients rely on it"):
-        export(artifact, tmp_path, **options)
-
-    assert not (model / "2").exists()
-
-
-def test_another_models_tensors_are_refused_under_the_same_name(artifact: Path, tmp_path: Path) -> None:
-    export(artifact, tmp_path)
-    other = write_tiny_artifact(tmp_path / "others", model=linear_classifier(classes=5), classes=5)
-
-    with pytest.raises(ArtifactError, match=r"another output than this export.*dims: \[?5.*dims: \[?10"):
-        export(other, tmp_path)
-
-
-def test_a_configuration_that_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
-    model = export(artifact, tmp_path).parent
-    (model / "config.pbtxt").write_text("name: ???")
-
-    with pytest.raises(
-        ArtifactError, match=r"config.pbtxt cannot be read \(.*mend it, or take another --name"
-    ):
-        export(artifact, tmp_path)
-
-
-def test_the_guards_own_repository_is_not_written_into(artifact: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"holds version 1 and no config.pbtxt, so it was not exported"):
-        export(artifact, artifact.parent.parent)
-
-    assert [path.name for path in artifact.parent.iterdir()] == ["1"]
-
-
-# What is refused
+    assert answer.verdicts == ["accept"] * len(CLEAN)
+    assert np.isneginf(answer.outputs[:, 3]).all()
 
 
 @pytest.mark.parametrize(
