@@ -49,6 +49,8 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
                 f"{status.name}: version {failure.version} did not come to serve "
                 f"({_time(failure.at)}): {failure.error}"
             )
+        if status.note:
+            yield _printable(f"{status.name}: {status.note}")
 
 
 def canary_lines(model: str, canary: CanaryStatus) -> Iterator[str]:

@@ -78,6 +78,7 @@ class ModelStatus:
         available: All versions in the repository, ascending.
         canary: The candidate being tried, or the last one that was; None if there was none.
         last_failure: The last candidate that failed; None if none did.
+        note: Why ``available`` may not be what is there now; empty if it is.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ModelStatus:
     available: tuple[str, ...]
     canary: CanaryStatus | None
     last_failure: Failure | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class Control(Protocol):
     serves on.
     """
 
-    def status(self, model: str = "") -> tuple[ModelStatus, ...]:
-        """Return what is known of one model, or of all."""
+    async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
+        """Return what is known of one model, or of all; soon, even where the repository's disk hangs."""
         ...
 
     async def swap(self, model: str, version: str = "", *, digest: str = "", actor: str = "") -> SwapReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -52,10 +53,10 @@ class ControlRoom:
         self._generator = generator or np.random.default_rng()
         self._canaries: dict[str, Canary] = {}
 
-    def status(self, model: str = "") -> tuple[ModelStatus, ...]:
-        """Return what is known of one model, or of all."""
-        names = [model] if model else list(self._keeper.models)
-        return tuple(self._keeper.keeper_of(name).status(self._canary_of(name)) for name in names)
+    async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
+        """Return what is known of one model, or of all; soon, even where the repository's disk hangs."""
+        statuses = await self._keeper.status(model)
+        return tuple(replace(status, canary=self._canary_of(status.name)) for status in statuses)
 
     async def swap(self, model: str, version: str = "", *, digest: str = "", actor: str = "") -> SwapReport:
         """Serve a version, the highest one if none is named; only with the given digest, if one is given."""

@@ -65,10 +65,10 @@ class Keeper:
         """Look for higher versions every ``interval_s`` seconds from now on, and serve them."""
         self._watching = asyncio.create_task(watch(list(self._keepers.values()), interval_s))
 
-    def status(self, model: str = "") -> tuple[ModelStatus, ...]:
-        """Return what is known of one model, or of all."""
+    async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
+        """Return what is known of one model, or of all; soon, even where the repository's disk hangs."""
         keepers = [self.keeper_of(model)] if model else self._keepers.values()
-        return tuple(keeper.status() for keeper in keepers)
+        return tuple(await asyncio.gather(*(keeper.status() for keeper in keepers)))
 
     async def swap(self, model: str, version: str = "", *, digest: str = "", actor: str = "") -> SwapReport:
         """Serve a version, the highest one if none is named; only with the given digest, if one is given."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.control.announcer import Event
-from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
+from guard.control.api import Failure, ModelStatus, SwapReport, VersionInfo
 from guard.control.candidate import load_candidate, manifest_digest, state_of
+from guard.control.listing import Listing
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.start import Started
 from guard.control.tools import Tools
@@ -47,22 +48,25 @@ class ModelKeeper:
         self.last_failure: Failure | None = started.last_failure
         self.served = served
         self._directory = directory
+        self._listing = Listing(directory)
         self._failed = started.failed
         self._tools = tools
         self._operation: asyncio.Task[Any] | None = None
         self._closing = False
 
-    def status(self, canary: CanaryStatus | None = None) -> ModelStatus:
-        """Return what is known of the model."""
+    async def status(self) -> ModelStatus:
+        """Return what is known of the model, but for what is being tried."""
+        listed = await self._listing.look()
         current = self.served.slot.current
         return ModelStatus(
             name=self.name,
             policy=self.served.policy.value,
             current=None if current is None else version_info(current),
             previous=tuple(past.version for past in self.record.history),
-            available=self._available(),
-            canary=canary,
+            available=listed.versions,
+            canary=None,
             last_failure=self.last_failure,
+            note=listed.note,
         )
 
     async def exclusively(self, operation: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
@@ -216,7 +220,7 @@ class ModelKeeper:
         if not self.record.history:
             raise CandidateError(
                 f"no version of model {self.name!r} was served before {self._serving().version!r}; swap to "
-                f"one of {list(self._available())}"
+                f"one of {list((await self._listing.look()).versions)}"
             )
         past = self.record.history[0]
         candidate = await self.load(past.version, digest=past.digest, actor=actor)

@@ -37,7 +37,7 @@ class AdminServicer(pb_grpc.GuardAdminServicer):
     async def Status(self, request: pb.StatusRequest, context: AdminContext) -> pb.StatusResponse:
         """Return what is known of one model, or of all."""
         async with self._reception.call(context, "Status", request.model):
-            return encode_statuses(self._control.status(request.model))
+            return encode_statuses(await self._control.status(request.model))
 
     async def Swap(self, request: pb.SwapRequest, context: AdminContext) -> pb.SwapReport:
         """Serve a version."""

@@ -137,6 +137,7 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
         last_failure=None
         if failure is None
         else pb.Failure(version=failure.version, at=failure.at, error=_as_text(failure.error)),
+        note=_as_text(status.note),
     )
 
 
@@ -163,6 +164,7 @@ def _decode_status(status: pb.ModelStatus) -> ModelStatus:
         last_failure=Failure(failure.version, failure.at, failure.error)
         if status.HasField("last_failure")
         else None,
+        note=status.note,
     )
 
 

@@ -50,7 +50,7 @@ class RepositoryServicer:
         """Return every version of every model, and which are served."""
         async with self._reception.call(context, "RepositoryIndex"):
             _refuse_other_repository(request.repository_name)
-            entries = [entry for status in self._control.status() for entry in _entries(status)]
+            entries = [entry for status in await self._control.status() for entry in _entries(status)]
             wanted = [entry for entry in entries if entry.state == READY or not request.ready]
             return pb.RepositoryIndexResponse(models=wanted)
 
@@ -103,7 +103,8 @@ def _entries(status: ModelStatus) -> Iterator[pb.RepositoryIndexResponse.ModelIn
 
 def _why_not(status: ModelStatus, version: str) -> str:
     failure = status.last_failure
-    return failure.error if failure and failure.version == version else "not served"
+    why = failure.error if failure and failure.version == version else "not served"
+    return f"{why}; {status.note}" if status.note else why
 
 
 def _version_asked_for(request: pb.RepositoryModelLoadRequest) -> str:

@@ -58,7 +58,7 @@ async def test_nothing_of_the_admin_face_is_on_the_data_port(repository: Path, t
                 f"{name} is not served: models are loaded by the operator, on the admin port (setting "
                 "admin_port), never on this one",
             )
-        status = client.server.control.status("tiny")
+        status = await client.server.control.status("tiny")
 
     assert [model.current and model.current.version for model in status] == ["2"]
     assert status[0].previous == ()

@@ -88,7 +88,7 @@ async def test_a_good_candidate_is_promoted_under_load_and_no_request_fails(
             await load.until("1", 20)
             await control.start_canary("tiny", "2", share=0.3)
             await load.until("2", 100)
-            [status] = control.status("tiny")
+            [status] = await control.status("tiny")
             report = await control.promote("tiny")
             await load.until("2", load.versions["2"] + 50)
         await slot.drained()
@@ -117,10 +117,10 @@ async def test_a_bad_candidate_is_rolled_back_under_load_and_no_client_notices(
             async with under_load(client) as load:
                 await client.server.control.start_canary("tiny", "2", share=0.3)
                 async with asyncio.timeout(PATIENCE_S):
-                    while client.server.control.status("tiny")[0].canary.running:  # type: ignore[union-attr] # noqa: ASYNC110
+                    while (await client.server.control.status("tiny"))[0].canary.running:  # noqa: ASYNC110
                         await asyncio.sleep(0.005)
                 await load.until("1", load.versions["1"] + 50)
-        [status] = client.server.control.status("tiny")
+        [status] = await client.server.control.status("tiny")
         assert client.infers_counted() == {("tiny", "OK"): load.versions.total()}
         assert client.counted("guard_canaries_ended_total", "outcome") == {("errors",): 1}
         assert client.counted("guard_uncheckable_inputs_total") == {}

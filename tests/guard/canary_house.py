@@ -79,8 +79,7 @@ class House:
 
     @property
     def canary(self) -> Any:
-        [status] = self.room.status("tiny")
-        return status.canary
+        return self.room._canary_of("tiny")
 
     @property
     def figures(self) -> dict[str, float]:

@@ -55,8 +55,8 @@ class House:
 
     @property
     def serving(self) -> str:
-        [status] = self.keeper.status("tiny")
-        return status.current.version if status.current else ""
+        current = self.tiny.served.slot.current
+        return current.version if current else ""
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.events]

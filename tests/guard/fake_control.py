@@ -38,7 +38,7 @@ class FakeControl:
             last_failure=None,
         )
 
-    def status(self, model: str = "") -> tuple[ModelStatus, ...]:
+    async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
         if self.error is not None:
             raise self.error
         self._find(model or "tiny")

@@ -115,6 +115,7 @@ def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: Hous
         current=None,
         canary=CanaryStatus(version_info("2"), 0.05, 1.7e9, True, "", {"requests": 12.0, "p99_s": 0.25}),
         last_failure=Failure("3", 1.7e9, "no\nnumbers \x1b[31m"),
+        note="the disk\nhangs",
     )
 
     run = guard("status", "tiny", "--admin", house.address)
@@ -125,6 +126,7 @@ def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: Hous
         "  p99_s                            0.25",
         "  requests                         12",
         r"tiny: version 3 did not come to serve (2023-11-14 22:13:20Z): no\nnumbers \x1b[31m",
+        r"tiny: the disk\nhangs",
     ]
 
 
@@ -347,6 +349,15 @@ def test_a_token_is_not_sent_in_clear_and_an_empty_one_not_at_all(guard: Guard, 
         "tunnel to 127.0.0.1"
     )
     assert empty.error == f"--token-file {token} holds no token; give the guard's own"
+
+
+def test_a_socket_without_its_prefix_is_told_before_the_token_is_looked_at(
+    guard: Guard, tmp_path: Path
+) -> None:
+    token = token_file(tmp_path)
+    assert guard("status", "--admin", "run/admin.sock", "--token-file", token).error == (
+        "--admin 'run/admin.sock': expected HOST:PORT or unix:PATH, such as 127.0.0.1:8002"
+    )
 
 
 def test_who_can_hear_is_known_by_the_address() -> None:

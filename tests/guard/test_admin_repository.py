@@ -65,6 +65,15 @@ async def test_the_index_tells_which_version_is_served_and_why_others_are_not(as
     assert await asked.index(ready=True) == [("tiny", "2", "READY", "")]
 
 
+async def test_the_index_says_so_where_it_may_not_be_what_is_there_now(asked: Asked) -> None:
+    asked.house.control.tiny = replace(asked.house.control.tiny, available=("1", "2"), note="the disk hangs")
+
+    assert await asked.index() == [
+        ("tiny", "1", "READY", ""),
+        ("tiny", "2", "UNAVAILABLE", "not served; the disk hangs"),
+    ]
+
+
 @pytest.mark.parametrize("running", [True, False])
 async def test_a_canary_is_ready_while_it_runs(asked: Asked, running: bool) -> None:
     control = asked.house.control

@@ -304,7 +304,7 @@ STATUSES = (
         replace(CANARY, running=False, outcome="rolled back: latency", figures={}),
         Failure("10", 9.25, "no such thing"),
     ),
-    ModelStatus("some", "enforce", version_info("1", None), (), ("1",), CANARY, None),
+    ModelStatus("some", "enforce", version_info("1", None), (), ("1",), CANARY, None, "the disk hangs"),
 )
 
 

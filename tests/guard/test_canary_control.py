@@ -37,7 +37,7 @@ async def test_the_status_says_what_is_tried(tmp_path: Path) -> None:
         assert (started.candidate.version, started.share, started.running) == ("2", 0.1, True)
         assert (started.outcome, started.figures["requests"]) == ("", 0)
         assert house.canary == started
-        assert house.room.status() == house.room.status("tiny")
+        assert await house.room.status() == await house.room.status("tiny")
         assert house.kept.events[-1] == (
             "canary_started",
             {
@@ -100,7 +100,7 @@ async def test_a_stopped_candidate_finishes_what_it_began(tmp_path: Path) -> Non
         assert house.kept.events[-1][0] == "canary_stopped"
         assert house.count("guard_canaries_ended_total", outcome="stopped") == 1
         assert house.kept.tiny.newer() is None
-        assert house.room.status("tiny")[0].last_failure is None
+        assert (await house.room.status("tiny"))[0].last_failure is None
 
 
 async def test_what_serves_is_not_changed_under_a_candidate(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ async def test_without_a_candidate_there_is_nothing_to_promote_or_stop(tmp_path:
             with pytest.raises(UnknownModelError):
                 await unknown
         with pytest.raises(UnknownModelError):
-            house.room.status("nope")
+            await house.room.status("nope")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def test_a_restart_serves_the_current_version_and_tries_nothing(tmp_path: 
     async with trying(tmp_path, state_dir=tmp_path / "state") as house:
         await house.room.start_canary("tiny", "2", share=0.5)
     async with trying(tmp_path, state_dir=tmp_path / "state", candidates=[]) as house:
-        [status] = house.room.status()
+        [status] = await house.room.status()
 
         assert status.current is not None
         assert (status.current.version, status.available, status.canary) == ("1", ("1", "2"), None)

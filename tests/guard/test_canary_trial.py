@@ -148,7 +148,7 @@ async def test_a_shadow_gives_way_to_the_end_of_the_trial(tmp_path: Path) -> Non
 async def rolled_back(house: Any, outcome: str) -> None:
     """Check all that is told of a canary that was rolled back."""
     canary = house.canary
-    [status] = house.room.status("tiny")
+    [status] = await house.room.status("tiny")
     assert (canary.running, canary.candidate.version) == (False, "2")
     assert canary.outcome.startswith(f"rolled back for {outcome}: ")
     kind, fields = house.kept.events[-1]

@@ -44,7 +44,7 @@ async def refusal(house: House, version: str = "2") -> str:
         "candidate_failed",
         {"model": "tiny", "actor": "ops", "version": version, "serving": "1", "error": words},
     )
-    [status] = house.keeper.status("tiny")
+    [status] = await house.keeper.status("tiny")
     assert status.last_failure is not None
     assert (status.last_failure.version, status.last_failure.error) == (version, words)
     assert house.counted("guard_candidate_failures_total") == 1

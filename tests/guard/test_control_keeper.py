@@ -42,7 +42,7 @@ def first(tmp_path: Path) -> Path:
 
 async def test_the_highest_version_serves_and_the_status_says_so(repository: Path) -> None:
     async with keeping(repository) as house:
-        [status] = house.keeper.status()
+        [status] = await house.keeper.status()
 
     current = status.current
     assert current is not None
@@ -57,7 +57,7 @@ async def test_a_swap_serves_another_version_and_tells_everybody(repository: Pat
     async with keeping(repository) as house:
         report = await house.keeper.swap("tiny", "1", digest=digests["1"], actor="ops")
 
-        [status] = house.keeper.status("tiny")
+        [status] = await house.keeper.status("tiny")
         assert status.current == report.new
         assert status.previous == ("3",)
         assert house.counted("guard_swaps_total", outcome="swapped") == 1
@@ -126,13 +126,13 @@ async def test_the_old_version_is_closed_when_its_last_request_is_done(repositor
 
 async def test_rollbacks_go_back_one_by_one_and_bring_the_old_hash_back(repository: Path) -> None:
     async with keeping(repository) as house:
-        [before] = house.keeper.status("tiny")
+        [before] = await house.keeper.status("tiny")
         await house.keeper.swap("tiny", "1")
         await house.keeper.swap("tiny", "2")
 
         reports = [await house.keeper.rollback("tiny", actor="ops") for _ in range(2)]
 
-        [status] = house.keeper.status("tiny")
+        [status] = await house.keeper.status("tiny")
         assert [report.new.version for report in reports] == ["1", "3"]
         assert before.current is not None
         assert reports[-1].new.digest == before.current.digest
@@ -155,7 +155,7 @@ async def test_a_version_that_was_changed_since_it_served_is_not_rolled_back_to(
         ):
             await house.keeper.rollback("tiny")
 
-        assert (house.serving, house.keeper.status("tiny")[0].previous) == ("2", ("3",))
+        assert (house.serving, (await house.keeper.status("tiny"))[0].previous) == ("2", ("3",))
 
 
 async def test_a_model_that_is_not_served_is_not_known(first: Path) -> None:
@@ -164,7 +164,7 @@ async def test_a_model_that_is_not_served_is_not_known(first: Path) -> None:
             with pytest.raises(UnknownModelError, match=r"'nope' is not served here; loaded: \['tiny'\]"):
                 await refused
         with pytest.raises(UnknownModelError):
-            house.keeper.status("nope")
+            await house.keeper.status("nope")
 
 
 @pytest.mark.parametrize("version", ["9", "01", "../tiny/2", "latest", ".."])
@@ -277,7 +277,7 @@ async def test_who_listens_badly_breaks_nothing(repository: Path, caplog: pytest
 async def versions_after(house: House, *swaps: str) -> tuple[str, ...]:
     for version in swaps:
         await house.keeper.swap("tiny", version)
-    return house.keeper.status("tiny")[0].previous
+    return (await house.keeper.status("tiny"))[0].previous
 
 
 async def test_what_served_before_is_listed_once_the_latest_first(repository: Path) -> None:

@@ -73,11 +73,11 @@ async def test_a_restart_serves_what_served_and_can_roll_back_as_before(
         await house.keeper.swap("tiny", "2")
 
     async with keeping(repository, state_dir=state) as house:
-        assert (house.serving, house.keeper.status()[0].previous) == ("2", ("1", "3"))
+        assert (house.serving, (await house.keeper.status())[0].previous) == ("2", ("1", "3"))
         assert (await house.keeper.rollback("tiny")).new.version == "1"
 
     async with keeping(repository, state_dir=state) as house:
-        assert (house.serving, house.keeper.status()[0].previous) == ("1", ("3",))
+        assert (house.serving, (await house.keeper.status())[0].previous) == ("1", ("3",))
 
 
 async def test_without_a_state_a_restart_serves_the_highest(repository: Path) -> None:
@@ -103,7 +103,7 @@ async def test_what_is_written_down_names_versions_and_digests(repository: Path,
 async def test_a_truncated_newest_version_does_not_keep_the_guard_from_starting(repository: Path) -> None:
     damage(repository / "tiny" / "3")
     async with keeping(repository) as house:
-        [status] = house.keeper.status()
+        [status] = await house.keeper.status()
         assert (house.serving, house.kinds()) == ("2", ["candidate_failed", "loaded"])
         assert house.counted("guard_candidate_failures_total") == 1
         assert house.counted("guard_swaps_total", outcome="failed") == 0
@@ -129,7 +129,7 @@ async def test_what_served_and_is_damaged_since_gives_way_to_what_served_before(
     damage(repository / "tiny" / "2")
 
     async with keeping(repository, state_dir=state) as house:
-        assert (house.serving, house.keeper.status()[0].previous) == ("1", ("3",))
+        assert (house.serving, (await house.keeper.status())[0].previous) == ("1", ("3",))
 
 
 async def test_what_served_and_is_another_artifact_since_does_not_serve(

@@ -105,7 +105,7 @@ class CanaryStatus(_message.Message):
     def __init__(self, candidate: _Optional[_Union[VersionInfo, _Mapping]] = ..., share: _Optional[float] = ..., started_at: _Optional[float] = ..., running: bool = ..., outcome: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure")
+    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure", "note")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class ModelStatus(_message.Message):
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
     LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     policy: str
     current: VersionInfo
@@ -120,7 +121,8 @@ class ModelStatus(_message.Message):
     available: _containers.RepeatedScalarFieldContainer[str]
     canary: CanaryStatus
     last_failure: Failure
-    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    note: str
+    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ..., note: _Optional[str] = ...) -> None: ...
 
 class SwapReport(_message.Message):
     __slots__ = ("model", "old", "new", "seconds", "changed", "note")
