@@ -71,3 +71,12 @@ async def test_a_candidate_that_hangs_is_rolled_back_whatever_deadlines_callers_
             assert house.figures["errors"] == errors
         assert house.canary.outcome.startswith("rolled back for errors: 2 of 2 requests failed")
         gates["2"].let_all_go()
+
+
+async def test_who_names_the_candidate_is_not_taken_for_the_current_versions_speed(tmp_path: Path) -> None:
+    async with trying(tmp_path) as house:
+        await house.room.start_canary("tiny", "2", share=0.01)
+        await house.infer(version="2")
+        assert "current_p50_seconds" not in house.figures
+        await house.infer(version="1")
+        assert "current_p50_seconds" in house.figures
