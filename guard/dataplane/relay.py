@@ -177,12 +177,15 @@ class _Exchange:
         except CheckFailedError:
             if self.served.outcome_of_uncheckable is Outcome.REFUSED:
                 raise
-            return [replace(row, decision=Decision.FAILED) for row in submission.task.rows]
+            return [
+                replace(row, decision=Decision.FAILED) if row.wanted else row for row in submission.task.rows
+            ]
 
     def _judge(self, submission: Submission | None) -> Judge:
         question, logits = self.question, None
-        if submission is not None and submission.prediction.done():
-            logits = None if submission.prediction.exception() else submission.prediction.result()
+        prediction = submission.prediction if submission is not None else None
+        if prediction is not None and prediction.done() and not prediction.cancelled():
+            logits = None if prediction.exception() else prediction.result()
         return Judge(
             question.request, self.served, question.model, self.metrics, question.unfit, logits, self.reporter
         )
