@@ -48,15 +48,15 @@ class OnnxRuntime(MLModel):
 """
 
 
-def environment(folder: Path) -> Path:
-    """Return a virtual environment that has MLServer, and nothing of ours."""
-    there = os.environ.get("MLSERVER_ENVIRONMENT", "")
+def environment(folder: Path, packages: tuple[str, ...] = PACKAGES) -> Path:
+    """Return a virtual environment that has MLServer, or other packages, and nothing of ours."""
+    there = os.environ.get(f"{packages[0].upper()}_ENVIRONMENT", "")
     if there:
         return Path(there)
     home = folder / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=120)
     python = str(home / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True, timeout=1200)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True, timeout=1200)
     return home
 
 
@@ -97,6 +97,10 @@ class MLServer:
         (self.folder / "onnx_runtime.py").write_text(RUNTIME)
         (self.folder / "model.onnx").write_bytes(model.SerializeToString())
 
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        return [str(self.home / "bin" / "mlserver"), "start", str(self.folder)]
+
     def start(self) -> None:
         """Start it, and wait until its model is ready."""
         clean = {
@@ -104,7 +108,7 @@ class MLServer:
         }
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(self.home / "bin" / "mlserver"), "start", str(self.folder)],
+                self.command(),
                 env=clean | {"PATH": f"{self.home / 'bin'}:{clean['PATH']}"},
                 cwd=self.folder,
                 stdout=log,
@@ -113,8 +117,8 @@ class MLServer:
         deadline = time.monotonic() + READY_S
         while not self._is_ready():
             log_so_far = (self.folder / "log").read_text(errors="replace")
-            assert self.process.poll() is None, f"MLServer ended: {log_so_far[-3000:]}"
-            assert time.monotonic() < deadline, f"MLServer is not ready: {log_so_far[-3000:]}"
+            assert self.process.poll() is None, f"the server ended: {log_so_far[-3000:]}"
+            assert time.monotonic() < deadline, f"the server is not ready: {log_so_far[-3000:]}"
             time.sleep(0.1)
 
     def kill(self) -> None:

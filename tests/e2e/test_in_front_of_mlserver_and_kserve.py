@@ -1,10 +1,11 @@
-"""The real MLServer behind the guard: no configuration, typed answers to typed requests, ignored names."""
+"""The real MLServer and KServe behind the guard: no configuration, names of inputs that they ignore."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -13,7 +14,9 @@ import pytest_asyncio
 
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
-from tests.e2e.mlserver_process import MLServer, environment
+from tests.e2e import kserve_process
+from tests.e2e.kserve_process import KServe
+from tests.e2e.mlserver_process import PACKAGES, MLServer, environment
 from tests.guard.upstream_house import (
     CLEAN,
     SUSPICIOUS,
@@ -33,10 +36,13 @@ pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
 MODES = pytest.mark.parametrize("check", ["local", "upstream"])
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mlserver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MLServer]:
-    folder = tmp_path_factory.mktemp("mlserver")
-    server = MLServer(await asyncio.to_thread(environment, folder), folder)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["mlserver", "kserve"])
+async def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MLServer]:
+    folder = tmp_path_factory.mktemp(request.param)
+    kind, packages = {"mlserver": (MLServer, PACKAGES), "kserve": (KServe, kserve_process.PACKAGES)}[
+        request.param
+    ]
+    server = kind(await asyncio.to_thread(environment, folder, packages), folder)
     server.write("signs", linear_classifier())
     await asyncio.to_thread(server.start)
     yield server
@@ -59,9 +65,9 @@ def misnamed() -> pb.ModelInferRequest:
 
 
 @MODES
-async def test_mlserver_answers_and_the_guard_checks(mlserver: MLServer, tmp_path: Path, check: str) -> None:
+async def test_the_server_answers_and_the_guard_checks(server: MLServer, tmp_path: Path, check: str) -> None:
     own = {"upstream_model": "signs", "upstream_check": check}
-    async with in_front_of(mlserver, tiny_repository(tmp_path), own=own) as client:
+    async with in_front_of(server, tiny_repository(tmp_path), own=own) as client:
         raw = await client.infer(sent(CLEAN[:2]))
         in_fields = await client.infer(typed())
         rejected = await refused(client, sent(SUSPICIOUS[:1]))
@@ -72,25 +78,25 @@ async def test_mlserver_answers_and_the_guard_checks(mlserver: MLServer, tmp_pat
     assert (values(raw.parameters)["guard_verdict"], raw.id, raw.model_name) == ("accept", "an id", "tiny")
     logits = np.frombuffer(raw.raw_output_contents[0], "<f4").reshape(2, 10)
     np.testing.assert_allclose(logits, linear_logits(CLEAN[:2]), atol=1e-4)
-    assert ([output.name for output in in_fields.outputs], list(in_fields.raw_output_contents)) == (
-        ["logits", "guard_verdict"],
-        [],
-    )
-    fields = np.array(in_fields.outputs[0].contents.fp32_contents).reshape(2, 10)
-    np.testing.assert_allclose(fields, linear_logits(CLEAN[:2]), atol=1e-4)
-    assert list(in_fields.outputs[1].contents.bytes_contents) == [b"accept"] * 2
+    assert [output.name for output in in_fields.outputs] == ["logits", "guard_verdict"]
+    if in_fields.raw_output_contents:  # KServe answers raw, whatever it is asked
+        assert in_fields.raw_output_contents[1] == b"\x06\x00\x00\x00accept" * 2
+    else:
+        fields = np.array(in_fields.outputs[0].contents.fp32_contents).reshape(2, 10)
+        np.testing.assert_allclose(fields, linear_logits(CLEAN[:2]), atol=1e-4)
+        assert list(in_fields.outputs[1].contents.bytes_contents) == [b"accept"] * 2
     assert rejected.code() is grpc.StatusCode.PERMISSION_DENIED
     assert (wrong.code(), trailing(wrong)) == (grpc.StatusCode.INVALID_ARGUMENT, {})
     assert (metadata.name, metadata.inputs[0].name) == ("tiny", "images")
     assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3, 8, 8])
 
 
-async def test_an_input_name_that_mlserver_ignores_would_have_gone_past_a_check_by_name(
-    mlserver: MLServer,
+async def test_an_input_name_that_the_server_ignores_would_have_gone_past_a_check_by_name(
+    server: MLServer,
 ) -> None:
     request = misnamed()
     request.model_name = "signs"
-    async with grpc.aio.insecure_channel(mlserver.address) as channel:
+    async with grpc.aio.insecure_channel(server.address) as channel:
         answer = await pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=PATIENCE_S)
 
     logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(1, 10)
