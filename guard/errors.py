@@ -187,7 +187,16 @@ class OperationError(GuardError):
 
 
 class CandidateError(OperationError):
-    """A version cannot come to serve; whatever served before serves on."""
+    """A version cannot come to serve; whatever served before serves on.
+
+    Attributes:
+        its_own: Whether it will fail again until its files change; else the reason lies elsewhere: there was
+            no room, or another version was meant.
+    """
+
+    def __init__(self, message: str, *, its_own: bool = False) -> None:
+        super().__init__(message)
+        self.its_own = its_own
 
 
 class BusyError(OperationError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,15 +17,25 @@ from guard.artifact import MANIFEST_NAME, Artifact
 from guard.artifact.manifest import sha256_of
 from guard.control.compatibility import differences
 from guard.control.memory import check_memory
-from guard.errors import CandidateError, GuardError
+from guard.errors import ArtifactError, CandidateError, GuardError
 from guard.runtime.loader import LoadedModel
 
-__all__ = ["Load", "check_digest", "load_candidate", "manifest_digest", "reason_of", "state_of"]
+__all__ = [
+    "Load",
+    "check_digest",
+    "is_its_own",
+    "load_candidate",
+    "manifest_digest",
+    "reason_of",
+    "state_of",
+]
 
 Load = Callable[[str, Path, Callable[[Artifact], None]], LoadedModel]
 """Loads the artifact in a directory under a name; shows it to the third argument before it runs anything."""
 
 _TRIED: Final = 4
+_NO_ROOM: Final = re.compile("bad_alloc|out of memory|allocate memory", re.IGNORECASE)
+"""What ONNX Runtime says, on CPU and CUDA, of a model that it has no memory for just now."""
 
 
 def load_candidate(
@@ -54,7 +65,8 @@ def load_candidate(
     except Exception as error:  # whatever a candidate does must not reach what serves
         raise CandidateError(
             f"version {directory.name!r} of model {served.name!r} cannot come to serve: {reason_of(error)}; "
-            f"version {served.version!r} serves on"
+            f"version {served.version!r} serves on",
+            its_own=is_its_own(error),
         ) from error
     return candidate
 
@@ -90,6 +102,18 @@ def state_of(directory: Path) -> str:
     return seen.hexdigest()
 
 
+def is_its_own(error: Exception) -> bool:
+    """Return whether a version will fail so again until its files change.
+
+    Not so where there was no room for it, a disk failed, another digest was meant, or for a reason that
+    nobody knows: trying again costs a load, and never trying again a version that may be sound.
+    """
+    if isinstance(error, CandidateError):
+        return error.its_own
+    by_accident = isinstance(error.__cause__, OSError) or _NO_ROOM.search(str(error)) is not None
+    return isinstance(error, ArtifactError) and not by_accident
+
+
 def reason_of(error: Exception) -> str:
     """Return in one line why a version cannot be served."""
     lines = str(error).strip().splitlines() or [""]
@@ -110,7 +134,8 @@ class _Examination:
         different = differences(self.served.profile, artifact.profile)
         if different:
             raise CandidateError(
-                f"it has {'; '.join(different)}, so clients would fail; serve it under another name"
+                f"it has {'; '.join(different)}, so clients would fail; serve it under another name",
+                its_own=True,
             )
         self.images = artifact.overlays[:_TRIED].copy()
 
@@ -119,4 +144,6 @@ class _Examination:
         if candidate.probed or self.images is None:
             return
         if not np.isfinite(candidate.classifier.logits(self.images)).all():
-            raise CandidateError("it answers clean images with NaN or infinite scores; repair the model")
+            raise CandidateError(
+                "it answers clean images with NaN or infinite scores; repair the model", its_own=True
+            )

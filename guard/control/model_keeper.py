@@ -50,6 +50,7 @@ class ModelKeeper:
         self._directory = directory
         self._listing = Listing(directory)
         self._failed = started.failed
+        self._put_off: dict[str, int] = {}
         self._tools = tools
         self._operation: asyncio.Task[Any] | None = None
         self._closing = False
@@ -180,17 +181,24 @@ class ModelKeeper:
     def newer(self) -> str | None:
         """Return the highest version above all that ever served, unless it is known to fail (blocks).
 
-        One without a manifest is not there yet; one that failed is worth trying again once a file of it is
-        another, for it may have been copied here file by file, and one that was tried on requests once its
-        manifest is.
+        One without a manifest is not there yet; one that failed for a reason of its own is worth trying again
+        once a file of it is another, for it may have been copied here file by file, and one that was tried on
+        requests once its manifest is. One that is put off is passed over so many times.
         """
         for path in reversed(find_versions(self._directory)):
             if int(path.name) <= self.record.newest:
                 break
+            if self._put_off.get(path.name, 0) > 0:
+                self._put_off[path.name] -= 1
+                continue
             manifest = manifest_digest(path)
             if manifest and self._failed.get(path.name) not in {manifest, state_of(path)}:
                 return path.name
         return None
+
+    def put_off(self, version: str, looks: int) -> None:
+        """Have :meth:`newer` pass a version over so many times."""
+        self._put_off[version] = looks
 
     def begin_shutdown(self) -> None:
         """Let no operation begin, and none that runs change what serves."""
@@ -240,8 +248,9 @@ class ModelKeeper:
             return load_candidate(
                 self._tools.load, serving, path, digest=digest, free_bytes=self._tools.free_bytes
             )
-        except CandidateError:
-            self._failed[version] = state
+        except CandidateError as error:
+            if error.its_own:
+                self._failed[version] = state
             raise
 
     def _serving(self) -> LoadedModel:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from guard.control.api import Failure
-from guard.control.candidate import check_digest, reason_of, state_of
+from guard.control.candidate import check_digest, is_its_own, reason_of, state_of
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.tools import Tools
 from guard.errors import MissingFileError, SettingsError
@@ -27,7 +27,8 @@ class Started:
     Attributes:
         record: What served as this model before, with what serves now.
         last_failure: The last version that was tried in vain; None if none was.
-        failed: What :func:`~guard.control.candidate.state_of` said of each of them.
+        failed: What :func:`~guard.control.candidate.state_of` said of each that failed for a reason of its
+            own.
     """
 
     model: LoadedModel
@@ -64,7 +65,8 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, another may do
             first_error = first_error or error
             last_failure = Failure(path.name, time.time(), reason_of(error))
-            failed[path.name] = state
+            if is_its_own(error):
+                failed[path.name] = state
             tools.announcer.candidate_failed(
                 name, version=path.name, serving="", actor="start", error=last_failure.error
             )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import Final
 
 from guard.control.model_keeper import ModelKeeper
-from guard.errors import GuardError
+from guard.errors import CandidateError, GuardError
 
 __all__ = ["ACTOR", "look", "watch"]
 
 _log = logging.getLogger(__name__)
 
 ACTOR = "watch"
+
+_LOOKS_BEFORE_ANOTHER_TRY: Final = 5
 
 
 async def watch(keepers: Iterable[ModelKeeper], interval_s: float) -> None:
@@ -33,14 +36,24 @@ async def watch(keepers: Iterable[ModelKeeper], interval_s: float) -> None:
 async def look(keeper: ModelKeeper) -> None:
     """Serve the highest version of a model if it is higher than all that ever served.
 
-    One that fails is told by its keeper and not tried again; one that comes while another operation runs is
-    found at the next look.
+    One that fails is told by its keeper. It is not tried again if the reason is its own, and some looks later
+    if there was only no room for it, so that what is below it has its turn; one that comes while another
+    operation runs is found at the next look.
     """
     try:
         version = await asyncio.to_thread(keeper.newer)
         if version is not None:
-            await keeper.swap(version, digest="", actor=ACTOR)
+            await _take_over(keeper, version)
     except GuardError as error:
         _log.debug("a version was not taken over", extra={"model": keeper.name, "why": str(error)})
     except Exception:  # noqa: BLE001 - a repository that cannot be read now may be read later
         _log.exception("model %r cannot be watched just now", keeper.name)
+
+
+async def _take_over(keeper: ModelKeeper, version: str) -> None:
+    try:
+        await keeper.swap(version, digest="", actor=ACTOR)
+    except CandidateError as error:
+        if not error.its_own:
+            keeper.put_off(version, _LOOKS_BEFORE_ANOTHER_TRY)
+        raise

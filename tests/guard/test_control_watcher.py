@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from control_house import PATIENCE_S, Gate, House, keeping
+from control_house import PATIENCE_S, Gate, House, keeping, load
 
 from guard.control.watcher import look
+from guard.errors import CandidateError, UnfitModelError
+from guard.runtime.loader import LoadedModel
 from tests.artifacts import write_tiny_artifact
 
 
@@ -105,6 +108,80 @@ async def test_one_that_failed_at_the_start_is_not_tried_again(repository: Path)
     async with keeping(repository) as house:
         assert await after_a_look(house) == "1"
         assert house.counted("guard_candidate_failures_total") == 1
+
+
+async def test_a_digest_that_was_mistyped_is_not_held_against_a_version(repository: Path) -> None:
+    async with keeping(repository) as house:
+        write_tiny_artifact(repository)
+        with pytest.raises(CandidateError, match="it is not the artifact that is meant"):
+            await house.keeper.swap("tiny", "2", digest="0" * 64)
+        assert await after_a_look(house) == "2"
+
+
+async def test_a_version_that_an_operator_had_no_room_for_is_taken_once_there_is(repository: Path) -> None:
+    free = [2**16]
+    async with keeping(repository, free_bytes=lambda: free[0]) as house:
+        write_tiny_artifact(repository)
+        with pytest.raises(CandidateError, match="of memory to be loaded"):
+            await house.keeper.swap("tiny", "2")
+        free[0] = 2**40
+        assert await after_a_look(house) == "2"
+
+
+async def test_a_version_without_room_is_tried_again_some_looks_later(repository: Path) -> None:
+    free = [2**16]
+    async with keeping(repository, free_bytes=lambda: free[0]) as house:
+        write_tiny_artifact(repository)
+        assert [await after_a_look(house) for _ in range(7)] == ["1"] * 7
+        assert house.counted("guard_candidate_failures_total") == 2
+        free[0] = 2**40
+        assert [await after_a_look(house) for _ in range(6)] == [*"11111", "2"]
+
+
+async def test_a_version_without_room_does_not_keep_one_below_it_from_its_turn(repository: Path) -> None:
+    def load_but_3(name: str, directory: Path, approve: Any) -> LoadedModel:
+        if directory.name == "3":
+            raise MemoryError
+        return load(name, directory, approve)
+
+    async with keeping(repository, load=load_but_3) as house:
+        write_tiny_artifact(repository)
+        write_tiny_artifact(repository)
+        assert [await after_a_look(house) for _ in range(2)] == ["1", "2"]
+
+
+async def test_what_a_disk_would_not_read_for_a_while_is_taken_afterwards(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "model.onnx":
+            raise OSError(5, "Input/output error")
+        return read_bytes(path)
+
+    async with keeping(repository) as house:
+        write_tiny_artifact(repository)
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "read_bytes", fail)
+            with pytest.raises(CandidateError, match="Input/output error"):
+                await house.keeper.swap("tiny", "2")
+        assert await after_a_look(house) == "2"
+
+
+async def test_one_that_had_no_room_at_the_start_is_tried_again(repository: Path) -> None:
+    full = [True]
+
+    def load_with_room(name: str, directory: Path, approve: Any) -> LoadedModel:
+        if full[0] and directory.name == "2":
+            raise UnfitModelError("ONNX Runtime cannot load the model: Failed to allocate memory for it")
+        return load(name, directory, approve)
+
+    write_tiny_artifact(repository)
+    async with keeping(repository, load=load_with_room) as house:
+        assert house.serving == "1"
+        full[0] = False
+        assert await after_a_look(house) == "2"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
