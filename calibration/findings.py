@@ -40,6 +40,10 @@ def read_findings(folder: Path) -> Findings:
     Raises:
         DataError: If there is no report in it, or a trigger that the report names is missing.
     """
+    if not (folder / REPORT).is_file():
+        raise DataError(
+            f"--scan {folder}: expected the folder that guard scan --out wrote; it has no {REPORT}"
+        )
     try:
         record = json.loads((folder / REPORT).read_text())
         found = _findings(folder, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +21,7 @@ __all__ = ["Kind", "accuracy_of", "check_labels", "count_classes", "kind_of", "w
 Kind = Literal["logits", "probabilities"]
 
 _TOLERANCE = 1e-3
+_LOW_ACCURACY: Final = 0.5  # below it a scan calls no model clean either
 _PREPROCESSING_HINT = "the preprocessing may be wrong (--scale, --mean, --std, --resize, --layout)"
 
 
@@ -122,6 +123,8 @@ def warnings_of(outputs: Logits, kind: Kind, accuracy: float | None) -> Iterator
             f"accuracy is {accuracy:.1%}, little above chance for {classes} classes; {_PREPROCESSING_HINT}, "
             f"or the labels are of another numbering"
         )
+    elif accuracy is not None and classes > 2 and accuracy < _LOW_ACCURACY:
+        yield f"accuracy is only {accuracy:.1%}; unless the model is that weak, {_PREPROCESSING_HINT}"
     if kind == "logits" and outputs.min() >= 0.0 and outputs.max() <= 1.0:
         yield (
             "the outputs lie within 0 to 1 but do not sum to 1, as those of sigmoids do; they are taken for "

@@ -61,6 +61,8 @@ def _read_arrays(data: Path) -> dict[str, np.ndarray]:
 
 
 def _load(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise DataError(f"{path} is not there; expected an .npy file, check the path")
     if path.suffix != ".npy" or not path.is_file():
         raise DataError(f"{path} is no .npy file; save the array with numpy.save")
     try:

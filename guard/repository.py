@@ -41,6 +41,11 @@ def find_models(root: Path) -> dict[str, Path]:
             _log.warning(
                 "passed over in the model repository", extra={"path": str(directory), "why": str(error)}
             )
+    if not models and find_versions(root):
+        raise MissingFileError(
+            f"model repository {root} holds the versions of one model; expected the directory above it, "
+            f"{root.resolve().parent}"
+        )
     if not models:
         raise MissingFileError(
             f"model repository {root} holds no model; expected {root}/<model>/<version>/: "

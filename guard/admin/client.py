@@ -78,6 +78,7 @@ class AdminClient:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        _check_address(connection.address)
         self._metadata = _metadata(connection)
         self._channel = _channel(connection)
         self._stub: Any = GuardAdminStub(self._channel)  # type: ignore[no-untyped-call]
@@ -129,12 +130,15 @@ class AdminClient:
             time.sleep(_ASK_AGAIN_S)
 
 
+def _check_address(address: str) -> None:
+    if not address.startswith("unix:") and not re.fullmatch(r".+:\d+", address):
+        raise SettingsError(f"--admin {address!r}: expected HOST:PORT or unix:PATH, such as 127.0.0.1:8002")
+
+
 def _channel(connection: Connection) -> Any:
     address = connection.address
     if address.startswith("unix:"):
         address = address_of_socket(Path(address.removeprefix("unix:")))
-    elif not re.fullmatch(r".+:\d+", address):
-        raise SettingsError(f"--admin {address!r}: expected HOST:PORT or unix:PATH, such as 127.0.0.1:8002")
     if not connection.over_tls:
         return grpc.insecure_channel(address, _OPTIONS)
     if (connection.tls_cert is None) != (connection.tls_key is None):

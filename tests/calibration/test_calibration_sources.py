@@ -233,7 +233,7 @@ def test_an_archive_without_images_says_what_it_holds(tmp_path: Path) -> None:
     [
         ("gone", "gone is not there; expected a folder, an .npz or .npy file of images"),
         ("gone.npz", "gone.npz is not there; expected an .npz with the array 'images'"),
-        ("gone.npy", "gone.npy is no .npy file; save the array with numpy.save"),
+        ("gone.npy", "gone.npy is not there; expected an .npy file, check the path"),
         ("d.tar", "d.tar is neither a folder nor an .npz or .npy file of images"),
         ("broken.npz", "broken.npz cannot be read (File is not a zip file); save it again with numpy"),
         ("truncated.npy", "truncated.npy cannot be read ("),

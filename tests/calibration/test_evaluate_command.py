@@ -177,7 +177,10 @@ def test_without_out_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFi
     ("extra", "message"),
     [
         ("--trigger gone", "gone/trigger.json: expected a trigger's parameters"),
-        ("--scan gone", "--scan gone: expected the folder that guard scan --out wrote"),
+        (
+            "--scan gone",
+            "--scan gone: expected the folder that guard scan --out wrote; it has no scan.json\n",
+        ),
         ("--confidence 1", "--confidence 1.0: expected a number between 0 and 1"),
         ("--original gone.onnx", "gone.onnx is not a file"),
         ("--original {}/small.onnx", "--original {}/small.onnx takes images of 3 x 6 x 8 of floats, "),

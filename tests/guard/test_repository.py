@@ -68,6 +68,24 @@ def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_the_directory_of_one_model_is_told_from_a_repository(tmp_path: Path) -> None:
+    make(tmp_path, "cats/1", "cats/2")
+
+    with pytest.raises(MissingFileError) as one_model:
+        find_models(tmp_path / "cats")
+
+    assert str(one_model.value) == (
+        f"model repository {tmp_path}/cats holds the versions of one model; expected the directory above it, "
+        f"{tmp_path}"
+    )
+
+
+def test_models_named_like_versions_are_models(tmp_path: Path) -> None:
+    make(tmp_path, "7/1")
+
+    assert find_models(tmp_path) == {"7": tmp_path / "7" / "1"}
+
+
 def test_an_empty_repository_says_what_was_expected_in_it(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError) as missing:
         find_models(tmp_path)
