@@ -10,7 +10,7 @@ from guard.control.canary_tally import CanaryLimits
 from guard.rpc.access import Access
 from guard.runtime.loader import RuntimeOptions
 from guard.settings import Settings
-from guard.upstream import Address, Fleet
+from guard.upstream import Address, Fleet, Tls
 
 __all__ = ["access_of", "fleet_of", "limits_of", "open_upstreams", "runtime_options_of"]
 
@@ -62,11 +62,17 @@ def fleet_of(settings: Settings, registry: CollectorRegistry, on_change: Callabl
 
 
 def open_upstreams(fleet: Fleet, settings: Settings) -> None:
-    """Stand in front of every model server that the settings name; on the event loop."""
+    """Stand in front of every model server that the settings name; on the event loop.
+
+    Raises:
+        SettingsError: If a connection cannot be secured as they say.
+    """
     for name, own in settings.models.items():
         if own.upstream is not None:
+            ca = own.upstream_tls_ca
             fleet.open(
                 Address(name, own.upstream, own.upstream_model or name, own.upstream_version or ""),
                 checks=own.upstream_check == "upstream",
                 max_batch_size=own.upstream_max_batch_size,
+                tls=None if ca is None else Tls(ca, own.upstream_tls_cert, own.upstream_tls_key),
             )

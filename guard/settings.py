@@ -44,6 +44,9 @@ class ModelSettings(BaseModel):
         upstream_check: Where the blends of a check are run: ``local``, on the artifact's copy of the model,
             or ``upstream``, on the model server.
         upstream_max_batch_size: Most rows in a request that the server takes, where it does not say so.
+        upstream_tls_ca: Who signs the server's certificate, PEM; None for a connection without TLS.
+        upstream_tls_cert: Certificate chain that the guard shows there, PEM; None to show none.
+        upstream_tls_key: Its key, PEM.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +58,9 @@ class ModelSettings(BaseModel):
     upstream_version: Annotated[str, Field(min_length=1)] | None = None
     upstream_check: Literal["local", "upstream"] = "local"
     upstream_max_batch_size: Count = 64
+    upstream_tls_ca: Path | None = None
+    upstream_tls_cert: Path | None = None
+    upstream_tls_key: Path | None = None
 
     @field_validator("upstream")
     @classmethod
@@ -68,6 +74,14 @@ class ModelSettings(BaseModel):
         beside = sorted(name for name in self.model_fields_set if name.startswith("upstream_"))
         if beside and self.upstream is None:
             raise ValueError(f"expected upstream beside {beside[0]}, got none; say which server it is about")
+        if (self.upstream_tls_cert is None) != (self.upstream_tls_key is None):
+            raise ValueError(
+                "expected upstream_tls_cert and upstream_tls_key both or neither, got one of them"
+            )
+        if self.upstream_tls_cert is not None and self.upstream_tls_ca is None:
+            raise ValueError(
+                "expected upstream_tls_ca beside upstream_tls_cert, got none; name who signs there"
+            )
         return self
 
 
@@ -116,8 +130,8 @@ class Settings(BaseSettings):
         audit_log: File in which every verdict other than ``accept`` and every operation is written down,
             each line chained to the one before; None for none. Each guard needs its own.
         audit_max_bytes: Size from which the file is put aside and a new one begun; none is ever removed.
-        audit_key_file: File with the key of the chain, so that nobody without it can make up lines; None
-            for plain hashes.
+        audit_key_file: File with the key of the chain, so that nobody without it can make up lines; it
+            must not be open to everybody on the machine. None for plain hashes.
         quarantine_dir: Folder in which rejected and flagged inputs are kept; None to keep none. Guards may
             share it.
         quarantine_max_items: Inputs kept there; the oldest go first, as for the other two bounds.

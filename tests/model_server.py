@@ -63,7 +63,9 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         config: bool = True,
         typed: bool = False,
         socket: Path | None = None,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
+        self._credentials = credentials
         self.socket = socket
         self.name, self.version, self.max_batch_size = name, version, max_batch_size
         self.config, self.typed = config, typed
@@ -109,8 +111,10 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Listen, on the port that it had if it was killed."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((self,))
-        target = self.socket and f"unix:{self.socket}"
-        self.port = self._server.add_insecure_port(target or f"127.0.0.1:{self.port}")
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(self.address)
+        else:
+            self.port = self._server.add_secure_port(self.address, self._credentials)
         await self._server.start()
 
     async def kill(self) -> None:

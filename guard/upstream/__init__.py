@@ -2,5 +2,6 @@
 
 from guard.upstream.fleet import Fleet
 from guard.upstream.link import Address
+from guard.upstream.tls import Tls
 
-__all__ = ["Address", "Fleet"]
+__all__ = ["Address", "Fleet", "Tls"]

@@ -17,6 +17,7 @@ from guard.upstream.follower import Follower
 from guard.upstream.link import Address, Link
 from guard.upstream.model_server import UpstreamServer
 from guard.upstream.predictor import Predictor
+from guard.upstream.tls import Tls
 
 __all__ = ["Fleet"]
 
@@ -72,16 +73,25 @@ class Fleet:
         """Return how many servers there are."""
         return len(self._members)
 
-    def open(self, address: Address, *, checks: bool, max_batch_size: int) -> None:
+    def open(self, address: Address, *, checks: bool, max_batch_size: int, tls: Tls | None = None) -> None:
         """Stand in front of a model server.
 
         Args:
             address: Where it is, and which model.
             checks: Whether the blends of a check go there too, or are run here.
             max_batch_size: Most rows in a request, where the server does not say it.
+            tls: What the connection is secured with; None for plain text.
+
+        Raises:
+            SettingsError: If it cannot be secured with that.
         """
         self._counts.add_model(address.name)
-        link = Link(address, self._counts, max_message_bytes=self._max_message_bytes)
+        link = Link(
+            address,
+            self._counts,
+            max_message_bytes=self._max_message_bytes,
+            credentials=None if tls is None else tls.credentials(),
+        )
         loop = asyncio.get_running_loop()
 
         def predictor_of(profile: Profile) -> Predictor:

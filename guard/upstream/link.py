@@ -56,21 +56,31 @@ class Link:
         address: Where it is.
         counts: Told of each ModelInfer call.
         max_message_bytes: Largest answer.
+        credentials: For TLS; None for none.
     """
 
-    def __init__(self, address: Address, counts: UpstreamCounts, *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        counts: UpstreamCounts,
+        *,
+        max_message_bytes: int,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.address = address
         self._counts = counts
-        self._channel = grpc.aio.insecure_channel(
-            address.target,
-            options=[
-                ("grpc.max_send_message_length", -1),  # what came in may go out
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.enable_http_proxy", 0),
-            ],
+        options = [
+            ("grpc.max_send_message_length", -1),  # what came in may go out
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        self._channel = (
+            grpc.aio.insecure_channel(address.target, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(address.target, credentials, options=options)
         )
         self._infer = self._channel.unary_unary(_INFER)  # bytes in, bytes out
         self._stub = pb_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]

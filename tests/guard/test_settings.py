@@ -214,12 +214,25 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         (
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, upstream, "
-            "upstream_model, upstream_version, upstream_check, upstream_max_batch_size",
+            "upstream_model, upstream_version, upstream_check, upstream_max_batch_size, "
+            "upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
         ),
         (
             "[models.cats]\nupstream_check = 'upstream'",
             "setting 'models.cats': Value error, expected upstream beside upstream_check, got none; say "
             "which server it is about, got {'upstream_check': 'upstream'}",
+        ),
+        (
+            "[models.cats]\nupstream = 'there:1'\nupstream_tls_cert = 'c'\nupstream_tls_ca = 'a'",
+            "setting 'models.cats': Value error, expected upstream_tls_cert and upstream_tls_key both or "
+            "neither, got one of them, got {'upstream': 'there:1', 'upstream_tls_cert': 'c', "
+            "'upstream_tls_ca': 'a'}",
+        ),
+        (
+            "[models.cats]\nupstream = 'there:1'\nupstream_tls_cert = 'c'\nupstream_tls_key = 'k'",
+            "setting 'models.cats': Value error, expected upstream_tls_ca beside upstream_tls_cert, got "
+            "none; name who signs there, got {'upstream': 'there:1', 'upstream_tls_cert': 'c', "
+            "'upstream_tls_key': 'k'}",
         ),
         (
             "[models.cats]\nupstream = 'http://there:8001/v2'",
