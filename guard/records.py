@@ -9,6 +9,7 @@ from guard.audit.log import AuditLog, read_key
 from guard.incidents import Witness
 from guard.metrics import Metrics
 from guard.quarantine import Bounds, Quarantine
+from guard.secret_files import check_secret
 
 __all__ = ["Records"]
 
@@ -29,9 +30,12 @@ class Records:
         """Open the audit log (blocks).
 
         Raises:
-            SettingsError: If it cannot be opened or continued, or the key file is none.
+            SettingsError: If it cannot be opened or continued, or the key file is none or no secret.
         """
-        self._audit = AuditLog(path, max_bytes=max_bytes, key=read_key(key_file), counts=self._metrics)
+        key = read_key(key_file)
+        if key_file is not None:
+            check_secret(key_file, "audit_key_file")
+        self._audit = AuditLog(path, max_bytes=max_bytes, key=key, counts=self._metrics)
 
     def open_quarantine(self, folder: Path, bounds: Bounds) -> None:
         """Open the quarantine (blocks).

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
 __all__ = ["Audit"]
 
 _EXIT_BROKEN: Final = 3
+_EXPOSED: Final = (
+    "warning: --key-file {} can be read or written by everybody on this machine, any of whom may have made "
+    "up lines that hold; `chmod o-rw` it, and have the log go on in a new file with a new key"
+)
 
 
 class Audit:
@@ -47,8 +52,11 @@ class Audit:
         from guard.audit.log import read_key
         from guard.audit.verify import verify_log
         from guard.audit.wording import lines_of
+        from guard.secret_files import is_exposed
 
         key = read_key(arguments.key_file)
+        if arguments.key_file is not None and is_exposed(arguments.key_file):
+            print(_EXPOSED.format(arguments.key_file), file=sys.stderr)
         while True:
             files = files_of(arguments.path)
             found = verify_log(files, key=key, start=arguments.start, expect_last=arguments.expect_last)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import ssl
-import stat
 from pathlib import Path
 from typing import Final
 
 from guard.errors import SettingsError
+from guard.secret_files import check_secret
 
 __all__ = ["MIN_TOKEN_CHARACTERS", "check_certificates", "read_certificate", "read_secret", "token_digest"]
 
@@ -24,11 +24,7 @@ def read_secret(path: Path, setting: str) -> bytes:
         SettingsError: If it is not there, or anybody on the machine may read or write it.
     """
     data = read_certificate(path, setting)
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise SettingsError(
-            f"{setting} {path} can be read or written by everybody on this machine; `chmod o-rw` it "
-            f"(a Kubernetes secret: defaultMode: 0440)"
-        )
+    check_secret(path, setting)
     return data
 
 

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from guard.audit.chain import MAX_LINE_BYTES
 from guard.audit.files import files_of
@@ -20,8 +21,13 @@ from guard.audit.verify import verify_log
 from guard.cli import main
 from guard.errors import SettingsError
 from guard.incidents import Witness
+from guard.metrics import Metrics
+from guard.records import Records
+from guard.server import GuardServer
 from guard.writer_thread import WriterThread
+from tests.artifacts import write_tiny_artifact
 from tests.records import Tally, incident
+from tests.serving import settings_for
 
 PATIENCE_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -375,6 +381,58 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
         (tmp_path / "key").write_bytes(content)
         with pytest.raises(SettingsError, match="expected 16 to 4096 bytes"):
             read_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o644])
+async def test_a_key_that_is_no_secret_keeps_the_guard_from_starting(tmp_path: Path, mode: int) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    key.chmod(mode)
+    write_tiny_artifact(tmp_path / "models")
+    settings = settings_for(
+        tmp_path / "models", audit_log=tmp_path / "log" / "audit.jsonl", audit_key_file=key
+    )
+
+    with pytest.raises(SettingsError) as refused:
+        await GuardServer(settings).start()
+
+    assert str(refused.value) == (
+        f"audit_key_file {key} can be read or written by everybody on this machine; `chmod o-rw` it (a "
+        f"Kubernetes secret: defaultMode: 0440)"
+    )
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_key_for_a_group_opens_a_log(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    (tmp_path / "key").chmod(0o640)
+    kept = Records(Metrics(CollectorRegistry()))
+    kept.open_audit(tmp_path / "audit.jsonl", max_bytes=10_000, key_file=tmp_path / "key")
+    kept.event("event", {})
+    kept.close(PATIENCE_S)
+    assert verify_log([tmp_path / "audit.jsonl"], key=b"k" * 32).broken is None
+    assert verify_log([tmp_path / "audit.jsonl"]).broken is not None
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o602, True), (0o640, False), (0o600, False)])
+def test_the_command_warns_of_a_key_that_is_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int, warned: bool
+) -> None:
+    key, path = tmp_path / "key", tmp_path / "log" / "audit.jsonl"
+    key.write_bytes(b"k" * 32)
+    key.chmod(mode)
+    log = opened(path, key=read_key(key))
+    log.event("event")
+    log.close()
+
+    assert main(["audit", "verify", str(path), "--key-file", str(key)]) == 0
+
+    words = (
+        f"warning: --key-file {key} can be read or written by everybody on this machine, any of whom may "
+        f"have made up lines that hold; `chmod o-rw` it, and have the log go on in a new file with a new "
+        f"key\n"
+    )
+    assert capsys.readouterr().err == (words if warned else "")
 
 
 def test_the_command_tells_a_good_log_from_one_that_was_tampered_with(
