@@ -20,7 +20,7 @@ from guard.errors import InvalidRequestError, RequestError
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.status import MessageTooLargeError, UnservedRpcError
 
-__all__ = ["ORIGINAL", "Doorkeeper"]
+__all__ = ["ORIGINAL", "Doorkeeper", "first_message"]
 
 ORIGINAL: Final[ContextVar[bytes]] = ContextVar("original", default=b"")
 """Bytes of the request that the running method answers; empty unless the doorkeeper keeps them."""
@@ -78,7 +78,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unserved(self, path: str) -> _Handler:
         async def refuse(requests: Any, context: Context) -> None:
             async with answering(context, path, self._on_rpc):
-                await _first_message(requests)
+                await first_message(requests)
                 raise UnservedRpcError(f"method {path!r} is not served; {self._advice}")
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # whatever the caller thinks the method is
@@ -117,7 +117,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
-async def _first_message(requests: Any) -> None:
+async def first_message(requests: Any) -> None:
     """Take a message, if one comes soon: a client refused while it still sends sees INTERNAL instead."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_FIRST_MESSAGE_S):

@@ -9,13 +9,13 @@ check that looks at the tensors of one request.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
-from guard.rpc.interceptors import ORIGINAL
+from guard.rpc.interceptors import ORIGINAL, first_message
 from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
@@ -76,6 +76,8 @@ def _refuses(name: str, why: str) -> _Method[Any, Any]:
     """Return a method that answers UNIMPLEMENTED and says why; for streams too."""
 
     async def refuse(self: InferenceServicer, request: Any, context: Context) -> Any:
+        if isinstance(request, AsyncIterable):
+            await first_message(request)
         raise UnservedRpcError(f"{name} is not served: {why}")
 
     refuse.__name__ = name

@@ -492,6 +492,24 @@ async def test_methods_that_are_not_served_say_why_and_are_counted(client: Clien
     await expect_a_good_request_to_work(client)
 
 
+async def test_a_stream_is_refused_once_its_sender_has_sent_something(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the sender's own send fails, and gRPC gives INTERNAL in place of the reason."""
+    monkeypatch.setattr("guard.rpc.interceptors._FIRST_MESSAGE_S", 10 * PATIENCE_S)
+    call = client.stub.ModelStreamInfer(timeout=PATIENCE_S)
+    early, _ = await asyncio.wait([asyncio.ensure_future(call.code())], timeout=0.1)
+    assert not early
+
+    await call.write(infer_request(CLEAN[:1]))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refused.value.details().startswith("ModelStreamInfer is not served: streams are not guarded yet")
+    assert client.counted("guard_rpcs_total", "method", "code") == {("ModelStreamInfer", "UNIMPLEMENTED"): 1}
+
+
 @pytest.mark.parametrize(
     "path", [f"/{SERVICE.full_name}/ModelInferno", "/inference.Nope/ModelInfer", "/x/" + "y" * 5000]
 )
