@@ -252,8 +252,5 @@ async def test_what_was_sent_when_the_server_died_is_not_sent_again(
         await client.infer(sent())
 
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert (
-        f"model server {upstream.address} (model 'tiny') cannot be reached, or broke off" in error.details()
-    )
     assert trailing(error) == {"guard-upstream": "true"}
     assert len(upstream.predictions) == 2

@@ -322,30 +322,6 @@ async def test_what_the_server_says_against_a_request_comes_back_as_it_is(
     }
 
 
-async def test_a_server_that_takes_too_long_is_named(repository: Path, upstream: ModelServer) -> None:
-    async with in_front_of(upstream, repository, request_timeout_s=0.2) as client:
-        upstream.open.clear()
-        error = await refused(client, sent())
-        call = await upstream.arrival()
-        await asyncio.wait_for(call.ended.wait(), PATIENCE_S)
-
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "model server" in error.details()
-    assert trailing(error) == {"guard-upstream": "true"}
-
-
-async def test_a_check_that_takes_too_long_is_the_guards_own(
-    repository: Path, upstream: ModelServer, held: list[GatedClassifier]
-) -> None:
-    async with in_front_of(upstream, repository, request_timeout_s=0.2) as client:
-        error = await refused(client, sent())
-        held[0].let_all_go()
-
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert error.details().startswith("the check of model 'tiny' took longer than the 0.200 s")
-    assert trailing(error) == {}
-
-
 async def test_a_caller_who_hangs_up_ends_the_call_to_the_server(
     repository: Path, upstream: ModelServer
 ) -> None:
