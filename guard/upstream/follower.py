@@ -66,6 +66,7 @@ class Follower:
         self._on_change = on_change
         self._known: weakref.WeakSet[LoadedModel] = weakref.WeakSet()
         self._absences = 0
+        self._breaks = 0
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
 
@@ -76,7 +77,7 @@ class Follower:
 
     def knows(self, model: LoadedModel) -> bool:
         """Whether the server is ready, and answers as this model did when it was calibrated."""
-        return self.ready and model in self._known
+        return self.ready and self._breaks == self._link.breaks and model in self._known
 
     async def follow(self, current: Callable[[], LoadedModel | None]) -> None:
         """Look again and again, until cancelled.
@@ -166,13 +167,15 @@ class Follower:
         named = {"name": address.model, "version": address.version}
         if not (await self._link.ask("ModelReady", pb.ModelReadyRequest(**named), _ASK_S)).ready:
             raise UpstreamError(f"{address} says that it is not ready")
+        breaks = self._link.breaks
         metadata = await self._if_served("ModelMetadata", pb.ModelMetadataRequest(**named))
-        if metadata != self.metadata or not self.ready or model not in self._known:
+        if metadata != self.metadata or not self.knows(model):
             self._known.clear()
             self.metadata = metadata
             config = await self._if_served("ModelConfig", pb.ModelConfigRequest(**named))
             self.config = None if config is None else config.config
             await self.get_to_know(model)
+            self._breaks = breaks
 
     async def _if_served(self, method: str, request: object) -> Any:
         try:

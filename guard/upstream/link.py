@@ -57,6 +57,9 @@ class Link:
         counts: Told of each ModelInfer call.
         max_message_bytes: Largest answer.
         credentials: For TLS; None for none.
+
+    Attributes:
+        breaks: How often the connection was lost; whoever is there after that may be somebody else.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Link:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = address
+        self.breaks = 0
+        self._was_up = False
         self._counts = counts
         options = [
             ("grpc.max_send_message_length", -1),  # what came in may go out
@@ -87,8 +92,14 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection; if not, one is begun."""
-        return self._channel.get_state(try_to_connect=True) is ChannelConnectivity.READY
+        """Whether there is a connection; if not, one is begun.
+
+        Looked at before every call, so that no break goes by unseen: a channel connects again only for one.
+        """
+        up = self._channel.get_state(try_to_connect=True) is ChannelConnectivity.READY
+        self.breaks += self._was_up and not up
+        self._was_up = up
+        return up
 
     async def connect(self) -> None:
         """Wait until there is a connection."""
@@ -105,6 +116,7 @@ class Link:
             UpstreamDeadlineError: If it takes longer than ``timeout_s``.
         """
         began, code = time.monotonic(), StatusCode.CANCELLED
+        _ = self.connected
         try:
             call = self._infer(message, timeout=max(0.0, timeout_s), metadata=metadata)
             answer = await call
@@ -121,6 +133,7 @@ class Link:
     async def ask(self, method: str, request: Any, timeout_s: float) -> Any:
         """Call a method other than ModelInfer; errors as those of :meth:`infer`."""
         began = time.monotonic()
+        _ = self.connected
         try:
             return await getattr(self._stub, method)(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:

@@ -108,7 +108,7 @@ class UpstreamServer:
         Raises:
             UpstreamError: If that takes too long.
         """
-        if self._follower.knows(model) and self._link.connected:
+        if self._link.connected and self._follower.knows(model):
             return
         wait_s = min(self._wait_s, limit_s)
         try:

@@ -163,6 +163,24 @@ async def test_a_model_that_is_exchanged_behind_the_guard_is_noticed_by_its_vers
     assert "could not be asked within 0.050 s" in again.details()
 
 
+async def test_another_model_behind_a_restart_that_nobody_saw_is_noticed_by_the_connection(
+    repository: Path, upstream: ModelServer
+) -> None:
+    async with in_front_of(upstream, repository, upstream_poll_s=1000.0, **SHORT) as client:
+        await client.infer(sent())
+        await upstream.kill()
+        upstream.load(linear_classifier(seed=5))
+        upstream.calls.clear()
+        await upstream.start()
+        error = await refused(client, sent())
+        asked_meanwhile = list(upstream.predictions)
+        upstream.load(linear_classifier())
+        await becomes(client, True)
+        await client.infer(sent())
+
+    assert (error.code(), asked_meanwhile) == (grpc.StatusCode.UNAVAILABLE, [])
+
+
 async def test_a_server_that_knows_no_such_model_is_told_with_its_words(tmp_path: Path) -> None:
     nobody = grpc.aio.server()
     port = nobody.add_insecure_port("127.0.0.1:0")
