@@ -48,6 +48,7 @@ def read_image_folder(folder: Path, geometry: Geometry) -> ImageSet:
             f"{folder} holds class folders such as {classes[0].name!r} and loose images such as "
             f"{loose[0].name!r}, expected one or the other; move the images into their class folders"
         )
+    _refuse_deeper(folder, classes)
     groups = [_image_files(entry) for entry in classes] or [loose]
     files = [file for group in groups for file in group]
     if not files:
@@ -63,6 +64,21 @@ def read_image_folder(folder: Path, geometry: Geometry) -> ImageSet:
 
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
+
+
+def _refuse_deeper(folder: Path, classes: Sequence[Path]) -> None:
+    """Refuse images that lie deeper than in class folders: they would be left out, or all of them missed.
+
+    Raises:
+        DataError: Naming the first such folder.
+    """
+    for entry in classes:
+        for deeper in sorted(one for one in entry.iterdir() if one.is_dir() and not _is_hidden(one)):
+            if _image_files(deeper):
+                raise DataError(
+                    f"{folder} holds images in {deeper.relative_to(folder)}, deeper than its class folders; give "
+                    f"the folder whose sub-folders are the classes, such as {entry}"
+                )
 
 
 def _image_files(folder: Path) -> list[Path]:

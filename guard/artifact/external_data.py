@@ -48,7 +48,8 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise UnfitModelError(
-            f"{where} is not an ONNX model ({error}); expected a file in ONNX format"
+            f"{where} is not an ONNX model ({error}); expected a file in ONNX format: a PyTorch model is "
+            f"exported with torch.onnx.export"
         ) from error
     if not model.graph.node:
         raise UnfitModelError(f"{where} holds an ONNX graph without nodes; expected an image classifier")

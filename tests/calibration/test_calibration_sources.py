@@ -178,6 +178,16 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         read_images(tmp_path, None, RGB)
 
 
+def test_images_deeper_than_class_folders_are_refused_rather_than_left_out(tmp_path: Path) -> None:
+    for name in ("cat", "train/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        save(tmp_path / name / "a.png", pixels()[0])
+    with pytest.raises(
+        DataError, match=re.escape("holds images in train/dog, deeper than its class folders")
+    ):
+        read_images(tmp_path, None, RGB)
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=re.escape("holds no images; expected files ending in .bmp, .jpeg, .jpg")
