@@ -76,8 +76,8 @@ def _refuse_deeper(folder: Path, classes: Sequence[Path]) -> None:
         for deeper in sorted(one for one in entry.iterdir() if one.is_dir() and not _is_hidden(one)):
             if _image_files(deeper):
                 raise DataError(
-                    f"{folder} holds images in {deeper.relative_to(folder)}, deeper than its class folders; give "
-                    f"the folder whose sub-folders are the classes, such as {entry}"
+                    f"{folder} holds images in {deeper.relative_to(folder)}, deeper than its class folders; "
+                    f"give the folder whose sub-folders are the classes, such as {entry}"
                 )
 
 
