@@ -50,6 +50,7 @@ class Process:
         while (line := self._news.get(timeout=PATIENCE_S)) is not None:
             if line.startswith("{") and (record := json.loads(line))["message"] == message:
                 return dict(record)
+        self.end()
         pytest.fail(f"guard ended before it said {message!r}: {self.lines}")
 
     def end(self, number: int | None = None) -> int:

@@ -109,6 +109,7 @@ def test_a_guard_that_was_killed_goes_on_with_the_chain_and_the_quarantine(
 ) -> None:
     key = tmp_path / "key"
     key.write_text("0123456789abcdef" * 4)
+    key.chmod(0o600)
     served = start(repository, AUDIT_KEY_FILE=key)
     with calling(served) as stub:
         refusal(stub, SUSPICIOUS[:1])
