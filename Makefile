@@ -17,7 +17,7 @@ setup: $(VENV)/.developer  ## Make .venv with everything a CPU-only machine need
 demo: $(VENV)/.developer  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, heal it, swap it in, show the result
 	$(BIN)/python -m benchmarks.demo
 
-test: $(VENV)/.developer  ## Run the tests (about two minutes)
+test: $(VENV)/.developer  ## Run the tests (about four minutes)
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-all: $(VENV)/.developer  ## Run the slow tests and those against Ray and other projects' servers and clients too
