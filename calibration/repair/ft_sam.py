@@ -57,7 +57,7 @@ class SharpnessAwareFineTuning(Repair):
 
     Deviations:
         20 epochs rather than 100, for a CPU; in so few, a rate of 0.1 takes more of a backdoor out than the
-        authors' 0.01, which hardly moves a WRN-16-1. The authors' code moves its cosine on after each batch rather
+        authors' 0.01, which hardly moves a WRN-16-1. Their code moves its cosine on after each batch rather
         than each epoch, so that their rate swings up and down over about 20 epochs; here it falls once.
     """
 
