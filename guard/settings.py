@@ -5,11 +5,10 @@ Only :mod:`guard.cli` and :mod:`guard.server` read settings; rooms take plain ar
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,70 +18,14 @@ from pydantic_settings import (
 
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError
+from guard.model_settings import Count, ModelSettings, OnUncheckable, Rate
 
-__all__ = ["ModelSettings", "Settings", "load_settings"]
+__all__ = ["Settings", "load_settings"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 bits
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-OnUncheckable = Literal["refuse", "answer"]
-_TARGET = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
-
-
-class ModelSettings(BaseModel):
-    """Settings of one model; what is left out is taken from the server's.
-
-    Attributes:
-        policy: See :class:`Settings`.
-        on_uncheckable: See :class:`Settings`.
-        upstream: Model server that answers, ``host:port`` or ``unix:/path``; None to run the model here.
-        upstream_model: Name of the model there; None for the same as here.
-        upstream_version: Version to ask for there; None to leave that to the server.
-        upstream_check: Where the blends of a check are run: ``local``, on the artifact's copy of the model,
-            or ``upstream``, on the model server.
-        upstream_max_batch_size: Most rows in a request that the server takes, where it does not say so.
-        upstream_tls_ca: Who signs the server's certificate, PEM; None for a connection without TLS.
-        upstream_tls_cert: Certificate chain that the guard shows there, PEM; None to show none.
-        upstream_tls_key: Its key, PEM.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: Policy | None = None
-    on_uncheckable: OnUncheckable | None = None
-    upstream: str | None = None
-    upstream_model: Annotated[str, Field(min_length=1)] | None = None
-    upstream_version: Annotated[str, Field(min_length=1)] | None = None
-    upstream_check: Literal["local", "upstream"] = "local"
-    upstream_max_batch_size: Count = 64
-    upstream_tls_ca: Path | None = None
-    upstream_tls_cert: Path | None = None
-    upstream_tls_key: Path | None = None
-
-    @field_validator("upstream")
-    @classmethod
-    def _is_a_target(cls, value: str | None) -> str | None:
-        if value is not None and not _TARGET.fullmatch(value):
-            raise ValueError("expected host:port or unix:/path")
-        return value
-
-    @model_validator(mode="after")
-    def _there_is_a_server(self) -> ModelSettings:
-        beside = sorted(name for name in self.model_fields_set if name.startswith("upstream_"))
-        if beside and self.upstream is None:
-            raise ValueError(f"expected upstream beside {beside[0]}, got none; say which server it is about")
-        if (self.upstream_tls_cert is None) != (self.upstream_tls_key is None):
-            raise ValueError(
-                "expected upstream_tls_cert and upstream_tls_key both or neither, got one of them"
-            )
-        if self.upstream_tls_cert is not None and self.upstream_tls_ca is None:
-            raise ValueError(
-                "expected upstream_tls_ca beside upstream_tls_cert, got none; name who signs there"
-            )
-        return self
 
 
 class Settings(BaseSettings):
@@ -97,6 +40,7 @@ class Settings(BaseSettings):
             answers at once and only records.
         on_uncheckable: ``refuse`` fails closed where an input cannot be checked; ``answer``
             lets it through and counts it.
+        sampling: Share of the requests that are checked; below 1 only with ``monitor``.
         device: ``auto`` takes CUDA where there is one.
         threads: CPU threads of one device call; 0 for one a core.
         max_batch_pairs: Pairs (image and overlay) a device batch is filled up to.
@@ -152,6 +96,7 @@ class Settings(BaseSettings):
     metrics_port: Port = 9100
     policy: Policy = Policy.ENFORCE
     on_uncheckable: OnUncheckable = "refuse"
+    sampling: Rate = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads = 0
     max_batch_pairs: Count = 64
@@ -197,6 +142,31 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_goes_unchecked_that_could_be_refused(self) -> Settings:
+        held = {name: (self.policy_of(name), self.sampling_of(name)) for name in self.guarded}
+        for name, (policy, rate) in {"": (self.policy, self.sampling), **held}.items():
+            if rate < 1.0 and policy is not Policy.MONITOR:
+                where = f"models.{name}.sampling" if name else "sampling"
+                raise ValueError(
+                    f"expected {where} to be 1 with policy '{policy}', got {rate:g}; have everything "
+                    f"checked, or set the policy 'monitor'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_guarded_is_guarded_under_every_name(self) -> Settings:
+        """Refuse a way around by configuration: the same model of the same server both with and without."""
+        guarded = {place: name for name in self.guarded if (place := self.models[name].place_of(name))}
+        for name in self.unguarded:
+            place = self.models[name].place_of(name)
+            if place is not None and (other := guarded.get(place)) is not None:
+                raise ValueError(
+                    f"models.{name} passes requests without a check to what models.{other} guards, "
+                    f"{self.models[name].upstream}; leave out one of them"
+                )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -208,6 +178,21 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: flags, environment, TOML file."""
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Names of the models with settings of their own that are checked."""
+        return tuple(name for name, own in self.models.items() if own.guarded)
+
+    @property
+    def unguarded(self) -> tuple[str, ...]:
+        """Names of the models whose requests are passed on without a check."""
+        return tuple(name for name, own in self.models.items() if not own.guarded)
+
+    def sampling_of(self, model: str) -> float:
+        """Return the share of the requests for one model that are checked."""
+        own = self.models.get(model)
+        return self.sampling if own is None or own.sampling is None else own.sampling
 
     def policy_of(self, model: str) -> Policy:
         """Return the policy of one model."""

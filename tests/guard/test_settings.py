@@ -9,7 +9,8 @@ import pytest
 
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError
-from guard.settings import ModelSettings, Settings, load_settings
+from guard.model_settings import ModelSettings
+from guard.settings import Settings, load_settings
 
 KNOWN = ", ".join(Settings.model_fields)
 
@@ -46,6 +47,7 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "metrics_port": 9100,
         "policy": Policy.ENFORCE,
         "on_uncheckable": "refuse",
+        "sampling": 1.0,
         "device": "auto",
         "threads": 0,
         "max_batch_pairs": 64,
@@ -213,8 +215,8 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         ("[model.cats]\npolicy = 'flag'", f"setting 'model' is not known; known are {KNOWN}"),
         (
             "[models.cats]\npolcy = 'flag'",
-            "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, upstream, "
-            "upstream_model, upstream_version, upstream_check, upstream_max_batch_size, "
+            "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
+            "guarded, upstream, upstream_model, upstream_version, upstream_check, upstream_max_batch_size, "
             "upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
         ),
         (

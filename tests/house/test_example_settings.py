@@ -8,7 +8,8 @@ import tomllib
 from pathlib import Path
 
 from guard.cli import Serve
-from guard.settings import ModelSettings, Settings, load_settings
+from guard.model_settings import ModelSettings
+from guard.settings import Settings, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "guard.example.toml"
 SETTING = re.compile(r"# ((?:[a-z_]+ = .+)|(?:\[models\.\w+\]))")
@@ -57,6 +58,8 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
     assert settings.models[name] == ModelSettings(
         policy="flag",
         on_uncheckable="answer",
+        sampling=1.0,
+        guarded=True,
         upstream="127.0.0.1:8101",
         upstream_model="signs",
         upstream_version="3",
