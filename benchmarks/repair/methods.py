@@ -72,6 +72,7 @@ _VARIANTS: Final[Mapping[str, Method]] = MappingProxyType(
         method.name: method
         for method in (
             Method("mcr", "t3", {"t": 0.3, "endpoint_rate": 0.1}),
+            Method("guided_unlearning", "reversed", trigger="reversed"),
             Method("unlearning", "reversed", trigger="reversed"),
             Method("unlearning", "original", trigger="original"),
             Method("unlearning", "clean", {"share": 0.0}),

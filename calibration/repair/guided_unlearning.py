@@ -1,7 +1,8 @@
-"""Unlearn what moves the network most, and keep what it knew; needs neither a trigger nor labels."""
+"""Unlearn what moves the network most, and keep what it knew; neither a trigger nor labels are needed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from calibration.attacks.base import Attack
 from calibration.augmentation import Augmentation
 from calibration.checkpoint import fingerprint
 from calibration.errors import ModelError
@@ -17,6 +19,7 @@ from calibration.prediction import device_of
 from calibration.recipe import Precision, Recipe
 from calibration.repair.base import Repair, RepairResult, Sitting, StageRecord, Supplies, copy_of
 from calibration.repair.perturbations import Range
+from calibration.repair.stamping import Stamp, fingerprint_of, hand_out, stamps_of, with_grids
 from calibration.repair.suspects_file import found_once
 from calibration.repair.suspicion import Suspects, Suspicion, both, suspect
 from calibration.schedules import OneCycle
@@ -40,6 +43,10 @@ class GuidedUnlearning(Repair):
     The gradient's norm is bounded: the first perturbed images are answered with such certainty that their
     gradients would tear through all that the network knows.
 
+    Triggers that a scan found, where they are given, take part of the perturbed images, as they are and in
+    grids of four and nine: it is they that this network is known to answer, and what was only weakened
+    shows under many copies.
+
     Args:
         rounds: Times that it is sought and unlearned: what moves most may hide what moves less.
         epochs: Passes over the clean images in each round.
@@ -57,6 +64,7 @@ class GuidedUnlearning(Repair):
         floor: Share of the unlearning that goes to what moves the network at all, to every label by how well
             it is reached; the rest goes by what a label gains over the runner-up.
         search_steps: Steps of each search.
+        given: Share of the perturbed images that carry a trigger, where any was given.
         precision: What the network computes in.
 
     Raises:
@@ -85,6 +93,7 @@ class GuidedUnlearning(Repair):
     patch: float = 0.125
     floor: float = 0.4
     search_steps: int = 25
+    given: float = 0.5
     precision: Precision = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -94,8 +103,9 @@ class GuidedUnlearning(Repair):
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         if not 0 < self.perturbed <= 1:
             raise ValueError(f"perturbed: expected a share in (0, 1], got {self.perturbed}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor: expected a share in [0, 1], got {self.floor}")
+        for name in ("floor", "given"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}")
         if self.patch > 1:
             raise ValueError(f"patch: expected a share of the image's side, got {self.patch}")
         if self.rounds < 1:
@@ -136,9 +146,11 @@ class GuidedUnlearning(Repair):
             )
         teacher = _fixed(model)
         student, train = copy_of(model), supplies.train.to(device_of(model))
+        triggers = with_grids(supplies.triggers, train.images) if self.given else []
+        stamps = _Stamps.of(triggers, train.images)
         ends, found = Range(supplies.low, supplies.high), None
         stages: list[StageRecord] = []
-        facts: dict[str, float] = {}
+        facts: dict[str, float] = {"triggers": float(len(supplies.triggers) if self.given else 0)}
         for number in range(1, self.rounds + 1):
             new, seconds = self._seek(
                 number, student, train.images, ends, supplies.classes, generator, sitting
@@ -153,7 +165,7 @@ class GuidedUnlearning(Repair):
                 train,
                 self.recipe(supplies.augmentation),
                 generator=generator,
-                hooks=_Lesson(self, teacher, found, ends).hooks(),
+                hooks=_Lesson(self, teacher, found, ends, stamps).hooks(),
             )
             each = min(self.batch, len(train))
             sent = unlearning.images // each * (each + self.perturbed_of(each))
@@ -197,17 +209,34 @@ class GuidedUnlearning(Repair):
         )
 
 
+@dataclass(frozen=True)
+class _Stamps:
+    """Triggers that were given, and what tells them from others; none and nothing where none were."""
+
+    each: Sequence[Stamp]
+    identity: str
+
+    @classmethod
+    def of(cls, triggers: Sequence[Attack], images: Tensor) -> _Stamps:
+        return cls(
+            stamps_of(triggers, images), f", triggers {fingerprint_of(triggers, images)}" if triggers else ""
+        )
+
+
 class _Lesson:
     """What is learned at a step: the teacher's answers on clean images, on those and on perturbed ones."""
 
-    def __init__(self, options: GuidedUnlearning, teacher: nn.Module, found: Suspects, ends: Range) -> None:
+    def __init__(
+        self, options: GuidedUnlearning, teacher: nn.Module, found: Suspects, ends: Range, stamps: _Stamps
+    ) -> None:
         self.options, self.teacher, self.found, self.ends = options, teacher, found, ends
+        self.stamps = stamps
 
     def hooks(self) -> Hooks:
         held = self.found.perturbations
         ends = (self.ends.low, self.ends.high)
         seen = [*self.teacher.state_dict().values(), *ends, held.keep, held.add, self.found.weights]
-        identity = f"guided unlearning, {asdict(self.options)}, {fingerprint(seen)}"
+        identity = f"guided unlearning, {asdict(self.options)}, {fingerprint(seen)}{self.stamps.identity}"
         return Hooks(finish=self._perturb, objective=self._loss, identity=identity)
 
     def _perturb(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -216,7 +245,13 @@ class _Lesson:
         count = self.options.perturbed_of(len(images))
         which = torch.multinomial(self.found.weights, count, replacement=True, generator=generator)
         units = self.ends.unit(images[:count])
-        return torch.cat([images, self.ends.full(self.found.perturbations.put(units, which))])
+        perturbed = self.ends.full(self.found.perturbations.put(units, which))
+        if self.stamps.each:
+            carrying = torch.arange(max(1, round(self.options.given * count)))
+            first = int(torch.randint(len(self.stamps.each), (), generator=generator))
+            stamped = hand_out(images[: len(carrying)], carrying, self.stamps.each, first)
+            perturbed[: len(carrying)] = stamped.to(perturbed.dtype)
+        return torch.cat([images, perturbed])
 
     def _loss(self, student: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         clean = len(targets)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from calibration.attacks.amplified import amplified
 from calibration.attacks.base import Attack
 from calibration.attacks.inverted import Inverted
 from calibration.checkpoint import fingerprint
 from calibration.errors import DataError
 from calibration.repair.base import stamped
 
-__all__ = ["Stamp", "fingerprint_of", "hand_out", "stamps_of"]
+__all__ = ["Stamp", "fingerprint_of", "hand_out", "stamps_of", "with_grids"]
 
 Stamp = Callable[[Tensor], Tensor]
 """Returns copies of a batch, float32, with a trigger on each."""
+
+COPIES = (4, 9)
+"""Of a patch in a grid, as amplified attacks show it."""
 
 _PROBED = 16
 
@@ -40,6 +45,21 @@ def stamps_of(triggers: Sequence[Attack], images: Float[Tensor, "n c h w"]) -> l
         if not fits:
             raise DataError(f"trigger {trigger.name}: expected one for {tuple(images.shape[1:])} images")
     return [_stamp_of(trigger) for trigger in triggers]
+
+
+def with_grids(triggers: Sequence[Attack], images: Float[Tensor, "n c h w"]) -> list[Attack]:
+    """Return the triggers, each patch followed by grids of four and nine copies, if there is room."""
+    return [one for trigger in triggers for one in (trigger, *_grids_of(trigger, images[:1]))]
+
+
+def _grids_of(trigger: Attack, image: Float[Tensor, "1 c h w"]) -> list[Attack]:
+    grids = []
+    for copies in COPIES:
+        with suppress(ValueError):  # no patch, or no room
+            grid = amplified(trigger, copies)
+            stamped(grid, image)
+            grids.append(grid)
+    return grids
 
 
 def hand_out(

@@ -316,7 +316,7 @@ def test_images_too_small_for_waves_are_refused() -> None:
     ("option", "value"),
     [
         ("noise", 0.0), ("shade", -1.0), ("wave", 0.0), ("patch", 1.5), ("weight", 0.0), ("perturbed", 0.0),
-        ("perturbed", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0), ("clip", 0.0),
+        ("perturbed", 1.1), ("given", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0), ("clip", 0.0),
         ("rounds", 0),
         ("epochs", 0),
     ],
@@ -324,3 +324,16 @@ def test_images_too_small_for_waves_are_refused() -> None:
 def test_an_option_out_of_its_range_is_refused_by_name(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=option):
         GuidedUnlearning(**{option: value})
+
+
+def test_a_trigger_that_was_given_is_unlearned_though_the_search_is_blind_to_it() -> None:
+    model, supplies = backdoored()
+    blind = {"noise": 0.001, "shade": 0.001, "wave": 0.001, "patch": 0.05, "search_steps": 1}
+    rates = {}
+    for given in (0.0, 0.5):
+        repair = GuidedUnlearning(given=given, epochs=10, cutout=0, precision="float32", **blind)  # type: ignore[arg-type]
+        done = repair.repair(model, supplies, generator=seeded(), sitting=Sitting())
+        assert done.facts["triggers"] == (1.0 if given else 0.0)
+        rates[given] = rate_of_success(done.model, supplies)
+    assert rates[0.0] > 0.5
+    assert rates[0.5] < 0.1

@@ -10,7 +10,7 @@ from calibration.attacks.badnets import BadNets
 from calibration.attacks.inverted import Inverted
 from calibration.errors import DataError
 from calibration.repair.base import Sitting, accuracy, stamped
-from calibration.repair.stamping import fingerprint_of, hand_out, stamps_of
+from calibration.repair.stamping import fingerprint_of, hand_out, stamps_of, with_grids
 from calibration.repair.unlearning import Unlearning, put_on
 from tests.calibration.repair_corner import (
     attacked,
@@ -53,6 +53,18 @@ def test_a_trigger_looks_the_same_as_tensors_and_as_arrays(trigger: object) -> N
     (stamp,) = stamps_of([trigger], images)
     assert torch.equal(stamp(images), stamped(trigger, images))
     assert not torch.equal(stamp(images), images)
+
+
+def test_a_patch_is_followed_by_its_grids_and_what_is_no_patch_by_none() -> None:
+    small = np.zeros((1, 12, 12), np.float32)
+    small[0, 10:, 10:] = 1.0
+    patch = Inverted(0, mask=small, pattern=numbers(2, 12, 12))
+    added = Inverted(0, addition=numbers(2, 12, 12))
+    all_three = with_grids([patch, added], noise(side=12))
+    assert [all_three[0], all_three[3]] == [patch, added]
+    shown = [stamped(one, torch.zeros(1, 2, 12, 12))[0, 0].count_nonzero().item() for one in all_three[:3]]
+    assert shown == [4, 16, 36]
+    assert len(with_grids([Inverted(0, mask=small + 1 - small, pattern=small)], noise(side=12))) == 1
 
 
 def test_a_trigger_of_another_size_is_refused() -> None:
