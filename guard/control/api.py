@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["CanaryStatus", "Control", "Failure", "ModelStatus", "SwapReport", "VersionInfo"]
+__all__ = [
+    "Agreement",
+    "CanaryStatus",
+    "Control",
+    "Failure",
+    "ModelStatus",
+    "SwapReport",
+    "VersionInfo",
+    "at_once",
+]
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,14 @@ class VersionInfo:
     boundary_bits: float
     certified_frr: float | None
     loaded_at: float
+
+
+Agreement = Callable[[VersionInfo], Awaitable[None]]
+"""Asked of a version that could take over, before anything is changed; raises where it is not to."""
+
+
+async def at_once(candidate: VersionInfo) -> None:
+    """Agree to every version: there is nobody else who would have to take it over too."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from guard.control.announcer import Event
-from guard.control.api import CanaryStatus, ModelStatus, SwapReport
+from guard.control.api import Agreement, CanaryStatus, ModelStatus, SwapReport, at_once
 from guard.control.canary import Canary
 from guard.control.canary_counts import CanaryCounts
 from guard.control.canary_tally import Breach, CanaryLimits, CanaryTally
@@ -29,6 +29,9 @@ __all__ = ["ControlRoom"]
 
 class ControlRoom:
     """The operations behind :class:`~guard.control.api.Control`.
+
+    Where several processes serve the same models, each change waits for an agreement that all can make it:
+    it is asked for when this one could, and nothing is changed before.
 
     Args:
         keeper: Keeps the models.
@@ -58,15 +61,25 @@ class ControlRoom:
         statuses = await self._keeper.status(model)
         return tuple(replace(status, canary=self._canary_of(status.name)) for status in statuses)
 
-    async def swap(self, model: str, version: str = "", *, digest: str = "", actor: str = "") -> SwapReport:
+    async def swap(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        digest: str = "",
+        actor: str = "",
+        agreement: Agreement = at_once,
+    ) -> SwapReport:
         """Serve a version, the highest one if none is named; only with the given digest, if one is given."""
-        return await self._keeper.swap(model, version, digest=digest, actor=actor)
+        return await self._keeper.swap(model, version, digest=digest, actor=actor, agreement=agreement)
 
-    async def rollback(self, model: str, *, actor: str = "") -> SwapReport:
+    async def rollback(self, model: str, *, actor: str = "", agreement: Agreement = at_once) -> SwapReport:
         """Serve the version that was served before."""
-        return await self._keeper.rollback(model, actor=actor)
+        return await self._keeper.rollback(model, actor=actor, agreement=agreement)
 
-    async def start_canary(self, model: str, version: str, *, share: float, actor: str = "") -> CanaryStatus:
+    async def start_canary(
+        self, model: str, version: str, *, share: float, actor: str = "", agreement: Agreement = at_once
+    ) -> CanaryStatus:
         """Let a candidate answer a share of the requests, and watch it.
 
         Raises:
@@ -74,12 +87,14 @@ class ControlRoom:
         """
         keeper = self._keeper.keeper_of(model)
         picked = Share(share, self._generator)
-        return await keeper.exclusively(partial(self._start, keeper, version, picked, share, actor))
+        return await keeper.exclusively(
+            partial(self._start, keeper, version, picked, share, actor, agreement)
+        )
 
-    async def promote(self, model: str, *, actor: str = "") -> SwapReport:
+    async def promote(self, model: str, *, actor: str = "", agreement: Agreement = at_once) -> SwapReport:
         """Serve the candidate that is being tried: one switch, nothing is loaded again."""
         keeper = self._keeper.keeper_of(model)
-        return await keeper.exclusively(partial(self._promote, keeper, actor))
+        return await keeper.exclusively(partial(self._promote, keeper, actor, agreement))
 
     async def stop_canary(self, model: str, *, actor: str = "") -> CanaryStatus:
         """Take the candidate off the traffic; requests that it began with it finishes."""
@@ -87,7 +102,13 @@ class ControlRoom:
         return await keeper.exclusively(partial(self._stop, keeper, actor))
 
     async def _start(
-        self, keeper: ModelKeeper, version: str, picked: Share, share: float, actor: str
+        self,
+        keeper: ModelKeeper,
+        version: str,
+        picked: Share,
+        share: float,
+        actor: str,
+        agreement: Agreement,
     ) -> CanaryStatus:
         keeper.require_no_candidate()
         if keeper.served.upstream is not None:
@@ -100,7 +121,7 @@ class ControlRoom:
             raise CandidateError(
                 f"version {version!r} of model {keeper.name!r} serves already, expected another one to try"
             )
-        candidate = await keeper.load(version, digest="", actor=actor)
+        candidate = await keeper.load(version, digest="", actor=actor, agreement=agreement)
         try:
             keeper.served.slot.admit(candidate)
         except ShuttingDownError:
@@ -126,9 +147,10 @@ class ControlRoom:
         self._canaries[keeper.name] = canary
         return canary
 
-    async def _promote(self, keeper: ModelKeeper, actor: str) -> SwapReport:
+    async def _promote(self, keeper: ModelKeeper, actor: str, agreement: Agreement) -> SwapReport:
         start = time.monotonic()
-        candidate = self._require_candidate(keeper)
+        await agreement(version_info(self._require_candidate(keeper)))
+        candidate = self._require_candidate(keeper)  # a limit may have been exceeded meanwhile
         self._end(keeper, CanaryOutcome.PROMOTED, CanaryOutcome.PROMOTED.value)
         record = keeper.record.swapped_to(ServedVersion(version=candidate.version, digest=candidate.digest))
         return await keeper.switch(candidate, Event.PROMOTED, record, actor=actor, start=start)

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from guard.control.api import ModelStatus, SwapReport
+import numpy as np
+
+from guard.control.api import Agreement, ModelStatus, SwapReport, at_once
 from guard.control.model_keeper import ModelKeeper
 from guard.control.served_versions import ModelRecord
 from guard.control.start import start_model
 from guard.control.tools import Tools
 from guard.control.watcher import watch
 from guard.dataplane.served import OnUncheckable, ServedModel
+from guard.dataplane.share import Share
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError, UnknownModelError
 from guard.runtime.slot import ModelSlot
@@ -39,13 +42,16 @@ class Keeper:
         self._records: dict[str, ModelRecord] | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    async def start(self, name: str, policy: Policy, on_uncheckable: OnUncheckable) -> None:
+    async def start(
+        self, name: str, policy: Policy, on_uncheckable: OnUncheckable, sampling: float = 1.0
+    ) -> None:
         """Load a model of the repository and serve it: what served last, or the next best version.
 
         Args:
             name: Its directory in the repository.
             policy: What is done with suspicious inputs.
             on_uncheckable: What is done with inputs that cannot be checked.
+            sampling: Share of the requests that are checked.
 
         Raises:
             ArtifactError: If no version of it can be served.
@@ -55,6 +61,8 @@ class Keeper:
         directory = self._repository / name
         started = await start_model(name, directory, record, self._tools)
         served = ServedModel(ModelSlot(started.model), policy, on_uncheckable)
+        if sampling < 1.0:
+            served.sampling = Share(sampling, np.random.default_rng())
         keeper = ModelKeeper(directory, served, started, self._tools)
         self.models[name], self._keepers[name] = served, keeper
         self._tools.announcer.loaded(started.model, served)
@@ -70,13 +78,21 @@ class Keeper:
         keepers = [self.keeper_of(model)] if model else self._keepers.values()
         return tuple(await asyncio.gather(*(keeper.status() for keeper in keepers)))
 
-    async def swap(self, model: str, version: str = "", *, digest: str = "", actor: str = "") -> SwapReport:
+    async def swap(
+        self,
+        model: str,
+        version: str = "",
+        *,
+        digest: str = "",
+        actor: str = "",
+        agreement: Agreement = at_once,
+    ) -> SwapReport:
         """Serve a version, the highest one if none is named; only with the given digest, if one is given."""
-        return await self.keeper_of(model).swap(version, digest=digest, actor=actor)
+        return await self.keeper_of(model).swap(version, digest=digest, actor=actor, agreement=agreement)
 
-    async def rollback(self, model: str, *, actor: str = "") -> SwapReport:
+    async def rollback(self, model: str, *, actor: str = "", agreement: Agreement = at_once) -> SwapReport:
         """Serve the version that was served before."""
-        return await self.keeper_of(model).rollback(actor=actor)
+        return await self.keeper_of(model).rollback(actor=actor, agreement=agreement)
 
     def keeper_of(self, model: str) -> ModelKeeper:
         """Return the keeper of one model.

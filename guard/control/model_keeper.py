@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.control.announcer import Event
-from guard.control.api import Failure, ModelStatus, SwapReport, VersionInfo
+from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, VersionInfo, at_once
 from guard.control.candidate import load_candidate, manifest_digest, state_of
 from guard.control.listing import Listing
 from guard.control.served_versions import ModelRecord, ServedVersion
@@ -87,19 +87,24 @@ class ModelKeeper:
         self._operation.add_done_callback(self._operation_done)
         return await asyncio.shield(self._operation)
 
-    async def swap(self, version: str, *, digest: str, actor: str) -> SwapReport:
+    async def swap(
+        self, version: str, *, digest: str, actor: str, agreement: Agreement = at_once
+    ) -> SwapReport:
         """Serve a version, the highest one if it is empty; see :class:`~guard.control.api.Control`."""
-        return await self.exclusively(lambda: self._swap(version, digest, actor))
+        return await self.exclusively(lambda: self._swap(version, digest, actor, agreement))
 
-    async def rollback(self, *, actor: str) -> SwapReport:
+    async def rollback(self, *, actor: str, agreement: Agreement = at_once) -> SwapReport:
         """Serve the version that was served before."""
-        return await self.exclusively(lambda: self._roll_back(actor))
+        return await self.exclusively(lambda: self._roll_back(actor, agreement))
 
-    async def load(self, version: str, *, digest: str, actor: str) -> LoadedModel:
+    async def load(
+        self, version: str, *, digest: str, actor: str, agreement: Agreement = at_once
+    ) -> LoadedModel:
         """Load a version beside the one that serves, within an operation; whoever asked has to close it.
 
         Raises:
             CandidateError: If it cannot come to serve; that is counted and told.
+            Exception: What ``agreement`` raises; the version is closed again.
         """
         start = time.monotonic()
         serving = self._serving()
@@ -115,6 +120,13 @@ class ModelKeeper:
             )
             raise
         self._tools.announcer.candidate_loaded(self.name, time.monotonic() - start)
+        try:
+            await agreement(version_info(candidate))
+        except BaseException as error:
+            if isinstance(error, CandidateError) and error.its_own:
+                self.distrust(candidate, str(error))
+            await asyncio.to_thread(candidate.close)
+            raise
         return candidate
 
     async def switch(
@@ -209,7 +221,7 @@ class ModelKeeper:
         if self._operation is not None:
             await asyncio.wait([self._operation])
 
-    async def _swap(self, version: str, digest: str, actor: str) -> SwapReport:
+    async def _swap(self, version: str, digest: str, actor: str, agreement: Agreement) -> SwapReport:
         start = time.monotonic()
         self.require_no_candidate()
         wanted = version or (await asyncio.to_thread(self._available) or [""])[-1]
@@ -217,12 +229,12 @@ class ModelKeeper:
         if wanted == current.version and digest in {"", current.digest}:
             info = version_info(current)
             return SwapReport(self.name, info, info, time.monotonic() - start, changed=False)
-        candidate = await self.load(wanted, digest=digest, actor=actor)
+        candidate = await self.load(wanted, digest=digest, actor=actor, agreement=agreement)
         new = ServedVersion(version=candidate.version, digest=candidate.digest)
         record = self.record.swapped_to(new)
         return await self.switch(candidate, Event.SWAPPED, record, actor=actor, start=start)
 
-    async def _roll_back(self, actor: str) -> SwapReport:
+    async def _roll_back(self, actor: str, agreement: Agreement) -> SwapReport:
         start = time.monotonic()
         self.require_no_candidate()
         if not self.record.history:
@@ -231,7 +243,7 @@ class ModelKeeper:
                 f"one of {list((await self._listing.look()).versions)}"
             )
         past = self.record.history[0]
-        candidate = await self.load(past.version, digest=past.digest, actor=actor)
+        candidate = await self.load(past.version, digest=past.digest, actor=actor, agreement=agreement)
         record = self.record.rolled_back()
         return await self.switch(candidate, Event.ROLLED_BACK, record, actor=actor, start=start)
 
