@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format proto bench clean
+.PHONY: help setup demo test test-all peers test-peers check format proto bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ test: $(VENV)/.developer  ## Run the tests (about four minutes)
 
 test-all: $(VENV)/.developer  ## Run the slow tests and those against Ray and other projects' servers and clients too
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup -m "not gpu"
+
+peers:  ## Install other projects' servers and clients, each in an environment of its own (build/peers)
+	$(PYTHON) -m peers
+
+test-peers: $(VENV)/.developer peers  ## Run the tests against them (about a minute)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope -m peer
 
 check: $(VENV)/.developer  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .

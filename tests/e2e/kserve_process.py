@@ -1,7 +1,4 @@
-"""The real KServe model server as a process, serving an ONNX model.
-
-Set KSERVE_ENVIRONMENT to a virtual environment that has it already, else one is made.
-"""
+"""The real KServe model server as a process, serving an ONNX model."""
 
 from __future__ import annotations
 
@@ -9,11 +6,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from tests.e2e.mlserver_process import MLServer
+from tests.e2e.peer_process import PeerProcess
 
-__all__ = ["PACKAGES", "KServe"]
-
-PACKAGES = ("kserve", "onnxruntime")
+__all__ = ["KServe"]
 
 SERVER = """
 import sys
@@ -52,8 +47,8 @@ if __name__ == "__main__":
 
 
 @dataclass
-class KServe(MLServer):
-    """A KServe model server with one model; started, waited for and killed as an MLServer is."""
+class KServe(PeerProcess):
+    """A KServe model server with one model."""
 
     name: str = ""
 

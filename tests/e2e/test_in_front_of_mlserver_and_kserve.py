@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+import peers
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
-from tests.e2e import kserve_process
 from tests.e2e.kserve_process import KServe
-from tests.e2e.mlserver_process import PACKAGES, MLServer, environment
+from tests.e2e.mlserver_process import MLServer
+from tests.e2e.peer_process import PeerProcess
 from tests.guard.upstream_house import (
     CLEAN,
     SUSPICIOUS,
@@ -37,12 +38,10 @@ MODES = pytest.mark.parametrize("check", ["local", "upstream"])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["mlserver", "kserve"])
-async def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MLServer]:
+async def server(request: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PeerProcess]:
     folder = tmp_path_factory.mktemp(request.param)
-    kind, packages = {"mlserver": (MLServer, PACKAGES), "kserve": (KServe, kserve_process.PACKAGES)}[
-        request.param
-    ]
-    server = kind(await asyncio.to_thread(environment, folder, packages), folder)
+    kind = {"mlserver": MLServer, "kserve": KServe}[request.param]
+    server = kind(await asyncio.to_thread(peers.environment, request.param), folder)
     server.write("signs", linear_classifier())
     await asyncio.to_thread(server.start)
     yield server
@@ -65,7 +64,9 @@ def misnamed() -> pb.ModelInferRequest:
 
 
 @MODES
-async def test_the_server_answers_and_the_guard_checks(server: MLServer, tmp_path: Path, check: str) -> None:
+async def test_the_server_answers_and_the_guard_checks(
+    server: PeerProcess, tmp_path: Path, check: str
+) -> None:
     own = {"upstream_model": "signs", "upstream_check": check}
     async with in_front_of(server, tiny_repository(tmp_path), own=own) as client:
         raw = await client.infer(sent(CLEAN[:2]))
@@ -92,7 +93,7 @@ async def test_the_server_answers_and_the_guard_checks(server: MLServer, tmp_pat
 
 
 async def test_an_input_name_that_the_server_ignores_would_have_gone_past_a_check_by_name(
-    server: MLServer,
+    server: PeerProcess,
 ) -> None:
     request = misnamed()
     request.model_name = "signs"

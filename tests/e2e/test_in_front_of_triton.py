@@ -30,7 +30,7 @@ PATIENCE_S = 90.0
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Triton]:
     folder = tmp_path_factory.mktemp("triton")
-    home = await asyncio.to_thread(environment, folder)
+    home = await asyncio.to_thread(environment)
     server = Triton(home, folder, "signs")
     write_model(server.repository, "signs", linear_classifier(), max_batch_size=4)
     np.savez(folder / "images.npz", clean=CLEAN, suspicious=SUSPICIOUS)
@@ -44,7 +44,7 @@ async def called(triton: Triton, address: str, model: str) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     arguments = (address, model, str(triton.folder / "images.npz"))
     process = await asyncio.create_subprocess_exec(
-        triton.home / "bin" / "python",
+        triton.python,
         CALLS,
         *arguments,
         stdout=asyncio.subprocess.PIPE,

@@ -16,7 +16,7 @@ import pytest
 from guard.detection.threshold import Policy
 from guard.export.triton import TritonOptions, export_triton
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
-from tests.e2e.triton_server import Triton
+from tests.e2e.triton_process import Triton, environment
 from tests.guard.fused_model import Fused
 from tests.reference_check import images_and_boundary, linear_logits
 from tests.tiny_models import linear_classifier
@@ -33,13 +33,12 @@ class House:
     """A Triton with our exports."""
 
     triton: Triton
-    address: str
     versions: dict[str, Path]
 
     def ask(self, model: str, requests: list[np.ndarray], folder: Path) -> Any:
         path = folder / "requests.npz"
         np.savez(path, **{f"r{number:03}": images for number, images in enumerate(requests)})
-        argv = [str(self.triton.python), str(CALLS), self.address, model, str(path)]
+        argv = [str(self.triton.python), str(CALLS), self.triton.address, model, str(path)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -50,16 +49,17 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("triton")
     tiny = write_tiny_artifact(folder / "models", boundary_bits=BOUNDARY)
     bytes_ = write_tiny_artifact(folder / "models", "bytes", model=BYTE_MODEL, kind="probabilities")
-    out = folder / "repository"
+    triton = Triton(environment(), folder / "triton", "tiny", ("flagging", "bytes"))
+    out = triton.repository
     exports = {
         "tiny": TritonOptions(tiny, out, backend="python"),
         "flagging": TritonOptions(tiny, out, name="flagging", policy=Policy.FLAG, backend="python"),
         "bytes": TritonOptions(bytes_, out, policy=Policy.FLAG, backend="python"),
     }
     versions = {name: export_triton(options).directory for name, options in exports.items()}
-    triton = Triton.install(folder / "environment")
-    with triton.serving(out) as address:
-        yield House(triton, address, versions)
+    triton.start()
+    yield House(triton, versions)
+    triton.kill()
 
 
 def parts() -> list[np.ndarray]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+import peers
 from guard.messages import (
     InferRequest,
     InferResponse,
@@ -66,14 +65,9 @@ class Echo:
 
 
 @pytest.fixture(scope="module")
-def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the interpreter of a fresh environment that has tritonclient and nothing of ours."""
-    home = tmp_path_factory.mktemp("tritonclient")
-    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=120)
-    python = home / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "tritonclient[grpc]"]
-    subprocess.run(install, check=True, timeout=600)
-    return python
+def client_python() -> Path:
+    """Return the interpreter of an environment that has tritonclient and nothing of ours."""
+    return peers.environment("triton") / "bin" / "python"
 
 
 @pytest.fixture
