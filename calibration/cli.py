@@ -45,6 +45,9 @@ class Calibrate:
             "with 'images' (and 'labels'), or an .npy",
         )
         parser.add_argument("--labels", type=Path, metavar="L.npy", help="class indices of the images")
+        parser.add_argument(
+            "--class-names", type=Path, metavar="N.txt", help="name of each class, one a line, for clients"
+        )
         parser.add_argument("--out", type=Path, required=True, metavar="REPO/NAME", help="where to write")
         parser.add_argument("--name", help="model name (default: the last part of --out)")
         _add_check(parser.add_argument_group("the check"))
@@ -65,8 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
 
     same_name = (
-        "model", "data", "labels", "out", "name", "overlays", "blend", "threshold", "frr", "confidence",
-        "layout", "seed", "device", "threads", "quiet",
+        "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "threshold", "frr",
+        "confidence", "layout", "seed", "device", "threads", "quiet",
     )  # fmt: skip
     options = CalibrateOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},

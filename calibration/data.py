@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, Num
 
 from calibration.errors import DataError
-from calibration.resizing import resize_image
+from guard.pixels.resizing import Sizing, resize_image
 
 __all__ = ["Geometry", "ImageSet", "digest_of", "fit_images", "fit_labels", "size_error"]
 
@@ -27,12 +27,40 @@ class Geometry:
         size: Height and width.
         channels_first: Whether the model takes channels first; tells ambiguous arrays apart.
         resize: Whether images of another size are resized rather than refused.
+        sizing: How they are resized and cropped, where that is told; else to the model's size.
     """
 
     channels: int
     size: tuple[int, int]
     channels_first: bool
     resize: bool
+    sizing: Sizing | None = None
+
+    def fitted(self, image: Num[np.ndarray, "h w c"], where: str) -> Num[np.ndarray, "th tw c"]:
+        """Return an image in the size that the model takes.
+
+        Args:
+            image: uint8 or float32, channels last.
+            where: Its name, for errors.
+
+        Raises:
+            DataError: If it has another size and is not to be resized, or does not come to the model's.
+        """
+        got = (image.shape[0], image.shape[1])
+        if self.sizing is None:
+            if got != self.size and not self.resize:
+                raise size_error(where, got, self.size)
+            return resize_image(image, self.size)
+        result = self.sizing.result(got)
+        if result != self.size:
+            became = (
+                "too small to crop" if result is None else f"resized and cropped to {result[0]} x {result[1]}"
+            )
+            raise DataError(
+                f"{where}: images are {got[0]} x {got[1]} (height x width) and {became}, the model takes "
+                f"{self.size[0]} x {self.size[1]}; change --resize or --crop"
+            )
+        return self.sizing(image)
 
 
 @dataclass(frozen=True)
@@ -158,9 +186,6 @@ def _refuse_non_finite(images: Num[np.ndarray, "n h w c"], where: str) -> None:
 def _fit_size(
     images: Num[np.ndarray, "n h w c"], geometry: Geometry, where: str
 ) -> Num[np.ndarray, "n th tw c"]:
-    got = (images.shape[1], images.shape[2])
-    if got == geometry.size:
+    if (images.shape[1], images.shape[2]) == geometry.size:  # an array of that size is resized already
         return np.ascontiguousarray(images)
-    if not geometry.resize:
-        raise size_error(where, got, geometry.size)
-    return np.stack([resize_image(image, geometry.size) for image in images])
+    return np.stack([geometry.fitted(image, where) for image in images])

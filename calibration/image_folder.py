@@ -14,16 +14,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from calibration.data import Geometry, ImageSet, size_error
+from calibration.data import Geometry, ImageSet
 from calibration.errors import DataError
-from calibration.resizing import resize_image
+from guard.pixels.decoding import GRAY_MODES, pixels_of, target_mode
 
 __all__ = ["SUFFIXES", "read_image_folder"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
-_GRAY_MODES = frozenset({"1", "L"})
-_COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "CMYK", "YCbCr"})
 _READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -98,9 +96,7 @@ def _read_files(files: Sequence[Path], geometry: Geometry) -> tuple[UInt8[np.nda
     for row, file in enumerate(files):
         image, gray = _read_file(file, geometry.channels)
         digest.update(f"{image.shape}\n".encode() + image.tobytes())
-        if image.shape[:2] != geometry.size and not geometry.resize:
-            raise size_error(str(file), (image.shape[0], image.shape[1]), geometry.size)
-        images[row] = resize_image(image, geometry.size)
+        images[row] = geometry.fitted(image, str(file))
         n_gray += gray and geometry.channels == 3
     return images, digest.hexdigest(), n_gray
 
@@ -109,21 +105,17 @@ def _read_file(file: Path, channels: int) -> tuple[UInt8[np.ndarray, "h w c"], b
     try:
         with Image.open(file) as image:
             mode = _target_mode(image.mode, channels, file)
-            pixels = np.asarray(image.convert(mode), np.uint8)
-            gray = image.mode in _GRAY_MODES
+            pixels = pixels_of(image, mode, channels)
+            gray = image.mode in GRAY_MODES
     except _READ_ERRORS as error:
         raise DataError(f"{file} cannot be read as an image ({error}); replace it or take it out") from error
-    return pixels.reshape(*pixels.shape[:2], channels), gray
+    return pixels, gray
 
 
 def _target_mode(mode: str, channels: int, file: Path) -> str:
-    gray, colour = mode in _GRAY_MODES, mode in _COLOUR_MODES
-    if channels == 1 and gray:
-        return "L"
-    if channels == 3 and (gray or colour):
-        return "RGB"
-    if channels == 4 and mode == "RGBA":
-        return "RGBA"
+    target = target_mode(mode, channels)
+    if target is not None:
+        return target
     raise DataError(
         f"{file} is an image of mode {mode}, the model takes {channels} channel(s) of 8 bits; convert the "
         f"files to {'grayscale' if channels == 1 else 'RGB' if channels == 3 else 'RGBA'}"

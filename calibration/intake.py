@@ -25,7 +25,8 @@ def geometry_of(signature: Signature, transform: Transform) -> Geometry:
     """Return what a model asks of an image."""
     channels, height, width = image_shape(signature)
     first = signature.layout == "NCHW"
-    return Geometry(channels, (height, width), channels_first=first, resize=transform.resize is not None)
+    resize = transform.resize is not None
+    return Geometry(channels, (height, width), channels_first=first, resize=resize, sizing=transform.sizing)
 
 
 def rows_of(

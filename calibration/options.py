@@ -33,6 +33,8 @@ class CalibrateOptions:
         data: Clean images: a folder, an ``.npz`` or an ``.npy``.
         out: Model directory, ``<repository>/<model>``; the artifact becomes its next version.
         labels: ``.npy`` of class indices, or None for those that ``data`` may hold.
+        class_names: Text file with the name of each class, one a line, in the model's order; None for those
+            of class folders, where there is one for each class and they are not numbers.
         name: Name the profile gives the model; None for the last part of ``out``.
         overlays: N.
         rounds: Passes of each round of the check, N together; None for what is usual for N.
@@ -55,6 +57,7 @@ class CalibrateOptions:
     data: Path
     out: Path
     labels: Path | None = None
+    class_names: Path | None = None
     name: str | None = None
     overlays: int = 32
     rounds: tuple[int, ...] | None = None
@@ -146,7 +149,9 @@ def _check_transform(wish: Transform) -> None:
     _require(all(map(math.isfinite, wish.mean or ())), f"--mean {wish.mean}", "finite numbers")
     std_fits = all(math.isfinite(value) and value > 0 for value in wish.std or ())
     _require(std_fits, f"--std {wish.std}", "positive numbers")
-    _require(min(wish.resize or (1, 1)) >= 1, f"--resize {wish.resize}", "height and width of at least 1")
+    resize_fits = len(wish.resize or (1,)) <= 2 and min(wish.resize or (1,)) >= 1
+    _require(resize_fits, f"--resize {wish.resize}", "height and width, or the shorter side, of at least 1")
+    _require(min(wish.crop or (1, 1)) >= 1, f"--crop {wish.crop}", "height and width of at least 1")
     low, high = wish.value_range or (0.0, 1.0)
     range_fits = math.isfinite(low) and math.isfinite(high) and low < high
     _require(range_fits, f"--range {low:g} {high:g}", "a low value and a higher one")

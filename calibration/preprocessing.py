@@ -1,20 +1,23 @@
 """The declared way from stored pixels to the model's input, and the value range it leads to.
 
-A stored value v becomes ``(v * scale - mean) / std`` in float32, then the model's dtype, then the
-model's layout. Clients must do the same, so all of it goes into the profile.
+What is done with a stored value is :mod:`guard.pixels.rows`, the code that serves. Clients must do the same,
+so all of it goes into the profile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Num
 
 from calibration.errors import OptionError
-from guard.arrays import DATATYPES, Images
+from guard.arrays import Images
 from guard.artifact import InputSpec, Preprocessing
 from guard.artifact.signature import Signature
+from guard.pixels.resizing import Sizing
+from guard.pixels.rows import model_rows, transform
 
 __all__ = ["Prepare", "StoredRange", "Transform", "plan_input"]
 
@@ -26,15 +29,30 @@ class Transform:
     Attributes:
         scale: Factor on stored values.
         mean, std: One value for all channels, or one for each.
-        resize: Height and width.
+        resize: Height and width, or the shorter side alone.
+        crop: Height and width of the middle that is kept then.
+        colour: Order of colours that the model takes, of images stored as RGB.
         value_range: Smallest and largest stored value a client may send.
     """
 
     scale: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    resize: tuple[int, int] | None = None
+    resize: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    crop: tuple[int, int] | None = None
+    colour: Literal["RGB", "BGR"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images come to; None where that depends on them."""
+        resize = self.resize if self.resize and len(self.resize) == 2 else None
+        return self.crop or (None if resize is None else (resize[0], resize[1]))
+
+    @property
+    def sizing(self) -> Sizing | None:
+        """How images are brought to that size; None where they are not."""
+        return None if self.resize is None and self.crop is None else Sizing(self.resize, self.crop)
 
     def words(self) -> list[str]:
         """Return it as flags of a command.
@@ -43,9 +61,16 @@ class Transform:
             >>> Transform(mean=(0.5, 0.25), resize=(32, 48)).words()
             ['--mean', '0.5', '0.25', '--resize', '32', '48']
         """
-        flags = {"--mean": self.mean, "--std": self.std, "--resize": self.resize, "--range": self.value_range}
-        scale = [] if self.scale is None else ["--scale", str(self.scale)]
-        return scale + [str(word) for flag, values in flags.items() if values for word in (flag, *values)]
+        flags = {
+            "--scale": () if self.scale is None else (self.scale,),
+            "--mean": self.mean,
+            "--std": self.std,
+            "--resize": self.resize,
+            "--crop": self.crop,
+            "--colour": self.colour and (self.colour,),
+            "--range": self.value_range,
+        }
+        return [str(word) for flag, values in flags.items() if values for word in (flag, *values)]
 
 
 @dataclass(frozen=True)
@@ -86,10 +111,7 @@ class Prepare:
         Args:
             images: Stored values, channels last, in the model's size.
         """
-        rows = _transform(images, self.record, self.source.datatype)
-        if self.source.layout == "NCHW":
-            rows = rows.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(rows)
+        return model_rows(images, self.record, self.source)
 
 
 def plan_input(signature: Signature, images: Num[np.ndarray, "n h w c"], wish: Transform) -> Prepare:
@@ -114,6 +136,9 @@ def plan_input(signature: Signature, images: Num[np.ndarray, "n h w c"], wish: T
         mean=wish.mean or (0.0,),
         std=wish.std or (1.0,),
         resize=wish.resize,
+        crop=wish.crop,
+        colour=wish.colour or "RGB",
+        eight_bit=stored_uint8,
     )
     stored = _stored_range(images, wish)
     low, high = _input_range(stored, record, signature.datatype, channels=images.shape[3])
@@ -128,15 +153,6 @@ def plan_input(signature: Signature, images: Num[np.ndarray, "n h w c"], wish: T
     return Prepare(record, source, stored)
 
 
-def _transform(images: Num[np.ndarray, "n h w c"], record: Preprocessing, datatype: str) -> np.ndarray:
-    dtype = DATATYPES[datatype]
-    if dtype == np.uint8:
-        return images
-    mean, std = np.asarray(record.mean, np.float32), np.asarray(record.std, np.float32)
-    values = (images.astype(np.float32) * np.float32(record.scale) - mean) / std
-    return values.astype(dtype, copy=False)
-
-
 def _check_fits(signature: Signature, stored_uint8: bool, wish: Transform, channels: int) -> None:
     if signature.datatype == "UINT8" and not stored_uint8:
         raise OptionError(
@@ -146,6 +162,10 @@ def _check_fits(signature: Signature, stored_uint8: bool, wish: Transform, chann
     given = [flag for flag in ("scale", "mean", "std") if getattr(wish, flag) is not None]
     if signature.datatype == "UINT8" and given:
         raise OptionError(f"the model takes uint8 pixels as they are; leave out --{', --'.join(given)}")
+    if wish.colour == "BGR" and channels != 3:
+        raise OptionError(
+            f"--colour BGR is for models of 3 channels, this one takes {channels}; leave it out"
+        )
     for flag in ("mean", "std"):
         values = getattr(wish, flag)
         if values is not None and len(values) not in {1, channels}:
@@ -189,7 +209,7 @@ def _input_range(
         np.array([stored.low, stored.high], dtype)[:, None, None, None], (2, 1, 1, channels)
     )
     with np.errstate(over="ignore"):
-        mapped = np.sort(_transform(ends, record, datatype).reshape(2, channels).astype(np.float64), axis=0)
+        mapped = np.sort(transform(ends, record, datatype).reshape(2, channels).astype(np.float64), axis=0)
     if not np.isfinite(mapped).all() or (mapped[0] >= mapped[1]).any():
         raise OptionError(
             f"stored values {stored} become {mapped[0].tolist()} to "

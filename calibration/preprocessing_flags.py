@@ -17,7 +17,17 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mean", type=float, nargs="+", metavar="M", help="one value, or one a channel")
     group.add_argument("--std", type=float, nargs="+", metavar="S", help="one value, or one a channel")
     group.add_argument(
-        "--resize", type=int, nargs=2, metavar=("H", "W"), help="resize images (bilinear, antialiased)"
+        "--resize",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="resize images (bilinear, antialiased) to H W, or so that the shorter side is S",
+    )
+    group.add_argument(
+        "--crop", type=int, nargs=2, metavar=("H", "W"), help="keep the middle of them, after resizing"
+    )
+    group.add_argument(
+        "--colour", choices=("RGB", "BGR"), help="order that the model takes; images are RGB (default RGB)"
     )
     group.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the model, where its shape is unclear")
     group.add_argument(
@@ -32,8 +42,8 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 def preprocessing_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked for, as arguments of ``Transform``; ``--layout`` is the model's own."""
-    lists = ("mean", "std", "resize", "value_range")
+    lists = ("mean", "std", "resize", "crop", "value_range")
     given = {name: getattr(arguments, name) for name in lists}
-    return {"scale": arguments.scale} | {
+    return {"scale": arguments.scale, "colour": arguments.colour} | {
         name: tuple(value) if value else None for name, value in given.items()
     }

@@ -204,10 +204,20 @@ def machine() -> dict[str, str | int]:
 def _input_text(found: Findings) -> str:
     source, record = found.prepare.source, found.profile.preprocessing
     low, high = ("/".join(f"{value:.4g}" for value in end) for end in (source.low, source.high))
-    steps = [f"resized to {record.resize[0]} x {record.resize[1]}"] if record.resize else []
+    steps = [_resize_text(record.resize)] if record.resize else []
+    if record.crop:
+        steps.append(f"cropped to {record.crop[0]} x {record.crop[1]}")
+    if record.colour != "RGB":
+        steps.append(f"colours as {record.colour}")
     if record.scale != 1.0 or record.mean != (0.0,) or record.std != (1.0,):
         steps.append(f"(v * {record.scale:.6g} - {_row(record.mean)}) / {_row(record.std)}")
     return f"values {low} to {high} ({', '.join([*steps, found.prepare.stored.origin])})"
+
+
+def _resize_text(resize: tuple[int, ...]) -> str:
+    if len(resize) == 1:
+        return f"shorter side resized to {resize[0]}"
+    return f"resized to {resize[0]} x {resize[1]}"
 
 
 def _row(values: tuple[float, ...]) -> str:

@@ -7,8 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from calibration.data import Geometry, ImageSet
+from calibration.class_names import class_names_of
+from calibration.data import ImageSet
 from calibration.errors import TooFewImagesError
+from calibration.intake import geometry_of
 from calibration.model_source import ModelSource, read_model
 from calibration.options import CalibrateOptions
 from calibration.outputs import check_labels, count_classes
@@ -67,8 +69,8 @@ def read_subject(options: CalibrateOptions) -> Subject:
     """
     source = read_model(options.model)
     wish = options.transform
-    signature = read_signature(source.model, str(options.model), layout=options.layout, size=wish.resize)
-    geometry = _geometry(signature, resize=wish.resize is not None)
+    signature = read_signature(source.model, str(options.model), layout=options.layout, size=wish.size)
+    geometry = geometry_of(signature, wish)
     images = read_images(options.data, options.labels, geometry)
     _require_enough(len(images), options)
     prepare = plan_input(signature, images.images, wish)
@@ -77,7 +79,11 @@ def read_subject(options: CalibrateOptions) -> Subject:
     if images.labels is not None:
         check_labels(images.labels, classes)
     sink = OutputSpec(
-        name=signature.output_name, datatype=signature.output_datatype, classes=classes, kind="logits"
+        name=signature.output_name,
+        datatype=signature.output_datatype,
+        classes=classes,
+        kind="logits",
+        labels=class_names_of(options.class_names, images, classes),
     )
     return Subject(source, signature, images, prepare, sink, batch_size(row.astype(np.float32).nbytes))
 
@@ -102,9 +108,3 @@ def _require_enough(n_images: int, options: CalibrateOptions) -> None:
         needed=needed,
         got=n_images,
     )
-
-
-def _geometry(signature: Signature, resize: bool) -> Geometry:
-    first = signature.layout == "NCHW"
-    channels, *size = signature.shape if first else (signature.shape[2], *signature.shape[:2])
-    return Geometry(channels, (size[0], size[1]), channels_first=first, resize=resize)

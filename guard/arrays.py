@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Num
+from jaxtyping import Float, Float32, Int64, Num, UInt16
 
 __all__ = [
     "DATATYPES",
+    "HELD",
     "EntropyBits",
     "Images",
     "Logits",
@@ -23,6 +24,9 @@ __all__ = [
     "PairIndex",
     "Probabilities",
     "datatype_of",
+    "from_bfloat16",
+    "held",
+    "to_bfloat16",
 ]
 
 Images = Num[np.ndarray, "n *row"]
@@ -49,6 +53,38 @@ DATATYPES: Final[Mapping[str, np.dtype[np.generic]]] = MappingProxyType(
     }
 )
 """V2 datatype names and the little-endian numpy dtype of each (BYTES and BF16 have none)."""
+
+HELD: Final[Mapping[str, np.dtype[np.generic]]] = MappingProxyType({**DATATYPES, "BF16": np.dtype("<f4")})
+"""The dtype in which tensors of a datatype are held here: BF16 in float32, which holds each of its values."""
+
+
+def held(values: np.ndarray, datatype: str) -> np.ndarray:
+    """Return values in the dtype in which their datatype is held, rounded to what it can say.
+
+    Args:
+        values: Of any numeric dtype.
+        datatype: V2 name, of :data:`HELD`.
+
+    Examples:
+        >>> held(np.array([1.0, 3.14159265]), "BF16").tolist()
+        [1.0, 3.140625]
+    """
+    if datatype == "BF16":
+        return from_bfloat16(to_bfloat16(values.astype(np.float32, copy=False)))
+    return values.astype(HELD[datatype], copy=False)
+
+
+def from_bfloat16(bits: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Return the values of bfloat16 numbers, exactly: they are the upper halves of float32 ones."""
+    return (bits.astype("<u4") << np.uint32(16)).view("<f4")
+
+
+def to_bfloat16(values: Float32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """Return the bfloat16 numbers next to float32 values, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet, rounded).astype("<u2")
 
 
 def datatype_of(dtype: np.dtype[np.generic]) -> str:

@@ -152,7 +152,7 @@ def _read(spec: str, weights: Path | None, options: EvaluateOptions) -> Candidat
         weights=weights,
         input_shape=options.input_shape,
         layout=options.layout,
-        size=options.transform.resize,
+        size=options.transform.size,
     )
 
 

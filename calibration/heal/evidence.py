@@ -81,7 +81,7 @@ def weigh_suspects(
     if options.suspects is None:
         return None
     candidate = read_candidate(
-        str(subject.file), weights=None, input_shape=None, layout=subject.layout, size=transform.resize
+        str(subject.file), weights=None, input_shape=None, layout=subject.layout, size=transform.size
     )
     prepare = plan_input(candidate.signature, clean.images, transform)
     rows = rows_of(clean.images, prepare, candidate.signature)

@@ -184,7 +184,7 @@ class _Job:
 
         inputs = {
             "images": [_digest(self.images), None if test is None else _digest(test)],
-            "resize": self.transform.resize,
+            "resize": [self.transform.resize, self.transform.crop],
             "rows": [digest_of(one) for one in rows.values()],
         }
         return self.steps.do("part", inputs, write)

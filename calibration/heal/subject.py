@@ -128,7 +128,7 @@ def read_subject(options: HealOptions, healed: Sequence[tuple[Path, Path]] = ())
     if options.publish is None:
         raise OptionError(f"--publish is missing: {path} is no artifact; give REPOSITORY/MODEL")
     source = read_model(path)
-    signature = read_signature(source.model, str(path), layout=options.layout, size=options.transform.resize)
+    signature = read_signature(source.model, str(path), layout=options.layout, size=options.transform.size)
     check = _asked(Check(), options)
     return Subject(options.model, path, source.sha256, signature, options.layout, options.publish, check)
 
@@ -137,7 +137,7 @@ def _from_artifact(directory: Path, options: HealOptions) -> Subject:
     artifact = read_artifact(directory)
     profile, file = artifact.profile, directory / MODEL_NAME
     publish = options.publish or directory.parent
-    size = profile.preprocessing.resize or options.transform.resize
+    size = _sized_as(profile, Transform()).size or options.transform.size
     source = read_model(file)
     signature = read_signature(source.model, str(file), layout=profile.input.layout, size=size)
     boundary = profile.boundary
@@ -198,8 +198,8 @@ def read_clean(
         GuardError: If they cannot be read, or are stored otherwise than those of the artifact.
     """
     wish = options.transform
-    if subject.profile is not None and wish.resize is None:
-        wish = replace(wish, resize=subject.profile.preprocessing.resize)
+    if subject.profile is not None and wish.sizing is None:
+        wish = _sized_as(subject.profile, wish)
     images = read_images(data, labels, geometry_of(subject.signature, wish))
     return images, fitting_transform(subject, images.images, wish, str(data))
 
@@ -224,6 +224,10 @@ def fitting_transform(
     return wish
 
 
+def _sized_as(profile: Profile, wish: Transform) -> Transform:
+    return replace(wish, resize=profile.preprocessing.resize, crop=profile.preprocessing.crop)
+
+
 def _as_profile(profile: Profile, wish: Transform, stored_float: bool) -> Transform:
     record, source = profile.preprocessing, profile.input
     low, high = (
@@ -235,6 +239,7 @@ def _as_profile(profile: Profile, wish: Transform, stored_float: bool) -> Transf
         scale=record.scale if wish.scale is None else wish.scale,
         mean=wish.mean or record.mean,
         std=wish.std or record.std,
+        colour=wish.colour or record.colour,
         value_range=(wish.value_range or (low, high)) if stored_float else wish.value_range,
     )
 

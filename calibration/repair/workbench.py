@@ -101,7 +101,7 @@ def lay_out(options: RepairOptions) -> Laid:
         weights=options.weights,
         input_shape=options.input_shape,
         layout=options.layout,
-        size=options.transform.resize,
+        size=options.transform.size,
     )
     check_scan(findings, known, model, options)
     clean = _without_images(model, options) if options.data is None else _with_images(model, options)

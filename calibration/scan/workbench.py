@@ -64,7 +64,7 @@ def lay_out(options: ScanOptions) -> Laid:
         weights=options.weights,
         input_shape=options.input_shape,
         layout=options.layout,
-        size=options.transform.resize,
+        size=options.transform.size,
     )
     if options.data is None:
         return _made(model, options)

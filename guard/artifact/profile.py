@@ -43,7 +43,7 @@ class InputSpec(_Record):
     """
 
     name: Annotated[str, Field(min_length=1)]
-    datatype: Literal["FP32", "FP16", "UINT8"]
+    datatype: Literal["FP32", "FP16", "BF16", "UINT8"]
     shape: tuple[Size, Size, Size]
     layout: Literal["NCHW", "NHWC"]
     low: tuple[FiniteFloat, ...]
@@ -83,29 +83,49 @@ class InputSpec(_Record):
 
 
 class OutputSpec(_Record):
-    """The model's class output: one row of ``classes`` values for each image."""
+    """The model's class output: one row of ``classes`` values for each image.
+
+    Attributes:
+        labels: Names of the classes, in the model's order; None where they are not known.
+    """
 
     name: Annotated[str, Field(min_length=1)]
-    datatype: Literal["FP32", "FP16"]
+    datatype: Literal["FP32", "FP16", "BF16"]
     classes: Annotated[int, Field(ge=2)]
     kind: Literal["logits", "probabilities"]
+    labels: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_label_a_class(self) -> OutputSpec:
+        if self.labels is not None and len(self.labels) != self.classes:
+            raise ValueError(f"labels must name {self.classes} classes, got {len(self.labels)}")
+        return self
 
 
 class Preprocessing(_Record):
     """How image files became model inputs at calibration; clients must do the same.
 
-    A pixel v (0..255 for 8-bit files) becomes ``(v * scale - mean) / std``, after resizing.
+    A pixel v (0..255 for 8-bit files) becomes ``(v * scale - mean) / std``, after resizing and cropping.
 
     Attributes:
         scale: Factor on the stored pixel values.
-        mean, std: One value for all channels, or one for each.
-        resize: Height and width the images were resized to, or None if they came in that size.
+        mean, std: One value for all channels, or one for each, in the model's order of colours.
+        resize: Height and width the images were resized to, or their shorter side alone; None if they came
+            in that size.
+        crop: Height and width that were kept from their middle then; None for all.
+        colour: Order of colours that the model takes; files hold RGB.
+        orientation: Whether files are turned as EXIF says (``apply``) or taken as stored.
+        eight_bit: Whether the stored pixels were of 8 bits, as encoded images are, so that those may be sent.
     """
 
     scale: FiniteFloat = 1.0
     mean: tuple[FiniteFloat, ...] = (0.0,)
     std: tuple[Annotated[FiniteFloat, Field(gt=0.0)], ...] = (1.0,)
-    resize: tuple[Size, Size] | None = None
+    resize: Annotated[tuple[Size, ...], Field(min_length=1, max_length=2)] | None = None
+    crop: tuple[Size, Size] | None = None
+    colour: Literal["RGB", "BGR"] = "RGB"
+    orientation: Literal["ignore", "apply"] = "ignore"
+    eight_bit: bool = False
 
 
 class CheckSettings(_Record):

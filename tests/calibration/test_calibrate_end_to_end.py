@@ -83,6 +83,7 @@ def test_the_profile_says_what_was_calibrated(tmp_path: Path) -> None:
         "datatype": "FP32",
         "classes": 10,
         "kind": "probabilities",
+        "labels": None,
     }
     assert profile.preprocessing.scale == 1 / 255
     assert profile.check.rounds == default_rounds(N_OVERLAYS)
