@@ -24,12 +24,13 @@ import torch
 
 from benchmarks.machine import commit, describe_machine
 from benchmarks.repair.claims import claimed
+from benchmarks.repair.extras import with_extras
 from benchmarks.repair.limit import TooLongError, processor_limit
 from benchmarks.repair.measure import measure
 from benchmarks.repair.methods import Method, Run, find_method, plan
 from benchmarks.repair.render import render
 from benchmarks.repair.triggers import triggers_for
-from benchmarks.repair.victims import Victim, lay_out, load_victim, with_triggers
+from benchmarks.repair.victims import Victim, dataset_of, lay_out, load_victim, with_triggers
 from calibration.repair.base import RepairResult, Sitting, options_of
 from calibration.trainable import load_trainable
 from guard.errors import GuardError
@@ -111,6 +112,7 @@ def do(run: Run, method: Method, seed: int, options: argparse.Namespace) -> dict
     """Return the record of one run."""
     victim = load_victim(run.victim, options.data)
     workable, supplies = lay_out(victim, options.data, run.images, seed)
+    supplies = with_extras(supplies, method, victim, dataset_of(victim, options.data), seed)
     given = triggers_for(method, victim, supplies, seed, CACHE)
     repair = method.make()
     record = {

@@ -23,7 +23,7 @@ from calibration.scan.table import SCANNERS
 from calibration.trainable import load_trainable
 from calibration.trigger import load_trigger, save_trigger
 
-__all__ = ["Given", "triggers_for"]
+__all__ = ["Given", "bench_of", "triggers_for"]
 
 SCANNER = "neural_cleanse"
 SEARCHED, HELD = 500, 1000
@@ -63,18 +63,7 @@ def triggers_for(method: Method, victim: Victim, supplies: Supplies, seed: int, 
 
 def _reverse(victim: Victim, supplies: Supplies, seed: int, folder: Path) -> None:
     """Scan the victim; keep the triggers of flagged labels, else that of the most suspicious one."""
-    trainable = load_trainable(victim.subject.model)
-    searched = min(SEARCHED, len(supplies.train) // 2)
-    rows = torch.randperm(len(supplies.train), generator=torch.Generator().manual_seed(seed))
-    bench = Bench(
-        Logits(trainable),
-        victim.classes,
-        _some(supplies.train, rows[:searched]),
-        _some(supplies.train, rows[searched : searched + HELD]),
-        supplies.low,
-        supplies.high,
-        digest=trainable.source_sha256,
-    )
+    bench = bench_of(victim, supplies, seed)
     started = time.process_time()
     report = SCANNERS[SCANNER].make().scan(bench, seed=seed, executor=LocalExecutor(bench))
     seconds = time.process_time() - started
@@ -86,13 +75,29 @@ def _reverse(victim: Victim, supplies: Supplies, seed: int, folder: Path) -> Non
         "scanner": SCANNER,
         "verdict": report.verdict,
         "flagged": [finding.name for finding in report.flagged],
-        "searched": searched,
+        "searched": len(bench.clean),
         "processor_seconds": seconds,
         "folders": [trigger.finding for trigger in found],
         "asr": [trigger.asr for trigger in found],
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def bench_of(victim: Victim, supplies: Supplies, seed: int) -> Bench:
+    """Return what a scan works on: the victim, images to search on, and others to judge on."""
+    trainable = load_trainable(victim.subject.model)
+    searched = min(SEARCHED, len(supplies.train) // 2)
+    rows = torch.randperm(len(supplies.train), generator=torch.Generator().manual_seed(seed))
+    return Bench(
+        Logits(trainable),
+        victim.classes,
+        _some(supplies.train, rows[:searched]),
+        _some(supplies.train, rows[searched : searched + HELD]),
+        supplies.low,
+        supplies.high,
+        digest=trainable.source_sha256,
+    )
 
 
 def _chosen(report: ScanReport) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from benchmarks.zoo.source import as_floats, read_dataset
+from benchmarks.zoo.source import Dataset, as_floats, read_dataset
 from benchmarks.zoo.subjects import Subject, load_subject
 from calibration.attacks.base import Attack
 from calibration.augmentation import Augmentation
@@ -20,7 +20,7 @@ from calibration.repair.workbench import split_by_class
 from calibration.trainable import load_trainable
 from calibration.workable import Workable, make_workable
 
-__all__ = ["Victim", "lay_out", "load_victim", "with_triggers"]
+__all__ = ["Victim", "dataset_of", "lay_out", "load_victim", "with_triggers"]
 
 STATISTICS = 1000
 HELD_SHARE = 0.1
@@ -56,6 +56,11 @@ def load_victim(name: str, data: Path) -> Victim:
     return Victim(subject, as_floats(dataset.holdout_images), dataset.holdout_labels, dataset.classes)
 
 
+def dataset_of(victim: Victim, data: Path) -> Dataset:
+    """Return the data set that a victim learned from, clean."""
+    return read_dataset(data, victim.subject.record["data"]["name"])
+
+
 def lay_out(victim: Victim, data: Path, images: int, seed: int) -> tuple[Workable, Supplies]:
     """Return the network to repair and what there is to repair it with; no trigger yet.
 
@@ -68,8 +73,7 @@ def lay_out(victim: Victim, data: Path, images: int, seed: int) -> tuple[Workabl
         images: How many clean images; 0 for none.
         seed: Draws which.
     """
-    name = victim.subject.record["data"]["name"]
-    dataset = read_dataset(data, name)
+    name, dataset = victim.subject.record["data"]["name"], dataset_of(victim, data)
     if images > len(dataset.labels):
         raise ValueError(f"--images {images}: {name} has {len(dataset.labels)} training images")
     rows = np.random.default_rng(seed).permutation(len(dataset.labels))[:images]
