@@ -70,7 +70,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     """Marks the handler that :func:`configure_logging` installed."""
 
 
-def configure_logging(level: str, format: str) -> None:
+def configure_logging(level: str, format: str, **always: object) -> None:
     """Write every record of the process to standard error; a second call replaces the first.
 
     Python's own warnings are logged too, so that each line of a JSON log is JSON.
@@ -78,6 +78,7 @@ def configure_logging(level: str, format: str) -> None:
     Args:
         level: Lowest level that is written, from :data:`LOG_LEVELS`.
         format: ``json`` or ``text``.
+        always: What every record says besides, such as which of several processes it comes from.
 
     Raises:
         SettingsError: If level or format is not one of those.
@@ -91,9 +92,22 @@ def configure_logging(level: str, format: str) -> None:
         root.removeHandler(old)
     handler = _Handler(sys.stderr)
     handler.setFormatter(LOG_FORMATS[format]())
+    handler.addFilter(_Adding(always))
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+class _Adding(logging.Filter):
+    """Adds the same fields to every record, and lets all pass."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        vars(record).update(self._fields)
+        return True
 
 
 def _timestamp(record: logging.LogRecord) -> str:

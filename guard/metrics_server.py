@@ -1,5 +1,7 @@
 """Serve ``/metrics``, ``/healthz`` and ``/readyz`` over HTTP, in threads of their own.
 
+At a port, or, for a worker whose parent asks, at a unix socket in a folder that nobody else may look into.
+
 Threads, so that a busy event loop delays no scrape: the moment the guard is overloaded is the
 moment its metrics are wanted.
 """
@@ -12,6 +14,7 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import WSGIApplication, WSGIEnvironment
@@ -35,6 +38,7 @@ class MetricsServer:
         registry: What ``/metrics`` shows.
         host: Address or name to listen on.
         port: 0 for any free one.
+        unix_socket: Listen there instead, in place of what is there.
         ready: Asked at every ``/readyz``: 200 if true, else 503.
         live: Asked at every ``/healthz``, alike.
     """
@@ -47,21 +51,23 @@ class MetricsServer:
         port: int,
         ready: Callable[[], bool],
         live: Callable[[], bool] = lambda: True,
+        unix_socket: Path | None = None,
     ) -> None:
         self._app = _routes(make_wsgi_app(registry), {"/healthz": live, "/readyz": ready})
         self._host = host
         self._port = port
+        self._unix_socket = unix_socket
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> int:
-        """Listen, and return the port.
+        """Listen, and return the port; 0 for a unix socket.
 
         Raises:
             SettingsError: If ``host`` and ``port`` cannot be listened on.
         """
         try:
-            server = _Server.listening_on(self._host, self._port)
+            server = self._listening()
         except (OSError, OverflowError) as error:
             raise SettingsError(
                 f"metrics_port {self._port} cannot be listened on at host {self._host!r}: {error}; "
@@ -73,7 +79,13 @@ class MetricsServer:
         )
         thread.start()
         self._server, self._thread = server, thread
-        return int(server.server_address[1])
+        return server.server_port
+
+    def _listening(self) -> _Server:
+        if self._unix_socket is None:
+            return _Server.listening_on(self._host, self._port)
+        self._unix_socket.unlink(missing_ok=True)
+        return _UnixServer(str(self._unix_socket), _Handler)  # type: ignore[arg-type]
 
     def stop(self) -> None:
         """Stop listening and wait for the thread; does nothing unless started."""
@@ -120,6 +132,19 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("connection to the metrics server broke off", exc_info=True)
+
+
+class _UnixServer(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "unix", 0
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, _ = self.socket.accept()
+        return connection, ("unix", 0)  # the other end has no name of its own
 
 
 def _routes(exposition: WSGIApplication, probes: dict[str, Callable[[], bool]]) -> WSGIApplication:

@@ -20,9 +20,11 @@ __all__ = [
     "decode_canary",
     "decode_report",
     "decode_statuses",
+    "decode_version",
     "encode_canary",
     "encode_report",
     "encode_statuses",
+    "encode_version",
 ]
 
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
@@ -76,8 +78,8 @@ def encode_report(report: SwapReport) -> pb.SwapReport:
     """Return the answer to Swap, Rollback and Promote."""
     return pb.SwapReport(
         model=report.model,
-        old=_encode_version(report.old),
-        new=_encode_version(report.new),
+        old=encode_version(report.old),
+        new=encode_version(report.new),
         seconds=report.seconds,
         changed=report.changed,
         note=_as_text(report.note),
@@ -87,7 +89,7 @@ def encode_report(report: SwapReport) -> pb.SwapReport:
 def encode_canary(canary: CanaryStatus) -> pb.CanaryStatus:
     """Return the answer to StartCanary and StopCanary."""
     return pb.CanaryStatus(
-        candidate=_encode_version(canary.candidate),
+        candidate=encode_version(canary.candidate),
         share=canary.share,
         started_at=canary.started_at,
         running=canary.running,
@@ -105,8 +107,8 @@ def decode_report(report: pb.SwapReport) -> SwapReport:
     """Return what :func:`encode_report` was given."""
     return SwapReport(
         model=report.model,
-        old=_decode_version(report.old),
-        new=_decode_version(report.new),
+        old=decode_version(report.old),
+        new=decode_version(report.new),
         seconds=report.seconds,
         changed=report.changed,
         note=report.note,
@@ -116,7 +118,7 @@ def decode_report(report: pb.SwapReport) -> SwapReport:
 def decode_canary(canary: pb.CanaryStatus) -> CanaryStatus:
     """Return what :func:`encode_canary` was given."""
     return CanaryStatus(
-        candidate=_decode_version(canary.candidate),
+        candidate=decode_version(canary.candidate),
         share=canary.share,
         started_at=canary.started_at,
         running=canary.running,
@@ -130,7 +132,7 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
     return pb.ModelStatus(
         name=status.name,
         policy=status.policy,
-        current=None if status.current is None else _encode_version(status.current),
+        current=None if status.current is None else encode_version(status.current),
         previous=status.previous,
         available=status.available,
         canary=None if status.canary is None else encode_canary(status.canary),
@@ -141,7 +143,8 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
     )
 
 
-def _encode_version(info: VersionInfo) -> pb.VersionInfo:
+def encode_version(info: VersionInfo) -> pb.VersionInfo:
+    """Return a version that is loaded, as it travels."""
     return pb.VersionInfo(
         version=info.version,
         digest=info.digest,
@@ -157,7 +160,7 @@ def _decode_status(status: pb.ModelStatus) -> ModelStatus:
     return ModelStatus(
         name=status.name,
         policy=status.policy,
-        current=_decode_version(status.current) if status.HasField("current") else None,
+        current=decode_version(status.current) if status.HasField("current") else None,
         previous=tuple(status.previous),
         available=tuple(status.available),
         canary=decode_canary(status.canary) if status.HasField("canary") else None,
@@ -168,7 +171,8 @@ def _decode_status(status: pb.ModelStatus) -> ModelStatus:
     )
 
 
-def _decode_version(info: pb.VersionInfo) -> VersionInfo:
+def decode_version(info: pb.VersionInfo) -> VersionInfo:
+    """Return what :func:`encode_version` was given."""
     return VersionInfo(
         version=info.version,
         digest=info.digest,

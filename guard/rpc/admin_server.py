@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,10 +66,14 @@ class AdminServer:
         self._inode = 0
         self.port: int | None = None
 
-    async def start(self, control: Control) -> None:
+    async def start(self, control: Control, *services: Callable[[Any], None]) -> None:
         """Open the doors there are; without any, do nothing.
 
         Each has a server of its own, so that calls at the port do not fill the socket's room.
+
+        Args:
+            control: Does what is asked.
+            services: Add what else is to be served there to a gRPC server.
 
         Raises:
             SettingsError: If one of them is taken.
@@ -78,6 +83,8 @@ class AdminServer:
         if self._access.socket is not None:
             self._open_socket(self._add_server(control), self._access.socket)
         for server in self._servers:
+            for add in services:
+                add(server)
             await server.start()
 
     async def stop(self) -> None:
