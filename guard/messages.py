@@ -86,6 +86,8 @@ class InferRequest:
             :meth:`guard.dataplane.DataPlane.infer`; None for no deadline.
         client: Address that the request came from, without its port; empty where it is not known.
         original: The request as it came; None where it was not kept.
+        unread: What the inputs are said to be, where nobody looks into them and ``inputs`` is empty; None
+            where they were read.
     """
 
     model_name: str
@@ -97,6 +99,7 @@ class InferRequest:
     timeout_s: float | None = None
     client: str = ""
     original: Original | None = None
+    unread: tuple[TensorSpec, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ _SPECS: Final = (
     Spec(
         "guard_uncheckable_inputs_total",
         "counter",
-        "Inputs that could not be checked, by reason, and whether they were answered all the same.",
+        "Inputs that were not checked, by reason, and whether they were answered all the same.",
         {**_MODEL, "reason": tuple(UncheckableReason), "outcome": tuple(Outcome)},
     ),
     Spec("guard_check_passes", "histogram", "Blends spent on an input.", _MODEL, _PASSES),

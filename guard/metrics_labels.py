@@ -82,16 +82,17 @@ seeing."""
 
 
 class UncheckableReason(StrEnum):
-    """Why an input could not be checked."""
+    """Why an input was not checked; ``not_sampled`` where it was to be (setting ``sampling``)."""
 
     NON_FINITE = "non_finite"
     OUT_OF_RANGE = "out_of_range"
     CHECK_FAILED = "check_failed"
     QUEUE_FULL = "queue_full"
+    NOT_SAMPLED = "not_sampled"
 
 
 class Outcome(StrEnum):
-    """What became of an input that could not be checked: answered (fail open) or refused."""
+    """What became of an input that was not checked: answered (fail open) or refused."""
 
     ANSWERED = "answered"
     REFUSED = "refused"

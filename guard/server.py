@@ -186,7 +186,12 @@ class GuardServer:
         self._exit.push_async_callback(self._keeper.close, self._time_left_s)
         for name in found:
             self._canary_counts.add_model(name)
-            await self._keeper.start(name, settings.policy_of(name), settings.on_uncheckable_of(name))
+            await self._keeper.start(
+                name,
+                settings.policy_of(name),
+                settings.on_uncheckable_of(name),
+                settings.sampling_of(name),
+            )
         await self._fleet.attach(self._keeper.models)
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:

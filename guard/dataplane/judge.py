@@ -88,7 +88,7 @@ class Judge:
             else:
                 bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
                 self.metrics.checked(self.model.name, finding.passes, bits)
-            if finding.verdict is not Verdict.ACCEPT:
+            if finding.verdict is not Verdict.ACCEPT and reason != UncheckableReason.NOT_SAMPLED:
                 self.reporter.tell(index, finding, reason, self._label(index))
         self._log_suspicious(findings)
 

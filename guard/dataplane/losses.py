@@ -18,7 +18,7 @@ from guard.errors import (
 )
 from guard.metrics import Metrics, Outcome, ShedReason, UncheckableReason
 
-__all__ = ["Losses"]
+__all__ = ["Losses", "shed_reason"]
 
 _GRACE_S: Final = 0.1  # a caller's clock started before ours
 
@@ -50,11 +50,9 @@ class Losses:
         elif isinstance(error, CheckFailedError):
             rows = range(len(self.question.images))
             self._refused(dict.fromkeys(rows, UncheckableReason.CHECK_FAILED))
-        elif isinstance(error, asyncio.CancelledError):
-            self.metrics.shed(model, self._why_cancelled(waited_s))
-        for kind, reason in _SHED:
-            if isinstance(error, kind):
-                self.metrics.shed(model, reason)
+        reason = shed_reason(error, self.question.request.timeout_s, waited_s)
+        if reason is not None:
+            self.metrics.shed(model, reason)
 
     def _refused(self, reasons: dict[int, UncheckableReason]) -> None:
         model = self.question.model.name
@@ -63,8 +61,16 @@ class Losses:
             self.metrics.verdicts(model, Verdict.UNCHECKED, 1)
         self.reporter.unchecked(reasons)
 
-    def _why_cancelled(self, waited_s: float) -> ShedReason:
-        """Return whether the caller hung up or ran out of time, after which the work is cancelled too."""
-        limit_s = self.question.request.timeout_s
+
+def shed_reason(error: BaseException, limit_s: float | None, waited_s: float) -> ShedReason | None:
+    """Return why a request was dropped; None where the error does not say that it was.
+
+    Args:
+        error: What it ended with. Whoever hangs up and whoever runs out of time both cancel it.
+        limit_s: Seconds that its caller gave it; None for no end.
+        waited_s: Seconds that it took.
+    """
+    if isinstance(error, asyncio.CancelledError):
         late = limit_s is not None and waited_s >= limit_s - _GRACE_S
         return ShedReason.DEADLINE if late else ShedReason.CANCELLED
+    return next((reason for kind, reason in _SHED if isinstance(error, kind)), None)

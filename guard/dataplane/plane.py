@@ -15,11 +15,13 @@ import guard
 from guard.dataplane.answer import build_answer
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
+from guard.dataplane.model_server import ModelServer
 from guard.dataplane.question import Question, Reply
 from guard.dataplane.relay import Relay
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.dataplane.trial import Trial, require_sound
+from guard.dataplane.unread import answer_unread
 from guard.detection.threshold import Policy
 from guard.errors import DeadlineError, UnknownModelError
 from guard.incidents import Witness
@@ -77,7 +79,15 @@ class DataPlane:
         """Whether a model is here, ready or not."""
         return name in self._models
 
-    def model_ready(self, name: str, version: str) -> bool:
+    def reads(self, name: str) -> bool:
+        """Whether the request for a model that came now is looked into; drawn where a model server answers.
+
+        Where the model itself answers, every request is read.
+        """
+        served = self._models.get(name)
+        return served is None or served.upstream is None or served.draws()
+
+    async def model_ready(self, name: str, version: str) -> bool:
         """Whether this model, in this version if one is named, is served now."""
         served = self._models.get(name)
         if served is None or self._draining or not served.ready:
@@ -88,7 +98,7 @@ class DataPlane:
         """Describe the server for ServerMetadata."""
         return ServerDescription("inference-guard", guard.__version__, ("model_configuration",))
 
-    def describe(self, name: str, version: str) -> ModelDescription:
+    async def describe(self, name: str, version: str) -> ModelDescription:
         """Describe a model for ModelMetadata and ModelConfig.
 
         Raises:
@@ -124,7 +134,7 @@ class DataPlane:
         """
         served = self._find(request.model_name, request.model_version)
         if served.upstream is not None:
-            return await self._relay.infer(request, served, served.upstream, self._limit_s(request))
+            return await self._ask_upstream(request, served, served.upstream)
         trial = served.trial
         if trial is not None and not request.model_version and trial.takes():
             began = time.monotonic()
@@ -138,10 +148,22 @@ class DataPlane:
         with served.slot.lease(candidate=by_candidate) as model:
             return await self._infer_on(model, request, served)
 
+    async def _ask_upstream(
+        self, request: InferRequest, served: ServedModel, server: ModelServer
+    ) -> InferResponse:
+        limit_s = self._limit_s(request)
+        if request.unread is None or served.policy is not Policy.MONITOR:
+            return await self._relay.infer(request, served, server, limit_s)
+        return await answer_unread(
+            request, served, server, self._metrics, max_rows=self._max_request_rows, limit_s=limit_s
+        )
+
     async def _infer_on(
         self, model: LoadedModel, request: InferRequest, served: ServedModel
     ) -> InferResponse:
         question = Question.of(request, model, self._max_request_rows)
+        if not served.draws():
+            question = question.unsampled()
         reporter = self._reporter(question, served)
         began = time.monotonic()
         try:
@@ -177,8 +199,8 @@ class DataPlane:
     async def _ask(self, question: Question, served: ServedModel, limit_s: float) -> Reply:
         if served.outcome_of_uncheckable is Outcome.REFUSED:
             question.require_checkable()
-        monitor = served.policy is Policy.MONITOR
-        return await question.put(limit_s, self._clock, answer_first=monitor)
+        first = served.policy is Policy.MONITOR and question.sampled
+        return await question.put(limit_s, self._clock, answer_first=first)
 
     def _answer(
         self, question: Question, reply: Reply, served: ServedModel, reporter: Reporter

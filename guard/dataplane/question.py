@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -46,6 +46,7 @@ class Question:
         images: All rows of the request, in the model's layout and dtype.
         to_check: Which of them can be checked, bool (n,).
         reasons: Reason and explanation for each of the others.
+        sampled: Whether it is checked at all.
     """
 
     request: InferRequest
@@ -53,6 +54,7 @@ class Question:
     images: Images
     to_check: Bool[np.ndarray, " n"]
     reasons: Mapping[int, tuple[UncheckableReason, str]]
+    sampled: bool = True
 
     @classmethod
     def of(cls, request: InferRequest, model: LoadedModel, max_rows: int) -> Question:
@@ -68,6 +70,12 @@ class Question:
         """
         images = accepted_images(request, model.profile, max_rows)
         return cls(request, model, images, *uncheckable_rows(images, model.profile.input))
+
+    def unsampled(self) -> Question:
+        """Return the same request without a wish for a check."""
+        why = (UncheckableReason.NOT_SAMPLED, "was not drawn")
+        reasons = dict.fromkeys(range(len(self.images)), why)
+        return replace(self, to_check=np.zeros(len(self.images), np.bool_), reasons=reasons, sampled=False)
 
     @property
     def unfit(self) -> dict[int, UncheckableReason]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guard.dataplane.model_server import ModelServer
+from guard.dataplane.share import Share
 from guard.dataplane.trial import Trial
 from guard.detection.threshold import Policy
 from guard.metrics import Outcome
@@ -28,6 +29,7 @@ class ServedModel:
         trial: Of the slot's candidate; None while none is tried.
         upstream: The model server that answers what the slot's model checks; None where that model answers
             itself.
+        sampling: Picks the requests that are checked; None where all are.
     """
 
     slot: ModelSlot[LoadedModel]
@@ -35,6 +37,13 @@ class ServedModel:
     on_uncheckable: OnUncheckable
     trial: Trial | None = None
     upstream: ModelServer | None = None
+    sampling: Share | None = None
+
+    def draws(self) -> bool:
+        """Return whether the next request is checked; what could be refused always is."""
+        if self.sampling is None or self.policy is not Policy.MONITOR:
+            return True
+        return self.sampling.takes()
 
     @property
     def ready(self) -> bool:

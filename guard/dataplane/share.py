@@ -15,7 +15,7 @@ class Share:
     pattern that would always pick the same of them.
 
     Args:
-        share: In (0, 1].
+        share: In [0, 1].
         generator: Draws the places.
 
     Examples:
@@ -25,8 +25,8 @@ class Share:
     """
 
     def __init__(self, share: float, generator: np.random.Generator) -> None:
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"share: expected a number above 0 and at most 1, got {share:g}")
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"share: expected a number from 0 to 1, got {share:g}")
         self._share = share
         self._generator = generator
         self._seen = 0
@@ -44,5 +44,7 @@ class Share:
 
     def _draw(self, last: int) -> int:
         """Return the place in the next stretch; where the stretches share a request, behind the last one."""
+        if self._share == 0.0:
+            return -1  # nowhere
         place = int((self._picked + self._generator.random()) / self._share)
         return max(place, last + 1)

@@ -12,7 +12,7 @@ from guard.errors import InvalidRequestError, UnsupportedRequestError
 from guard.messages import InferRequest, Tensor
 from guard.metrics import UncheckableReason
 
-__all__ = ["accepted_images", "uncheckable_rows"]
+__all__ = ["accepted_images", "uncheckable_rows", "unread_rows"]
 
 
 def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> Images:
@@ -27,21 +27,27 @@ def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> I
         InvalidRequestError: Naming the tensor, what came, and what was expected.
         UnsupportedRequestError: If it carries ``guard_*`` parameters, which are ours to send.
     """
-    ours = sorted(name for name in request.parameters if name.startswith("guard_"))
-    if ours:
-        raise UnsupportedRequestError(
-            f"parameter {ours[0]!r} is set by the guard, not by callers; leave it out"
-        )
+    _refuse_our_parameters(request)
     _check_outputs(request, profile)
     tensor = _only_input(request, profile.input)
     _check_tensor(tensor, profile.input)
-    rows = tensor.data.shape[0]
-    if not 1 <= rows <= max_rows:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
-            f"{'send at least one image' if not rows else 'split the request'}"
-        )
+    _require_rows(tensor.data.shape[0], tensor.name, max_rows)
     return tensor.data
+
+
+def unread_rows(request: InferRequest, profile: Profile, max_rows: int) -> int:
+    """Return how many rows a request has that nobody looks into, if it names the model's input.
+
+    Raises:
+        InvalidRequestError: If it names another input, or too many rows.
+        UnsupportedRequestError: If it carries ``guard_*`` parameters.
+    """
+    _refuse_our_parameters(request)
+    named = request.unread or ()
+    _require_only([tensor.name for tensor in named], request, profile.input)
+    rows = named[0].shape[0] if named[0].shape else 0
+    _require_rows(rows, named[0].name, max_rows)
+    return rows
 
 
 def uncheckable_rows(
@@ -62,6 +68,14 @@ def uncheckable_rows(
     inside = (images >= low) & (images <= high)
     fits = np.asarray(inside.reshape(len(images), -1).all(axis=1))
     return fits, {int(row): _explain(images[row], spec) for row in np.flatnonzero(~fits)}
+
+
+def _refuse_our_parameters(request: InferRequest) -> None:
+    ours = sorted(name for name in request.parameters if name.startswith("guard_"))
+    if ours:
+        raise UnsupportedRequestError(
+            f"parameter {ours[0]!r} is set by the guard, not by callers; leave it out"
+        )
 
 
 def _explain(image: np.ndarray, spec: InputSpec) -> tuple[UncheckableReason, str]:
@@ -88,14 +102,25 @@ def _check_outputs(request: InferRequest, profile: Profile) -> None:
             )
 
 
+def _require_rows(rows: int, name: str, max_rows: int) -> None:
+    if not 1 <= rows <= max_rows:
+        raise InvalidRequestError(
+            f"input {name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
+            f"{'send at least one image' if not rows else 'split the request'}"
+        )
+
+
 def _only_input(request: InferRequest, spec: InputSpec) -> Tensor:
-    names = [tensor.name for tensor in request.inputs]
+    _require_only([tensor.name for tensor in request.inputs], request, spec)
+    return request.inputs[0]
+
+
+def _require_only(names: list[str], request: InferRequest, spec: InputSpec) -> None:
     if names != [spec.name]:
         raise InvalidRequestError(
             f"model {request.model_name!r} takes exactly one input, {spec.name!r}, "
             f"got {', '.join(map(repr, names)) or 'none'}; send {spec.name!r} alone"
         )
-    return request.inputs[0]
 
 
 def _check_tensor(tensor: Tensor, spec: InputSpec) -> None:

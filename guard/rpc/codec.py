@@ -52,6 +52,7 @@ def decode_request(
     client: str = "",
     message: bytes = b"",
     metadata: Metadata = (),
+    read: bool = True,
 ) -> InferRequest:
     """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
 
@@ -61,6 +62,7 @@ def decode_request(
         client: Address that it came from.
         message: The bytes it was read from, where they are to be kept; empty where not.
         metadata: What came beside them.
+        read: Whether its tensors are looked into; if not, they are only named.
 
     Raises:
         InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice), or
@@ -76,7 +78,8 @@ def decode_request(
         model_name=request.model_name,
         model_version=request.model_version,
         id=request.id,
-        inputs=_decode_inputs(request),
+        inputs=_decode_inputs(request) if read else (),
+        unread=None if read else _named_inputs(request),
         outputs=outputs,
         parameters=MappingProxyType(parameters),
         timeout_s=timeout_s,
@@ -187,12 +190,18 @@ def _has_unknown_fields(message: Message) -> bool:
     return False
 
 
-def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:
-    """Return the input tensors, from raw contents if there are any and from typed ones otherwise."""
+def _named_inputs(request: pb.ModelInferRequest) -> tuple[TensorSpec, ...]:
+    """Return what the input tensors are said to be."""
     for tensor in request.inputs:
         refuse_shared_memory(f"input {tensor.name!r}", tensor.parameters)
         refuse_tensor_parameters(f"input {tensor.name!r}", tensor.parameters)
     _refuse_repeats("input", (tensor.name for tensor in request.inputs))
+    return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in request.inputs)
+
+
+def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:
+    """Return the input tensors, from raw contents if there are any and from typed ones otherwise."""
+    _named_inputs(request)
     arrays = _decode_all_raw(request) if request.raw_input_contents else _decode_all_typed(request)
     return tuple(
         Tensor(name=tensor.name, datatype=tensor.datatype, data=data)

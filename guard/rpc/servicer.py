@@ -48,7 +48,11 @@ class DataPlane(Protocol):
         """Return whether a model is here, ready or not."""
         ...
 
-    def model_ready(self, name: str, version: str) -> bool:
+    def reads(self, name: str) -> bool:
+        """Return whether the tensors of the request for a model that came now are looked into."""
+        ...
+
+    async def model_ready(self, name: str, version: str) -> bool:
         """Return whether a model is here and takes requests; False for an unknown one."""
         ...
 
@@ -56,7 +60,7 @@ class DataPlane(Protocol):
         """Return what the server says of itself."""
         ...
 
-    def describe(self, name: str, version: str) -> ModelDescription:
+    async def describe(self, name: str, version: str) -> ModelDescription:
         """Return what a model takes and gives, or raise UnknownModelError."""
         ...
 
@@ -118,7 +122,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     @_answers
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """Return whether a model takes requests; an unknown one does not, which is no error."""
-        return pb.ModelReadyResponse(ready=self._dataplane.model_ready(request.name, request.version))
+        return pb.ModelReadyResponse(ready=await self._dataplane.model_ready(request.name, request.version))
 
     @_answers
     async def ServerMetadata(
@@ -132,12 +136,12 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         """Return what a model takes and gives."""
-        return encode_metadata(self._dataplane.describe(request.name, request.version))
+        return encode_metadata(await self._dataplane.describe(request.name, request.version))
 
     @_answers
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         """Return the same as Triton's configuration would say it."""
-        model = self._dataplane.describe(request.name, request.version)
+        model = await self._dataplane.describe(request.name, request.version)
         return pb.ModelConfigResponse(config=encode_config(model))
 
     @_answers
@@ -148,6 +152,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             timeout_s=context.time_remaining(),
             client=address_of(context.peer()),
             message=ORIGINAL.get(),
+            read=self._dataplane.reads(request.model_name),
             metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
         )
         answer = await self._dataplane.infer(decoded)

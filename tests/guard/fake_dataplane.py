@@ -55,14 +55,17 @@ class FakeDataPlane:
     def knows(self, name: str) -> bool:
         return name == "echo"
 
-    def model_ready(self, name: str, version: str) -> bool:
+    def reads(self, name: str) -> bool:
+        return True
+
+    async def model_ready(self, name: str, version: str) -> bool:
         return name == "echo" and version in {"", "3"}
 
     def server(self) -> ServerDescription:
         return ServerDescription("guard", "0.1.0", ("model_configuration",))
 
-    def describe(self, name: str, version: str) -> ModelDescription:
-        if not self.model_ready(name, version):
+    async def describe(self, name: str, version: str) -> ModelDescription:
+        if not await self.model_ready(name, version):
             raise UnknownModelError(f"model {name!r} is not in the repository; loaded: ['echo']")
         return ECHO
 

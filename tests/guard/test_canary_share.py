@@ -40,7 +40,11 @@ def test_a_seed_gives_the_same_requests_and_another_gives_others() -> None:
     assert (taken(0.2, 500, seed=1) != taken(0.2, 500, seed=2)).any()
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
-def test_a_share_of_nothing_or_more_than_all_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a number above 0 and at most 1, got"):
+def test_a_share_of_nothing_picks_none() -> None:
+    assert taken(0.0, 500).sum() == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])
+def test_a_share_of_less_than_nothing_or_more_than_all_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a number from 0 to 1, got"):
         Share(share, np.random.default_rng(0))

@@ -52,11 +52,11 @@ async def test_a_version_that_is_named_answers_itself(tmp_path: Path) -> None:
         assert (named, house.figures["requests"]) == (["1", "2", "1", "2"], 0)
         with pytest.raises(UnknownModelError, match=r"version '3' of model 'tiny' .* loaded: '1', '2'"):
             await house.infer(version="3")
-        assert [house.plane.model_ready("tiny", version) for version in ("", "1", "2", "3")] == [
+        assert [await house.plane.model_ready("tiny", version) for version in ("", "1", "2", "3")] == [
             *(True, True, True, False),
         ]
-        assert house.plane.describe("tiny", "").versions == ("1", "2")
-        assert house.plane.describe("tiny", "2").versions == ("2",)
+        assert (await house.plane.describe("tiny", "")).versions == ("1", "2")
+        assert (await house.plane.describe("tiny", "2")).versions == ("2",)
 
         await house.room.stop_canary("tiny")
         with pytest.raises(UnknownModelError, match=r"loaded: '1'$"):

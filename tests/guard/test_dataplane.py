@@ -687,7 +687,7 @@ async def test_a_uint8_model_takes_every_byte(build: Build) -> None:
 
 
 async def test_it_describes_the_model_with_a_free_batch(build: Build) -> None:
-    assert build("flag", max_request_rows=16).plane.describe("tiny", "") == ModelDescription(
+    assert await build("flag", max_request_rows=16).plane.describe("tiny", "") == ModelDescription(
         name="tiny",
         versions=("1",),
         platform="onnxruntime_onnx",
@@ -703,7 +703,7 @@ async def test_an_unknown_model_cannot_be_described(build: Build) -> None:
 
     for name, version in (("nope", ""), ("tiny", "2")):
         with pytest.raises(UnknownModelError):
-            plane.describe(name, version)
+            await plane.describe(name, version)
 
 
 async def test_the_server_says_its_name_and_version(build: Build) -> None:
@@ -719,14 +719,14 @@ async def test_readiness_ends_when_shutdown_begins_and_accepted_requests_are_sti
     house = build("flag", gated=True)
     assert house.device is not None
     plane = house.plane
-    assert (plane.live(), plane.ready(), plane.model_ready("tiny", "1")) == (True, True, True)
-    assert (plane.model_ready("tiny", "2"), plane.model_ready("nope", "")) == (False, False)
+    assert (plane.live(), plane.ready(), await plane.model_ready("tiny", "1")) == (True, True, True)
+    assert (await plane.model_ready("tiny", "2"), await plane.model_ready("nope", "")) == (False, False)
     call = asyncio.create_task(house.infer(CLEAN[:1]))
     await house.device.next_call()
 
     plane.begin_shutdown()
 
-    assert (plane.live(), plane.ready(), plane.model_ready("tiny", "")) == (True, False, False)
+    assert (plane.live(), plane.ready(), await plane.model_ready("tiny", "")) == (True, False, False)
     house.device.let_all_go()
     assert (await call).parameters["guard_verdict"] == "accept"
 
