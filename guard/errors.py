@@ -15,7 +15,8 @@
     │   │   └── UpstreamDeadlineError      it was the model server that took too long
     │   ├── ShuttingDownError          the server is stopping
     │   ├── CheckFailedError           the model or the check failed on this input
-    │   └── UpstreamError              the model server behind the guard cannot be asked, or broke off
+    │   ├── UpstreamError              the model server behind the guard cannot be asked, or broke off
+    │   └── WorkerError                a worker process cannot be started, is not there, or does not answer
     ├── UpstreamStatusError        the model server answered with a status of its own, passed on as it came
     ├── ArtifactError              the operator fixes what is on disk
     │   ├── MissingFileError           a file of the artifact is not there
@@ -65,6 +66,7 @@ __all__ = [
     "UpstreamDeadlineError",
     "UpstreamError",
     "UpstreamStatusError",
+    "WorkerError",
 ]
 
 
@@ -128,6 +130,10 @@ class CheckFailedError(UnavailableError):
 
 class UpstreamError(UnavailableError):
     """The model server behind the guard cannot be asked, or broke off."""
+
+
+class WorkerError(UnavailableError):
+    """A worker process cannot be started, is not there, or does not answer."""
 
 
 class UpstreamDeadlineError(DeadlineError):
