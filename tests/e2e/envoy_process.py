@@ -1,4 +1,4 @@
-"""The real Envoy as a process, with the configuration of ``deploy/envoy`` as it is, but for its ports and files."""
+"""The real Envoy as a process, with the configuration of ``deploy/envoy`` but for its ports and files."""
 
 from __future__ import annotations
 
