@@ -7,7 +7,7 @@ from jaxtyping import Float32, Num
 
 from calibration.data import Geometry
 from calibration.preprocessing import Prepare, Transform, plan_input
-from guard.arrays import DATATYPES, Images
+from guard.arrays import Images, held
 from guard.artifact.signature import Signature
 
 __all__ = ["declared_range", "ends_of", "geometry_of", "image_shape", "model_rows", "rows_of"]
@@ -43,7 +43,7 @@ def model_rows(rows: Float32[np.ndarray, "n c h w"], signature: Signature) -> Im
     turned = rows if signature.layout == "NCHW" else rows.transpose(0, 2, 3, 1)
     if signature.datatype == "UINT8":
         turned = np.rint(turned).clip(0, 255)
-    typed: Images = np.ascontiguousarray(turned.astype(DATATYPES[signature.datatype]))
+    typed: Images = np.ascontiguousarray(held(turned, signature.datatype))
     return typed
 
 

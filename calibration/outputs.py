@@ -8,10 +8,11 @@ from typing import Final, Literal
 import numpy as np
 import onnxruntime as ort
 from jaxtyping import Int64
+from onnx import TensorProto
 
 from calibration.errors import DataError
 from calibration.model_source import ModelSource
-from guard.arrays import Images, Logits
+from guard.arrays import Images, Logits, to_bfloat16
 from guard.artifact.signature import Signature
 from guard.errors import UnfitModelError
 from guard.runtime.onnx_classifier import ORT_ERRORS
@@ -39,24 +40,32 @@ def count_classes(source: ModelSource, signature: Signature, row: Images) -> int
     if signature.classes is not None:
         return signature.classes
     batch = np.repeat(row, signature.fixed_batch or 1, axis=0)
-    output = _run_once(source, signature, batch)
-    if output.ndim != 2 or len(output) != len(batch) or output.shape[1] < 2:
+    shape = _shape_of_output(source, signature, batch)
+    if len(shape) != 2 or shape[0] != len(batch) or shape[1] < 2:
         raise UnfitModelError(
-            f"{source.path}: output {signature.output_name!r} has shape {output.shape} for {len(batch)} "
+            f"{source.path}: output {signature.output_name!r} has shape {shape} for {len(batch)} "
             f"image(s), expected one row of at least 2 class scores for each"
         )
-    return int(output.shape[1])
+    return shape[1]
 
 
-def _run_once(source: ModelSource, signature: Signature, batch: Images) -> np.ndarray:
+def _shape_of_output(source: ModelSource, signature: Signature, batch: Images) -> tuple[int, ...]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(source.data, options, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run([signature.output_name], {signature.input_name: batch})[0])
+        feed = {signature.input_name: _value_of(batch, signature)}
+        [output] = session.run_with_ort_values([signature.output_name], feed)
+        return tuple(output.shape())
     except ORT_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnfitModelError(f"{source.path} cannot be run: {reason}; export the model again") from error
+
+
+def _value_of(batch: Images, signature: Signature) -> ort.OrtValue:
+    if signature.datatype == "BF16":  # which numpy does not know
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(batch), TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(batch)
 
 
 def kind_of(outputs: Logits, where: str) -> Kind:

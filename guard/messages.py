@@ -29,11 +29,16 @@ Parameter = bool | int | float | str
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _NONE: Mapping[str, Parameter] = MappingProxyType({})
+_NO_CLASSIFICATION: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named array with its V2 datatype; ``data`` has the tensor's shape and dtype."""
+    """A named array with its V2 datatype.
+
+    ``data`` has the tensor's shape, and the dtype in which it is held (:data:`guard.arrays.HELD`). BYTES that
+    came are an array of objects, Python's bytes; those that go out an array of numpy's.
+    """
 
     name: str
     datatype: str
@@ -81,6 +86,7 @@ class InferRequest:
         id: Caller's id, echoed in the answer.
         inputs: Decoded input tensors, in the caller's order.
         outputs: Names of the outputs asked for; empty means the model's own outputs.
+        classifications: How many of the highest classes are asked for in place of an output, by its name.
         parameters: Request parameters, wire names kept.
         timeout_s: Seconds the caller still waits, counted from the call to
             :meth:`guard.dataplane.DataPlane.infer`; None for no deadline.
@@ -95,6 +101,7 @@ class InferRequest:
     model_version: str = ""
     id: str = ""
     outputs: tuple[str, ...] = ()
+    classifications: Mapping[str, int] = field(default_factory=lambda: _NO_CLASSIFICATION)
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: _NONE)
     timeout_s: float | None = None
     client: str = ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from guard.arrays import DATATYPES
+from guard.arrays import held
 from guard.artifact import (
     BoundaryRecord,
     CalibrationRecord,
@@ -37,6 +37,8 @@ def make_profile(
     kind: str = "logits",
     layout: str | None = None,
     classes: int = 10,
+    labels: tuple[str, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Profile:
     """Return a profile that fits ``model``."""
     signature = read_signature(model, "the test's model", layout=layout)
@@ -54,9 +56,13 @@ def make_profile(
             high=(high,),
         ),
         output=OutputSpec(
-            name=signature.output_name, datatype=signature.output_datatype, classes=classes, kind=kind
+            name=signature.output_name,
+            datatype=signature.output_datatype,
+            classes=classes,
+            kind=kind,
+            labels=labels,
         ),
-        preprocessing=Preprocessing(),
+        preprocessing=preprocessing or Preprocessing(),
         check=CheckSettings(blend=blend, rounds=rounds),
         boundary=BoundaryRecord(
             method="conformal",
@@ -85,7 +91,7 @@ def random_images(profile: Profile, count: int, seed: int = 0) -> np.ndarray:
     """Return images in the profile's input space."""
     low, high = (np.broadcast_to(bound, profile.input.shape) for bound in profile.input.value_range.bounds())
     images = np.random.default_rng(seed).uniform(low, high, (count, *profile.input.shape))
-    return images.astype(DATATYPES[profile.input.datatype])
+    return held(images, profile.input.datatype)
 
 
 def write_tiny_artifact(

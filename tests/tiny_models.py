@@ -58,6 +58,22 @@ def linear_classifier(
     return _model(nodes, inputs, outputs, constants, opset)
 
 
+def bfloat16_classifier(batch: int | None = None, gain: float = 1.0) -> onnx.ModelProto:
+    """A linear classifier that takes and gives bfloat16; it computes in float32, as ORT can on CPUs."""
+    model = linear_classifier(batch=batch, gain=gain)
+    graph = model.graph
+    graph.node[0].input[0], graph.node[-1].output[0] = "images_fp32", "logits_fp32"
+    into = helper.make_node("Cast", [INPUT], ["images_fp32"], to=TensorProto.FLOAT)
+    out_of = helper.make_node("Cast", ["logits_fp32"], ["logits"], to=TensorProto.BFLOAT16)
+    nodes = [into, *graph.node, out_of]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    onnx.checker.check_model(model)
+    return model
+
+
 def conv_classifier(
     channels: int = 3,
     size: tuple[int | None, int | None] = (8, 8),

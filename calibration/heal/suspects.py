@@ -17,7 +17,7 @@ from scipy import stats
 
 from calibration.data import digest_of
 from calibration.errors import DataError
-from guard.arrays import DATATYPES
+from guard.arrays import HELD
 from guard.artifact.reader import NPY_ERRORS
 from guard.artifact.signature import Signature
 from guard.errors import UnsafeArrayError
@@ -116,7 +116,7 @@ def _read(path: Path, signature: Signature, classes: int) -> tuple[np.ndarray, I
         held = ", ".join(arrays) or "nothing"
         raise DataError(f"--suspects {path} holds {held}, expected the array 'images'")
     images = arrays["images"]
-    wanted = DATATYPES[signature.datatype]
+    wanted = HELD[signature.datatype]
     if images.dtype != wanted or images.ndim != 4 or images.shape[1:] != signature.shape:
         raise DataError(
             f"--suspects {path}: images are {images.dtype} of shape {_shown(images.shape[1:])}, the model "

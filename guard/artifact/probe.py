@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from guard.arrays import DATATYPES, Images
+from guard.arrays import HELD, Images
 from guard.artifact.npy import load_npz
 from guard.artifact.profile import Profile
 from guard.errors import ProfileError
@@ -60,7 +60,7 @@ def read_probe(data: bytes, profile: Profile, where: str) -> Probe:
             f"{where} holds the arrays {sorted(arrays)}, expected {sorted(_NAMES)}; calibrate again"
         )
     n = len(arrays["images"]) if arrays["images"].ndim else 0
-    _check(arrays["images"], (max(n, 1), *profile.input.shape), DATATYPES[profile.input.datatype], where)
+    _check(arrays["images"], (max(n, 1), *profile.input.shape), HELD[profile.input.datatype], where)
     _check(arrays["logits"], (n, profile.output.classes), np.dtype(np.float32), where)
     _check(arrays["mean_entropy_bits"], (n,), np.dtype(np.float64), where)
     return Probe(*(arrays[name] for name in _NAMES))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from guard.arrays import DATATYPES, Overlays
+from guard.arrays import HELD, Overlays
 from guard.artifact.external_data import (
     check_relative_path,
     external_files,
@@ -151,7 +151,7 @@ def _load_model(directory: Path, files: dict[str, bytes]) -> onnx.ModelProto:
 def _load_overlays(data: bytes, profile: Profile, where: str) -> Overlays:
     overlays = load_npy(data, where)
     expected_shape = (profile.check.n_overlays, *profile.input.shape)
-    expected_dtype = DATATYPES[profile.input.datatype]
+    expected_dtype = HELD[profile.input.datatype]
     if overlays.shape != expected_shape or overlays.dtype != expected_dtype:
         raise ProfileError(
             f"{where}: expected shape {expected_shape} of {expected_dtype} as the profile says, "

@@ -14,15 +14,20 @@ __all__ = ["Signature", "read_signature"]
 
 Layout = Literal["NCHW", "NHWC"]
 
-InputDatatype = Literal["FP32", "FP16", "UINT8"]
-OutputDatatype = Literal["FP32", "FP16"]
+InputDatatype = Literal["FP32", "FP16", "BF16", "UINT8"]
+OutputDatatype = Literal["FP32", "FP16", "BF16"]
 
 _INPUT_DATATYPES: Final[dict[int, InputDatatype]] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
+    TensorProto.BFLOAT16: "BF16",
     TensorProto.UINT8: "UINT8",
 }
-_OUTPUT_DATATYPES: Final[dict[int, OutputDatatype]] = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16"}
+_OUTPUT_DATATYPES: Final[dict[int, OutputDatatype]] = {
+    TensorProto.FLOAT: "FP32",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.BFLOAT16: "BF16",
+}
 _CHANNELS: Final = (1, 3, 4)
 
 
@@ -113,7 +118,7 @@ def _image_input(value: onnx.ValueInfoProto, where: str) -> tuple[InputDatatype,
     if datatype is None or len(dimensions) != 4:
         raise UnfitModelError(
             f"{where}: input {value.name!r} is {_element_name(value)} of {len(dimensions)} axes "
-            f"{_show(dimensions)}; expected a batch of images: 4 axes of FLOAT, FLOAT16 or UINT8"
+            f"{_show(dimensions)}; expected a batch of images: 4 axes of FLOAT, FLOAT16, BFLOAT16 or UINT8"
         )
     return datatype, dimensions
 
@@ -125,7 +130,8 @@ def _class_output(value: onnx.ValueInfoProto, where: str) -> tuple[OutputDatatyp
     if datatype is None or (known_rank and len(dimensions) != 2) or (known_rank and dimensions[1] == 1):
         raise UnfitModelError(
             f"{where}: output {value.name!r} is {_element_name(value)} of shape {_show(dimensions)}; "
-            f"expected one row of at least 2 class scores for each image: 2 axes of FLOAT or FLOAT16"
+            f"expected one row of at least 2 class scores for each image: "
+            f"2 axes of FLOAT, FLOAT16 or BFLOAT16"
         )
     return datatype, dimensions[1] if known_rank else None
 

@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from guard.arrays import DATATYPES, Logits
+from guard.arrays import Logits, held
 from guard.artifact import OutputSpec
+from guard.dataplane.classification import classification
 from guard.detection.threshold import Verdict
 from guard.messages import InferRequest, InferResponse, Parameter, Relayed, Tensor
 
@@ -63,9 +64,7 @@ def build_answer(
         logits: The model's output rows.
         findings: One for each row; None where the check is still to come.
     """
-    tensors = {
-        sink.name: Tensor(sink.name, sink.datatype, logits.astype(DATATYPES[sink.datatype], copy=False))
-    }
+    tensors = {sink.name: _own_output(request, sink, logits)}
     wanted = request.outputs or (sink.name,)
     if any(name in GUARD_OUTPUTS for name in wanted):
         tensors |= _finding_tensors(findings, len(logits))
@@ -100,6 +99,13 @@ def add_findings(
         parameters=_summary(findings),
         relayed=replace(relayed, with_outputs=not only_ours),
     )
+
+
+def _own_output(request: InferRequest, sink: OutputSpec, logits: Logits) -> Tensor:
+    count = request.classifications.get(sink.name)
+    if count is not None:
+        return classification(sink, logits, count)
+    return Tensor(sink.name, sink.datatype, held(logits, sink.datatype))
 
 
 def _summary(findings: list[Finding] | None) -> dict[str, Parameter]:

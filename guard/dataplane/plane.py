@@ -96,7 +96,7 @@ class DataPlane:
 
     def server(self) -> ServerDescription:
         """Describe the server for ServerMetadata."""
-        return ServerDescription("inference-guard", guard.__version__, ("model_configuration",))
+        return ServerDescription("inference-guard", guard.__version__, ("model_configuration", "classification"))
 
     async def describe(self, name: str, version: str) -> ModelDescription:
         """Describe a model for ModelMetadata and ModelConfig.

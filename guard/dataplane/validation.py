@@ -50,6 +50,20 @@ def unread_rows(request: InferRequest, profile: Profile, max_rows: int) -> int:
     return rows
 
 
+def _refuse_classified_findings(request: InferRequest) -> None:
+    """Refuse to classify by what the guard found.
+
+    Raises:
+        InvalidRequestError: If classes are asked for in place of an output of the guard's own.
+    """
+    ours = [name for name in request.classifications if name in GUARD_OUTPUTS]
+    if ours:
+        raise InvalidRequestError(
+            f"output {ours[0]!r} holds no class scores, so 'classification' cannot be asked of it; "
+            f"leave it out"
+        )
+
+
 def uncheckable_rows(
     images: Images, spec: InputSpec
 ) -> tuple[Bool[np.ndarray, " n"], dict[int, tuple[UncheckableReason, str]]]:
@@ -100,6 +114,7 @@ def _check_outputs(request: InferRequest, profile: Profile) -> None:
                 f"output {name!r} is not one of model {request.model_name!r}; "
                 f"expected one of {', '.join(known)}"
             )
+    _refuse_classified_findings(request)
 
 
 def _require_rows(rows: int, name: str, max_rows: int) -> None:

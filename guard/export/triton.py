@@ -88,6 +88,7 @@ def export_triton(options: TritonOptions) -> Exported:
     model = load_model(name, options.artifact, RuntimeOptions(device="cpu"), approve=held.append)
     try:
         [artifact] = held
+        _check_datatypes(artifact)
         config = config_text(
             name, artifact.profile, backend=options.backend, max_batch_size=options.max_batch_size
         )
@@ -108,6 +109,14 @@ def export_triton(options: TritonOptions) -> Exported:
         files["model.py"] = Path(triton_model.__file__).read_bytes()
     directory = _write(model_directory, config, readme_text(name, artifact.profile, options.backend), files)
     return Exported(directory, parity, artifact.profile.check.n_overlays)
+
+
+def _check_datatypes(artifact: Artifact) -> None:
+    if "BF16" in {artifact.profile.input.datatype, artifact.profile.output.datatype}:
+        raise UnfitModelError(
+            f"{artifact.directory}: the model takes or gives bfloat16, which `guard serve` can serve, but "
+            f"which is not exported; export the model in FP32 or FP16, and calibrate it"
+        )
 
 
 def _checked_name(options: TritonOptions) -> str:

@@ -29,6 +29,7 @@ from guard.messages import (
 )
 from guard.rpc.contents import decode_raw, decode_typed, encode_raw, encode_typed
 from guard.rpc.parameters import (
+    classification_of,
     encode_parameters,
     own_parameters,
     refuse_shared_memory,
@@ -72,7 +73,8 @@ def decode_request(
     """
     _refuse_excess(request)
     parameters = own_parameters(request.parameters)
-    outputs = tuple(_decode_output(output) for output in request.outputs)
+    asked = [(output.name, _classification(output)) for output in request.outputs]
+    outputs = tuple(name for name, _ in asked)
     _refuse_repeats("output", outputs)
     return InferRequest(
         model_name=request.model_name,
@@ -81,6 +83,7 @@ def decode_request(
         inputs=_decode_inputs(request) if read else (),
         unread=None if read else _named_inputs(request),
         outputs=outputs,
+        classifications=MappingProxyType({name: count for name, count in asked if count is not None}),
         parameters=MappingProxyType(parameters),
         timeout_s=timeout_s,
         client=client,
@@ -234,11 +237,12 @@ def _decode_all_typed(request: pb.ModelInferRequest) -> list[np.ndarray]:
     ]
 
 
-def _decode_output(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> str:
-    """Return the name of an output asked for, refusing anything asked of it besides being sent."""
+def _classification(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int | None:
+    """Return how many classes are asked for in an output's place, refusing anything else asked of it."""
+    if not output.parameters:
+        return None
     refuse_shared_memory(f"output {output.name!r}", output.parameters)
-    refuse_tensor_parameters(f"output {output.name!r}", output.parameters)
-    return output.name
+    return classification_of(f"output {output.name!r}", output.parameters)
 
 
 def _refuse_excess(request: pb.ModelInferRequest) -> None:

@@ -2,8 +2,9 @@
 
 V2 carries a tensor's elements in one of two ways. *Raw*: one little-endian, row-major blob, which is
 read in place. *Typed*: a protobuf field for a family of datatypes, in which everything narrower than
-32 bits travels as 32 bits, so its range has to be checked. FP16 has no typed field; BYTES and BF16 are
-no numbers to numpy, so the guard, which must blend what it is sent, does not take them.
+32 bits travels as 32 bits, so its range has to be checked. FP16 and BF16 have no typed field. BF16, for
+which numpy has no dtype, is read into float32, which holds each of its values. BYTES are elements of any
+length, raw with a length of 4 bytes before each; they are read into an array of Python's bytes.
 
 A shape is the caller's claim. It is compared with the data that came before anything is allocated.
 """
@@ -17,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from guard.arrays import DATATYPES
+from guard.arrays import DATATYPES, HELD, from_bfloat16, to_bfloat16
 from guard.errors import InvalidRequestError
 from guard.messages import Tensor
 from guard.rpc.pb import open_inference_pb2 as pb
@@ -26,7 +27,10 @@ __all__ = ["decode_raw", "decode_typed", "encode_raw", "encode_typed"]
 
 _MAX_RANK: Final = 32  # the least that any numpy we run on can hold
 _MAX_BYTES: Final = 2**63 - 1
+_MAX_ELEMENTS: Final = 4096  # of BYTES: each costs the event loop time, an empty one as much
+_LENGTH_BYTES: Final = 4
 
+_BFLOAT16_BITS: Final = np.dtype("<u2")
 _INT32 = np.dtype(np.int32)
 _UINT32 = np.dtype(np.uint32)
 _TYPED: Final = MappingProxyType(
@@ -50,9 +54,13 @@ _TYPED: Final = MappingProxyType(
 def decode_raw(name: str, datatype: str, shape: Sequence[int], blob: bytes) -> np.ndarray:
     """Return the blob as a read-only array of that datatype and shape, without copying it.
 
+    BF16 comes as a new array of float32, BYTES as a new array of Python's bytes.
+
     Raises:
         InvalidRequestError: If datatype, shape and byte count do not fit one another.
     """
+    if datatype == "BYTES":
+        return _array_of(_split(name, shape, blob), shape)
     dtype = _dtype_of(name, datatype)
     expected = _element_count(name, shape, dtype.itemsize) * dtype.itemsize
     if len(blob) != expected:
@@ -61,7 +69,8 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], blob: bytes) -> n
         )
     if datatype == "BOOL":
         _refuse_odd_booleans(name, blob)
-    return np.frombuffer(blob, dtype).reshape(shape)
+    array = np.frombuffer(blob, dtype).reshape(shape)
+    return from_bfloat16(array) if datatype == "BF16" else array
 
 
 def decode_typed(
@@ -73,6 +82,10 @@ def decode_typed(
         InvalidRequestError: If the datatype has no typed field, another field is filled, the shape
             does not fit the number of elements, or an element is out of the datatype's range.
     """
+    if datatype == "BYTES":
+        _refuse_other_fields(name, datatype, "bytes_contents", contents)
+        _require_elements(name, shape, len(contents.bytes_contents))
+        return _array_of(list(contents.bytes_contents), shape)
     dtype = _dtype_of(name, datatype)
     if datatype not in _TYPED:
         raise InvalidRequestError(
@@ -96,22 +109,25 @@ def decode_typed(
 def encode_raw(tensor: Tensor) -> bytes:
     """Return the tensor's elements as a little-endian, row-major blob.
 
-    BYTES, which the guard takes nowhere but answers with (verdicts), has an array of numpy bytes; each
-    element is sent as its length in 4 bytes and then itself.
+    BYTES, here verdicts and classifications, has an array of numpy bytes; each element is sent as its length
+    in 4 bytes and then itself. BF16 has an array of float32, which is rounded.
 
     Raises:
         ValueError: If the array's dtype is not that of the tensor's datatype.
     """
     if tensor.datatype == "BYTES" and tensor.data.dtype.kind == "S":
         return b"".join(
-            len(element).to_bytes(4, "little") + element for element in tensor.data.ravel().tolist()
+            len(element).to_bytes(_LENGTH_BYTES, "little") + element
+            for element in tensor.data.ravel().tolist()
         )
-    dtype = DATATYPES.get(tensor.datatype)
+    dtype = HELD.get(tensor.datatype)
     if dtype is None or tensor.data.dtype.newbyteorder("<") != dtype:
         raise ValueError(
             f"output {tensor.name!r}: expected an array of the datatype {tensor.datatype}, "
             f"got dtype {tensor.data.dtype}"
         )
+    if tensor.datatype == "BF16":
+        return to_bfloat16(tensor.data).tobytes()
     return tensor.data.astype(dtype, copy=False).tobytes()
 
 
@@ -134,13 +150,57 @@ def encode_typed(tensor: Tensor) -> pb.InferTensorContents:
 
 
 def _dtype_of(name: str, datatype: str) -> np.dtype[np.generic]:
-    """Return the dtype of a datatype, or refuse one that the guard cannot read."""
-    dtype = DATATYPES.get(datatype)
+    """Return the dtype that a datatype has on the wire, or refuse one that the guard cannot read."""
+    dtype = _BFLOAT16_BITS if datatype == "BF16" else DATATYPES.get(datatype)
     if dtype is None:
         raise InvalidRequestError(
-            f"input {name!r}: datatype {datatype!r} is not accepted; expected one of {', '.join(DATATYPES)}"
+            f"input {name!r}: datatype {datatype!r} is not accepted; "
+            f"expected one of {', '.join((*HELD, 'BYTES'))}"
         )
     return dtype
+
+
+def _split(name: str, shape: Sequence[int], blob: bytes) -> list[bytes]:
+    """Return the elements of a BYTES blob, each a length of 4 bytes, little-endian, and as many bytes."""
+    count = _require_elements(name, shape, None)
+    elements: list[bytes] = []
+    at = 0
+    for number in range(count):
+        start = at + _LENGTH_BYTES
+        at = start if start > len(blob) else start + int.from_bytes(blob[at:start], "little")
+        if at > len(blob):
+            raise InvalidRequestError(
+                f"input {name!r}: element {number} of {count} ends at byte {at} of {len(blob)} bytes; "
+                f"before each element goes its length, 4 bytes, little-endian"
+            )
+        elements.append(blob[start:at])
+    if at != len(blob):
+        raise InvalidRequestError(
+            f"input {name!r}: expected {count} elements for BYTES {list(shape)}, got {len(blob) - at} bytes "
+            f"behind the last of them"
+        )
+    return elements
+
+
+def _require_elements(name: str, shape: Sequence[int], got: int | None) -> int:
+    """Return how many elements a BYTES shape has, or refuse it; ``got`` have come where that is known."""
+    expected = _element_count(name, shape, 1)
+    if expected > _MAX_ELEMENTS:
+        raise InvalidRequestError(
+            f"input {name!r}: expected at most {_MAX_ELEMENTS} elements of BYTES, got shape {list(shape)}"
+        )
+    if got is not None and got != expected:
+        raise InvalidRequestError(
+            f"input {name!r}: expected {expected} elements for BYTES {list(shape)}, "
+            f"got {got} in bytes_contents"
+        )
+    return expected
+
+
+def _array_of(elements: list[bytes], shape: Sequence[int]) -> np.ndarray:
+    array = np.empty(len(elements), np.object_)
+    array[:] = elements
+    return array.reshape(shape)
 
 
 def _element_count(name: str, shape: Sequence[int], itemsize: int) -> int:

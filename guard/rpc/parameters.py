@@ -1,8 +1,8 @@
 """V2 parameter maps: what they hold, which names are ours, and which are refused and why.
 
 Parameters can redirect a tensor (shared memory), tie requests together (sequences) or change what an
-answer means (classification). One that is not understood is therefore refused, never dropped; the few
-known to change nothing for a stateless server are accepted without effect.
+answer means. One that is not understood is therefore refused, never dropped; ``classification`` of an output
+is understood, and the few known to change nothing for a stateless server are accepted without effect.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from guard.messages import Parameter
 from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = [
+    "classification_of",
     "decode_parameters",
     "encode_parameters",
     "own_parameters",
@@ -31,6 +32,7 @@ WITHOUT_EFFECT: Final = (
     "triton_enable_empty_final_response",
 )
 TENSOR_WITHOUT_EFFECT: Final = ("binary_data",)
+CLASSIFICATION: Final = "classification"
 
 _INT64_MIN, _INT64_MAX, _UINT64_MAX = -(2**63), 2**63 - 1, 2**64 - 1
 
@@ -83,8 +85,33 @@ def refuse_shared_memory(tensor: str, parameters: Iterable[str]) -> None:
             )
 
 
+def classification_of(tensor: str, parameters: Mapping[str, pb.InferParameter]) -> int | None:
+    """Return how many of the highest classes are asked for in place of an output; None for the output itself.
+
+    Args:
+        tensor: The output, for errors.
+        parameters: Its parameters.
+
+    Raises:
+        InvalidRequestError: If it is no whole number from 1 on.
+        UnsupportedRequestError: If anything else is asked of the output.
+    """
+    refuse_tensor_parameters(tensor, (name for name in parameters if name != CLASSIFICATION))
+    if CLASSIFICATION not in parameters:
+        return None
+    wire = parameters[CLASSIFICATION]
+    choice = wire.WhichOneof("parameter_choice")
+    count: object = getattr(wire, choice) if choice else None
+    if choice not in {"int64_param", "uint64_param"} or not isinstance(count, int) or count < 1:
+        raise InvalidRequestError(
+            f"{tensor}: {CLASSIFICATION} is the number of classes wanted, expected an int64 from 1 on, "
+            f"got {count!r}"
+        )
+    return count
+
+
 def refuse_tensor_parameters(tensor: str, parameters: Iterable[str]) -> None:
-    """Refuse whatever else is asked of a tensor, such as ``classification`` of an output.
+    """Refuse whatever else is asked of a tensor.
 
     Raises:
         UnsupportedRequestError: If a parameter is not one of those known to change nothing.

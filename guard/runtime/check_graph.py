@@ -47,7 +47,13 @@ OVERLAY_INDEX = _PREFIX + "overlay_index"
 LOGITS = _PREFIX + "logits"
 ENTROPY = _PREFIX + "entropy_bits"
 
-_ELEMENT = {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16, "UINT8": TensorProto.UINT8}
+_ELEMENT = {
+    "FP32": TensorProto.FLOAT,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "UINT8": TensorProto.UINT8,
+}
+_HELD = {**_ELEMENT, "BF16": TensorProto.FLOAT}  # what numpy holds images in, and feeds
 _OLDEST_OPSET = 9
 _LOWEST_LOG = -1e30
 _TINY = float(np.finfo(np.float32).tiny)
@@ -118,7 +124,7 @@ def _replace_inputs(graph: onnx.GraphProto, source: InputSpec) -> None:
     del graph.input[:]
     graph.input.extend(
         [
-            helper.make_tensor_value_info(IMAGES, _ELEMENT[source.datatype], ["n", *source.shape]),
+            helper.make_tensor_value_info(IMAGES, _HELD[source.datatype], ["n", *source.shape]),
             helper.make_tensor_value_info(IMAGE_INDEX, TensorProto.INT64, ["p"]),
             helper.make_tensor_value_info(OVERLAY_INDEX, TensorProto.INT64, ["p"]),
             *kept,
@@ -128,7 +134,7 @@ def _replace_inputs(graph: onnx.GraphProto, source: InputSpec) -> None:
 
 def _add_blend(g: NodeList, source: InputSpec, overlays: Overlays, blend: BlendRule) -> None:
     left = g.node("Gather", [IMAGES, IMAGE_INDEX], _PREFIX + "left", axis=0)
-    if source.datatype != "FP32":
+    if _HELD[source.datatype] != TensorProto.FLOAT:
         left = g.node("Cast", [left], _PREFIX + "left_fp32", to=TensorProto.FLOAT)
     row = g.node("Add", [OVERLAY_INDEX, g.constant("one", np.array(1, np.int64))], _PREFIX + "bank_row")
     right = g.node("Gather", [g.constant("bank", _bank(overlays, blend)), row], _PREFIX + "right", axis=0)

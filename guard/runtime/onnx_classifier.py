@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from guard.arrays import DATATYPES, EntropyBits, Images, Logits, Overlays, PairIndex
+from guard.arrays import EntropyBits, Images, Logits, Overlays, PairIndex, held
 from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
 from guard.errors import SettingsError, UnfitModelError
@@ -30,7 +30,7 @@ _QUIETLY.log_severity_level = 4
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _PARITY_TOLERANCE = 1e-3
 _ROUGH_PARITY_TOLERANCE = 1e-2
-"""For float16 models, which keep 11 bits, and for CUDA, whose kernels differ with the batch."""
+"""For float16 and bfloat16, which keep 11 and 8 bits, and for CUDA, whose kernels differ with the batch."""
 
 ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     ort_state.EPFail,
@@ -187,7 +187,8 @@ class OnnxClassifier:
 
     def _tolerance(self, logits: np.ndarray) -> float:
         """Return how far an answer may move with the batch: rounding grows with the largest value."""
-        rough = "FP16" in {self._source.datatype, self._sink.datatype} or self.device == "cuda"
+        halves = {"FP16", "BF16"} & {self._source.datatype, self._sink.datatype}
+        rough = bool(halves) or self.device == "cuda"
         largest = np.abs(logits[np.isfinite(logits)]).max(initial=1.0)
         return float(largest) * (_ROUGH_PARITY_TOLERANCE if rough else _PARITY_TOLERANCE)
 
@@ -196,7 +197,7 @@ class OnnxClassifier:
             np.broadcast_to(bound, self._source.shape) for bound in self._source.value_range.bounds()
         )
         images = np.random.default_rng(0).uniform(low, high, (count, *self._source.shape))
-        return images.astype(DATATYPES[self._source.datatype])
+        return held(images, self._source.datatype)
 
     def _try(self, images: Images, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         index = np.asarray(rows, np.int64)

@@ -28,7 +28,7 @@ def main(address: str) -> None:
         "config": client.get_model_config("echo", as_json=True)["config"],
         "fp32": infer(client, "FP32", np.linspace(-1, 1, 96, dtype=np.float32).reshape(2, 3, 4, 4)),
         "uint8": infer(client, "UINT8", pixels),
-        "classification": refusal(client, pixels, class_count=1),
+        "fp16": infer(client, "FP16", np.linspace(-1, 1, 96).astype(np.float16).reshape(2, 3, 4, 4)),
         "statistics": statistics(client),
     }
     sys.stdout.write(json.dumps(seen))
@@ -50,17 +50,6 @@ def infer(client: triton.InferenceServerClient, datatype: str, sent: np.ndarray)
         "verdict": response.parameters["guard_verdict"].string_param,
         "rows": [element.decode() for element in result.as_numpy("guard_verdict")],
     }
-
-
-def refusal(client: triton.InferenceServerClient, sent: np.ndarray, class_count: int) -> list[str]:
-    """Ask for a classification and return status and words of the refusal."""
-    tensor = triton.InferInput("image", list(sent.shape), "UINT8")
-    tensor.set_data_from_numpy(sent)
-    try:
-        client.infer("echo", [tensor], outputs=[triton.InferRequestedOutput("image", class_count)])
-    except triton.InferenceServerException as error:
-        return [error.status(), error.message()]
-    return ["OK", ""]
 
 
 def statistics(client: triton.InferenceServerClient) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guard.arrays import DATATYPES
+from guard.arrays import HELD
 from guard.errors import InvalidRequestError, RequestError, UncheckableInputError, UnsupportedRequestError
 from guard.rpc.codec import decode_request
 from guard.rpc.pb import open_inference_pb2 as pb
@@ -93,11 +93,51 @@ INVALID: dict[str, tuple[pb.ModelInferRequest, str]] = {
     "raw and typed": (raw_and_typed(), "input 'x': expected either raw_input_contents or contents, got both"),
     "unknown datatype": (
         raw("FLOAT", [1], bytes(4)),
-        f"input 'x': datatype 'FLOAT' is not accepted; expected one of {', '.join(DATATYPES)}",
+        f"input 'x': datatype 'FLOAT' is not accepted; expected one of {', '.join((*HELD, 'BYTES'))}",
     ),
-    "BYTES": (raw("BYTES", [1], bytes(4)), "datatype 'BYTES' is not accepted; expected one of BOOL, UINT8"),
-    "BF16": (raw("BF16", [1], bytes(2)), "datatype 'BF16' is not accepted; expected one of BOOL, UINT8"),
-    "BYTES, typed": (typed("BYTES", [1], bytes_contents=[b"jpeg"]), "datatype 'BYTES' is not accepted"),
+    "BYTES without a length": (
+        raw("BYTES", [1], b"jpeg"[:3]),
+        "input 'x': element 0 of 1 ends at byte 4 of 3 bytes; before each element goes its length",
+    ),
+    "BYTES cut off": (
+        raw("BYTES", [2], b"\x01\0\0\0a\x03\0\0\0bc"),
+        "input 'x': element 1 of 2 ends at byte 12 of 11 bytes",
+    ),
+    "BYTES of an absurd length": (
+        raw("BYTES", [1], b"\xff\xff\xff\xffa"),
+        "element 0 of 1 ends at byte 4294967299 of 5 bytes",
+    ),
+    "BYTES and more": (
+        raw("BYTES", [1, 1], b"\x01\0\0\0ab"),
+        "input 'x': expected 1 elements for BYTES [1, 1], got 1 bytes behind the last of them",
+    ),
+    "BYTES fewer than said": (raw("BYTES", [2], b"\x01\0\0\0a"), "element 1 of 2 ends at byte 9 of 5 bytes"),
+    "BYTES without elements, and bytes": (
+        raw("BYTES", [0], b"a"),
+        "expected 0 elements for BYTES [0], got 1",
+    ),
+    "BYTES by the million": (
+        raw("BYTES", [1024, 1024], bytes(4 * 1024 * 1024)),
+        "input 'x': expected at most 4096 elements of BYTES, got shape [1024, 1024]",
+    ),
+    "BYTES of negative shape": (raw("BYTES", [-1], bytes(4)), "expected dimensions of 0 or more, got [-1]"),
+    "BYTES, typed, too few": (
+        typed("BYTES", [2], bytes_contents=[b"jpeg"]),
+        "input 'x': expected 2 elements for BYTES [2], got 1 in bytes_contents",
+    ),
+    "BYTES, typed, by the thousand": (
+        typed("BYTES", [5000], bytes_contents=[b""] * 5000),
+        "input 'x': expected at most 4096 elements of BYTES, got shape [5000]",
+    ),
+    "BYTES in another field": (
+        typed("BYTES", [1], uint_contents=[1]),
+        "input 'x': BYTES travels in contents.bytes_contents, got uint_contents",
+    ),
+    "BF16, typed": (
+        typed("BF16", [1], fp32_contents=[1.0]),
+        "input 'x': BF16 travels only in raw_input_contents; send it there",
+    ),
+    "BF16 in 4 bytes": (raw("BF16", [1], bytes(4)), "expected 2 bytes for BF16 [1], got 4 bytes"),
     "FP16, typed": (
         typed("FP16", [1], fp32_contents=[1.0]),
         "input 'x': FP16 travels only in raw_input_contents; send it there",
@@ -183,14 +223,47 @@ def test_shared_memory_is_named_even_though_it_shifts_the_blobs() -> None:
     assert "shared memory" in refusal(request, UncheckableInputError)
 
 
-def test_classification_and_other_output_parameters_are_named() -> None:
+def test_output_parameters_other_than_classification_are_named() -> None:
     request = with_parameter("output", "classification")
     request.outputs[0].parameters["rounding"].int64_param = 2
 
     assert (
         refusal(request, UnsupportedRequestError)
-        == "output 'y': parameters 'classification', 'rounding' are not supported; send it without them"
+        == "output 'y': parameters 'rounding' are not supported; send it without them"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("int64_param", 0),
+        ("int64_param", -3),
+        ("string_param", "3"),
+        ("bool_param", True),
+        ("double_param", 3.0),
+    ],
+)
+def test_a_classification_that_is_no_count_of_classes_is_refused(field: str, value: object) -> None:
+    request = with_parameter("output", "classification")
+    setattr(request.outputs[0].parameters["classification"], field, value)
+
+    assert refusal(request, InvalidRequestError) == (
+        "output 'y': classification is the number of classes wanted, expected an int64 from 1 on, "
+        f"got {value!r}"
+    )
+
+
+def test_a_classification_without_a_value_is_refused() -> None:
+    request = with_parameter("output", "classification")
+    request.outputs[0].parameters["classification"].ClearField("parameter_choice")
+
+    assert refusal(request, InvalidRequestError).endswith("expected an int64 from 1 on, got None")
+
+
+def test_an_input_cannot_be_classified() -> None:
+    words = refusal(with_parameter("input", "classification"), UnsupportedRequestError)
+
+    assert words == "input 'x': parameters 'classification' are not supported; send it without them"
 
 
 def test_an_unknown_input_parameter_is_named() -> None:
