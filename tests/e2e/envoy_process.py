@@ -56,6 +56,7 @@ class Envoy(PeerProcess):
         for kind, port in self.ports.items():
             text = text.replace(f"<{kind}>", str(port))
         if self.secrets is not None:
-            text = re.sub("^#tls", "    ", text, flags=re.MULTILINE)  # as the file says
+            text = re.sub("^#tls", "    ", text, flags=re.MULTILINE)  # as the file says, and
+            text = re.sub(".*#plain\n", "", text)
             text = text.replace("/run/secrets", str(self.secrets))
         return text

@@ -96,10 +96,10 @@ class Authority:
     def key(self) -> Path:
         return self.folder / f"{self.name}.key"
 
-    def issue(self, name: str) -> Authority:
-        """Sign a certificate for 127.0.0.1 with this common name; return where it lies."""
+    def issue(self, name: str, address: str = "IP:127.0.0.1") -> Authority:
+        """Sign a certificate with this common name for an address; return where it lies."""
         end = Authority(self.folder, f"{self.name}-{name}")
-        signed = ["-CA", str(self.cert), "-CAkey", str(self.key), "-addext", "subjectAltName=IP:127.0.0.1"]
+        signed = ["-CA", str(self.cert), "-CAkey", str(self.key), "-addext", f"subjectAltName={address}"]
         _openssl(end, name, *signed, "-addext", "basicConstraints=critical,CA:FALSE")
         return end
 
