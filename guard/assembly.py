@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from guard.control.canary_tally import CanaryLimits
+from guard.model_settings import SAME
 from guard.rpc.access import Access
 from guard.runtime.loader import RuntimeOptions
 from guard.settings import Settings
@@ -57,6 +58,8 @@ def fleet_of(settings: Settings, registry: CollectorRegistry, on_change: Callabl
         timeout_s=settings.request_timeout_s,
         poll_s=settings.upstream_poll_s,
         wait_s=settings.upstream_wait_s,
+        load_s=settings.upstream_load_s,
+        drain_s=settings.drain_timeout_s,
         on_change=on_change,
     )
 
@@ -69,10 +72,17 @@ def open_upstreams(fleet: Fleet, settings: Settings) -> None:
     """
     for name, own in settings.models.items():
         if own.upstream is not None:
-            ca = own.upstream_tls_ca
+            ca, same = own.upstream_tls_ca, own.upstream_version == SAME
             fleet.open(
-                Address(name, own.upstream, own.upstream_model or name, own.upstream_version or ""),
+                Address(
+                    name,
+                    own.upstream,
+                    own.upstream_model or name,
+                    "" if same else own.upstream_version or "",
+                    same=same,
+                ),
                 checks=own.upstream_check == "upstream",
                 max_batch_size=own.upstream_max_batch_size,
+                loads=own.upstream_load == "swap",
                 tls=None if ca is None else Tls(ca, own.upstream_tls_cert, own.upstream_tls_key),
             )

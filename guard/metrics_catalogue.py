@@ -29,6 +29,7 @@ from guard.metrics_labels import (
     SwapOutcome,
     TrialOutcome,
     UncheckableReason,
+    UpstreamLoad,
     UpstreamPurpose,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "SwapOutcome",
     "TrialOutcome",
     "UncheckableReason",
+    "UpstreamLoad",
     "UpstreamPurpose",
 ]
 
@@ -254,6 +256,19 @@ _SPECS: Final = (
         "counter",
         "Requests held back, nothing sent, until there was a connection to the model's server again.",
         _MODEL,
+    ),
+    Spec(
+        "guard_upstream_loads_total",
+        "counter",
+        "Versions that the server of a model was asked to load, by how that went.",
+        {**_MODEL, "outcome": tuple(UpstreamLoad)},
+    ),
+    Spec(
+        "guard_upstream_load_seconds",
+        "histogram",
+        "Time from asking the server of a model to load a version until it is ready, or is not to be.",
+        _MODEL,
+        _LOAD_SECONDS,
     ),
     Spec(
         "guard_upstream_ready",

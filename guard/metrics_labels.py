@@ -20,6 +20,7 @@ __all__ = [
     "SwapOutcome",
     "TrialOutcome",
     "UncheckableReason",
+    "UpstreamLoad",
     "UpstreamPurpose",
 ]
 
@@ -171,6 +172,14 @@ class Finding(StrEnum):
     REJECTED_BY_CANDIDATE = "rejected_by_candidate"
     REJECTED_BY_CURRENT = "rejected_by_current"
     REJECTED_BY_BOTH = "rejected_by_both"
+
+
+class UpstreamLoad(StrEnum):
+    """How it went when a model's server was asked to load a version."""
+
+    READY = "ready"
+    FAILED = "failed"
+    LATE = "late"
 
 
 class UpstreamPurpose(StrEnum):

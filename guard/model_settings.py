@@ -10,14 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from guard.detection.threshold import Policy
 
-__all__ = ["Count", "ModelSettings", "OnUncheckable", "Rate"]
+__all__ = ["SAME", "Count", "ModelSettings", "OnUncheckable", "Rate"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 OnUncheckable = Literal["refuse", "answer"]
+SAME: Final = "same"
+"""As ``upstream_version``: the version of the artifact that checks."""
+
 _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
-_ONLY_GUARDED: Final = ("policy", "on_uncheckable", "sampling", "upstream_check")
+_ONLY_GUARDED: Final = ("policy", "on_uncheckable", "sampling", "upstream_check", "upstream_load")
 
 
 class ModelSettings(BaseModel):
@@ -31,7 +34,10 @@ class ModelSettings(BaseModel):
             and no artifact belongs to it.
         upstream: Model server that answers, ``host:port`` or ``unix:/path``; None to run the model here.
         upstream_model: Name of the model there; None for the same as here.
-        upstream_version: Version to ask for there; None to leave that to the server.
+        upstream_version: Version to ask for there; ``same`` for the version of the artifact that checks,
+            where the server has versions side by side; None to leave it to the server.
+        upstream_load: ``swap`` has the server load the version that is swapped to, by the repository calls of
+            its protocol; ``never`` leaves that to the operator.
         upstream_check: Where the blends of a check are run: ``local``, on the artifact's copy of the model,
             or ``upstream``, on the model server.
         upstream_max_batch_size: Most rows in a request that the server takes, where it does not say so.
@@ -49,6 +55,7 @@ class ModelSettings(BaseModel):
     upstream: str | None = None
     upstream_model: Annotated[str, Field(min_length=1)] | None = None
     upstream_version: Annotated[str, Field(min_length=1)] | None = None
+    upstream_load: Literal["never", "swap"] = "never"
     upstream_check: Literal["local", "upstream"] = "local"
     upstream_max_batch_size: Count = 64
     upstream_tls_ca: Path | None = None
@@ -88,6 +95,11 @@ class ModelSettings(BaseModel):
             raise ValueError(
                 f"expected no {without_effect[0]} beside guarded = false, as nothing is checked there; "
                 f"leave it out, or have the model guarded"
+            )
+        if self.upstream_version == SAME:
+            raise ValueError(
+                f"expected no upstream_version = {SAME!r} beside guarded = false, as there is no artifact "
+                f"whose version it could be; name the version, or leave it out"
             )
         return self
 

@@ -74,16 +74,17 @@ class GuardServer:
         self._metrics = Metrics(self.registry)
         self._records = Records(self._metrics)
         self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
+        self._fleet = fleet_of(settings, self.registry, self._show_readiness)
         tools = Tools(
             load=self._load_model,
             announcer=Announcer(self._metrics, SwapCounts(self.registry), self._tell),
             versions=ServedVersions(settings.state_dir),
             drain_timeout_s=settings.drain_timeout_s,
+            model_servers=self._fleet,
         )
         self._keeper = Keeper(settings.repository, tools)
         self._canary_counts = CanaryCounts(self.registry)
         self._control = ControlRoom(self._keeper, tools, limits_of(settings), self._canary_counts)
-        self._fleet = fleet_of(settings, self.registry, self._show_readiness)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self._stop_by: float | None = None
@@ -198,9 +199,7 @@ class GuardServer:
         options = runtime_options_of(self._settings)
         on_batch = partial(self._metrics.device_batch, name)
         predict_by = self._fleet.predict_by(name)
-        return self._fleet.loaded(
-            load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)
-        )
+        return load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)
 
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
         self._records.event(kind, fields)

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
             lets it through and counts it.
         sampling: Share of the requests that are checked; below 1 only with ``monitor``.
         device: ``auto`` takes CUDA where there is one.
-        threads: CPU threads of one device call; 0 for one a core.
+        workers: Processes that serve, each with models, queues and connections of its own, all on one port.
+        threads: CPU threads of one device call; 0 for one a core, or its share of them for a worker.
         max_batch_pairs: Pairs (image and overlay) a device batch is filled up to.
         max_queue_rows: Rows that may wait for one model before requests are shed.
         max_request_rows: Most rows in one request.
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
         watch_repository_s: Seconds between looks for higher versions, which are served then; 0 for none.
         upstream_poll_s: Seconds between looks whether a model server is ready.
         upstream_wait_s: Longest that a request is held back, nothing sent, until its server can be asked.
+        upstream_load_s: Longest that a model server may take to load a version that is swapped to.
         canary_max_error_rate: Share of its requests on which a candidate that is tried may fail; beyond it,
             as beyond the other limits, it is taken off the traffic.
         canary_max_latency_ratio: How many times the current version's p99 it may take; 2 % may take longer.
@@ -98,6 +100,7 @@ class Settings(BaseSettings):
     on_uncheckable: OnUncheckable = "refuse"
     sampling: Rate = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Threads = 0
     max_batch_pairs: Count = 64
     max_queue_rows: Count = 1024
@@ -110,6 +113,7 @@ class Settings(BaseSettings):
     watch_repository_s: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     upstream_poll_s: Seconds = 1.0
     upstream_wait_s: Seconds = 1.0
+    upstream_load_s: Seconds = 120.0
     canary_max_error_rate: Rate = 0.01
     canary_max_latency_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 3.0
     canary_max_rejection_rate: Rate = 0.02

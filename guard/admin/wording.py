@@ -43,6 +43,8 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
     for status in statuses:
         if status.canary is not None:
             yield from canary_lines(status.name, status.canary)
+        if status.doing:
+            yield _printable(f"{status.name}: just now {status.doing}")
         if status.last_failure is not None:
             failure = status.last_failure
             yield _printable(
@@ -75,6 +77,8 @@ def swap_lines(report: SwapReport) -> Iterator[str]:
         yield _printable(f"{report.model}: version {new} is served already; nothing was changed")
     yield f"  artifact  SHA-256 {_printable(report.new.digest)}"
     yield f"  boundary  {report.new.boundary_bits:.4f} bits, false rejections {_promise(report.new)}"
+    for step in report.steps:
+        yield _printable(f"  done      {step.words} ({step.seconds:.2f} s)")
     if report.note:
         yield _printable(f"  note      {report.note}")
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from guard.control.api import Step
 from guard.control.counts import SwapCounts, SwapOutcome
 from guard.dataplane.served import ServedModel
 from guard.metrics import Metrics
@@ -28,6 +29,7 @@ class Event(StrEnum):
 
     - ``loaded`` at the start: version, digest, device, policy, boundary_bits
     - ``swapped``, ``rolled_back``: old_version, old_digest, new_version, new_digest, seconds
+    - ``upstream_step``, in front of a model server: version, step, seconds, error (empty if it was done)
     - ``candidate_failed``: version, serving (empty at the start), error
     - ``canary_started``: version, digest, share
     - ``canary_stopped``: version, digest, figures
@@ -39,6 +41,7 @@ class Event(StrEnum):
     LOADED = "loaded"
     SWAPPED = "swapped"
     ROLLED_BACK = "rolled_back"
+    UPSTREAM_STEP = "upstream_step"
     CANDIDATE_FAILED = "candidate_failed"
     CANARY_STARTED = "canary_started"
     CANARY_STOPPED = "canary_stopped"
@@ -56,6 +59,7 @@ WORDS: Final[Mapping[str, tuple[int, str]]] = MappingProxyType(
         Event.CANARY_STOPPED: (logging.INFO, "canary stopped"),
         Event.CANARY_ROLLED_BACK: (logging.ERROR, "canary rolled back"),
         Event.PROMOTED: (logging.INFO, "canary promoted"),
+        Event.UPSTREAM_STEP: (logging.INFO, "a step of a swap in front of a model server"),
         Event.CANDIDATE_FAILED: (logging.ERROR, "a version cannot be served"),
         Event.RECORD_FAILED: (logging.ERROR, "the record of what serves cannot be kept"),
     }
@@ -125,6 +129,18 @@ class Announcer:
             self._counts.swap(model, SwapOutcome.FAILED)
         self._tell(
             Event.CANDIDATE_FAILED, model=model, actor=actor, version=version, serving=serving, error=error
+        )
+
+    def upstream_step(self, candidate: LoadedModel, step: Step, *, actor: str, error: str) -> None:
+        """A step of a swap in front of a model server ended; ``error`` is empty if it was done."""
+        self._tell(
+            Event.UPSTREAM_STEP,
+            model=candidate.name,
+            actor=actor,
+            version=candidate.version,
+            step=step.words,
+            seconds=round(step.seconds, 3),
+            error=error,
         )
 
     def canary(self, kind: Event, model: str, candidate: LoadedModel, **fields: object) -> None:

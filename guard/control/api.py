@@ -12,6 +12,7 @@ __all__ = [
     "Control",
     "Failure",
     "ModelStatus",
+    "Step",
     "SwapReport",
     "VersionInfo",
     "at_once",
@@ -96,6 +97,7 @@ class ModelStatus:
         canary: The candidate being tried, or the last one that was; None if there was none.
         last_failure: The last candidate that failed; None if none did.
         note: Why ``available`` may not be what is there now; empty if it is.
+        doing: What an operation on it is doing just now; empty if nothing.
     """
 
     name: str
@@ -106,6 +108,20 @@ class ModelStatus:
     canary: CanaryStatus | None
     last_failure: Failure | None
     note: str = ""
+    doing: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of an operation.
+
+    Attributes:
+        words: What was done.
+        seconds: How long that took.
+    """
+
+    words: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,7 @@ class SwapReport:
         seconds: From the call to the switch: reading, verifying, loading, warming up, probing.
         changed: False if that version was served already.
         note: What whoever asked should know besides; empty if there is nothing.
+        steps: What was done with the model server, in front of one.
     """
 
     model: str
@@ -127,6 +144,7 @@ class SwapReport:
     seconds: float
     changed: bool
     note: str = ""
+    steps: tuple[Step, ...] = ()
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from guard.control.announcer import Event
 from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, VersionInfo, at_once
 from guard.control.candidate import load_candidate, manifest_digest, state_of
 from guard.control.listing import Listing
+from guard.control.model_servers import ServerSide
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.start import Started
 from guard.control.tools import Tools
@@ -52,6 +53,7 @@ class ModelKeeper:
         self._failed = started.failed
         self._put_off: dict[str, int] = {}
         self._tools = tools
+        self._server_side = ServerSide(served, tools.model_servers, tools.announcer)
         self._operation: asyncio.Task[Any] | None = None
         self._closing = False
 
@@ -68,6 +70,7 @@ class ModelKeeper:
             canary=None,
             last_failure=self.last_failure,
             note=listed.note,
+            doing=self._server_side.doing,
         )
 
     async def exclusively(self, operation: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
@@ -78,7 +81,7 @@ class ModelKeeper:
             ShuttingDownError: If the server is stopping.
         """
         if self._closing:
-            raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+            raise self._unloading()
         if self._operation is not None:
             raise BusyError(
                 f"another operation on model {self.name!r} is under way; look at `guard status` and try again"
@@ -114,11 +117,9 @@ class ModelKeeper:
         try:
             candidate = await asyncio.to_thread(self._load, serving, version, digest)
         except CandidateError as error:
-            self.last_failure = Failure(version, time.time(), str(error))
-            self._tools.announcer.candidate_failed(
-                self.name, version=version, serving=serving.version, actor=actor, error=str(error)
-            )
+            self._failed_to_serve(version, serving, actor, error)
             raise
+        await self._or_close(candidate, self._server_side.prepare(candidate, serving, actor), actor)
         self._tools.announcer.candidate_loaded(self.name, time.monotonic() - start)
         try:
             await agreement(version_info(candidate))
@@ -135,7 +136,7 @@ class ModelKeeper:
         """Serve a candidate from now on, within an operation, and write that down.
 
         Args:
-            candidate: Loaded and ready; closed here if it is too late for it.
+            candidate: Loaded and ready; closed here if it does not come to serve.
             kind: What this is called.
             record: What is to be written down.
             actor: Who asked.
@@ -143,19 +144,18 @@ class ModelKeeper:
 
         Raises:
             ShuttingDownError: If the server began to stop meanwhile.
+            CandidateError: If the model server behind the model does not come to answer as the candidate
+                does; that is counted and told.
         """
-        try:
-            if self._closing:
-                raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
-            old = self.served.slot.swap(candidate, drain_timeout_s=self._tools.drain_timeout_s)
-        except ShuttingDownError:
-            await asyncio.to_thread(candidate.close)
-            raise
+        old = await self._or_close(candidate, self._switch(candidate, actor), actor)
         seconds = time.monotonic() - start
         self.record = record
         self._tools.announcer.switched(kind, old, candidate, self.served, actor, seconds)
-        note = await self.write_record(actor)
-        return SwapReport(self.name, version_info(old), version_info(candidate), seconds, True, note)
+        side = self._server_side
+        note = "; ".join(filter(None, (side.note, await self.write_record(actor))))
+        return SwapReport(
+            self.name, version_info(old), version_info(candidate), seconds, True, note, side.steps
+        )
 
     async def write_record(self, actor: str) -> str:
         """Write down what serves; where that fails it is told, and why is returned."""
@@ -213,8 +213,9 @@ class ModelKeeper:
         self._put_off[version] = looks
 
     def begin_shutdown(self) -> None:
-        """Let no operation begin, and none that runs change what serves."""
+        """Let no operation begin, and none that runs change what serves, nor wait for a model server."""
         self._closing = True
+        self._server_side.give_up()
 
     async def finish(self) -> None:
         """Wait for the operation that runs."""
@@ -247,6 +248,34 @@ class ModelKeeper:
         record = self.record.rolled_back()
         return await self.switch(candidate, Event.ROLLED_BACK, record, actor=actor, start=start)
 
+    async def _switch(self, candidate: LoadedModel, actor: str) -> LoadedModel:
+        async with self._server_side.exchanging(candidate, self._serving(), actor):
+            if self._closing:
+                raise self._unloading()
+            return self.served.slot.swap(candidate, drain_timeout_s=self._tools.drain_timeout_s)
+
+    async def _or_close(
+        self, candidate: LoadedModel, step: Coroutine[Any, Any, _Result], actor: str
+    ) -> _Result:
+        """Take a step on a candidate's way to serve; where it fails the candidate is closed."""
+        serving = self._serving()
+        try:
+            return await step
+        except BaseException as error:
+            if isinstance(error, CandidateError):
+                self._failed_to_serve(candidate.version, serving, actor, error)
+            await asyncio.to_thread(candidate.close)
+            raise
+
+    def _failed_to_serve(self, version: str, serving: LoadedModel, actor: str, error: CandidateError) -> None:
+        self.last_failure = Failure(version, time.time(), str(error))
+        self._tools.announcer.candidate_failed(
+            self.name, version=version, serving=serving.version, actor=actor, error=str(error)
+        )
+
+    def _unloading(self) -> ShuttingDownError:
+        return ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+
     def _load(self, serving: LoadedModel, version: str, digest: str) -> LoadedModel:
         there = self._available()
         if version not in there:
@@ -268,7 +297,7 @@ class ModelKeeper:
     def _serving(self) -> LoadedModel:
         current = self.served.slot.current
         if current is None:
-            raise ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
+            raise self._unloading()
         return current
 
     def _available(self) -> tuple[str, ...]:

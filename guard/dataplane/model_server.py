@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from guard.messages import InferRequest, ModelDescription, Relayed
@@ -28,8 +29,16 @@ class ModelServer(Protocol):
         """Return what it says of its model, under the name it has here."""
         ...
 
-    async def until_ready(self, model: LoadedModel, limit_s: float) -> None:
-        """Wait a little until it is ready and answers as ``model`` did; raise if it does not come to that."""
+    async def until_ready(self, model: LoadedModel, limit_s: float) -> bool:
+        """Wait a little until it is ready and answers as ``model`` did; raise if it does not come to that.
+
+        Returns:
+            False where another model took over from ``model`` meanwhile: lease that one.
+        """
+        ...
+
+    def under_way(self) -> AbstractContextManager[None]:
+        """Count a request, from :meth:`until_ready` on until its answer and its check are done with."""
         ...
 
     async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:

@@ -42,6 +42,7 @@ from guard.errors import (
 from guard.incidents import Witness
 from guard.messages import InferRequest, InferResponse, Relayed
 from guard.metrics import Metrics, Outcome, Stage
+from guard.runtime.loader import LoadedModel
 from guard.runtime.rounds import Row
 from guard.runtime.submission import Submission
 
@@ -74,13 +75,27 @@ class Relay:
             UpstreamStatusError: The model server refused it.
         """
         require_understood(request)
-        with served.slot.lease() as model:
-            plain = replace(request, outputs=())  # which outputs there are is the server's to say
-            question = replace(Question.of(plain, model, self.max_request_rows), request=request)
-            reporter = Reporter(request, model, served.policy, question.images, self.witnesses)
-            exchange = _Exchange(question, served, server, self.metrics, reporter, limit_s)
-            monitored = served.policy is Policy.MONITOR
-            return await (exchange.answered_first() if monitored else exchange.checked())
+        ends = time.monotonic() + limit_s
+        while True:  # once, unless another version takes over while the server cannot be asked
+            with served.slot.lease() as model:
+                exchange = self._exchange(request, model, served, server, limit_s)
+                if await exchange.admitted(ends):
+                    with server.under_way():
+                        monitored = served.policy is Policy.MONITOR
+                        return await (exchange.answered_first(ends) if monitored else exchange.checked(ends))
+
+    def _exchange(
+        self,
+        request: InferRequest,
+        model: LoadedModel,
+        served: ServedModel,
+        server: ModelServer,
+        limit_s: float,
+    ) -> _Exchange:
+        plain = replace(request, outputs=())  # which outputs there are is the server's to say
+        question = replace(Question.of(plain, model, self.max_request_rows), request=request)
+        reporter = Reporter(request, model, served.policy, question.images, self.witnesses)
+        return _Exchange(question, served, server, self.metrics, reporter, limit_s)
 
 
 def require_understood(request: InferRequest) -> None:
@@ -107,13 +122,16 @@ class _Exchange:
     reporter: Reporter
     limit_s: float
 
-    async def checked(self) -> InferResponse:
-        """Let the answer out once the check allows it."""
-        ends = time.monotonic() + self.limit_s
+    async def admitted(self, ends: float) -> bool:
+        """Wait for the server before anything is begun, a check that it makes included."""
         with self._books():
             if self.served.outcome_of_uncheckable is Outcome.REFUSED:
                 self.question.require_checkable()
-            await self._until_ready(ends)
+            return await self.server.until_ready(self.question.model, ends - time.monotonic())
+
+    async def checked(self, ends: float) -> InferResponse:
+        """Let the answer out once the check allows it."""
+        with self._books():
             submission = self._submit(answer_first=False)
         call = self._call(ends)
         try:
@@ -128,12 +146,10 @@ class _Exchange:
         self._time(submission)
         return self._answer(relayed, findings)
 
-    async def answered_first(self) -> InferResponse:
+    async def answered_first(self, ends: float) -> InferResponse:
         """Answer at once, and check after (policy ``monitor``, which refuses nothing)."""
         submission: Submission | None = None
-        ends = time.monotonic() + self.limit_s
         with self._books():
-            await self._until_ready(ends)
             with suppress(QueueFullError):  # then it is answered unchecked, and counted
                 submission = self._submit(answer_first=True)
             call = self._call(ends)
@@ -154,10 +170,6 @@ class _Exchange:
     def _submit(self, *, answer_first: bool) -> Submission:
         question = self.question
         return question.model.scheduler.submit(question.images, question.to_check, answer_first=answer_first)
-
-    async def _until_ready(self, ends: float) -> None:
-        """Wait for the server before anything is begun, a check that it makes included."""
-        await self.server.until_ready(self.question.model, ends - time.monotonic())
 
     def _call(self, ends: float) -> asyncio.Task[Relayed]:
         question = self.question

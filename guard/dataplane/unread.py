@@ -11,8 +11,9 @@ from guard.dataplane.relay import require_understood
 from guard.dataplane.served import ServedModel
 from guard.dataplane.validation import unread_rows
 from guard.detection.threshold import Verdict
-from guard.messages import InferRequest, InferResponse
+from guard.messages import InferRequest, InferResponse, Relayed
 from guard.metrics import Metrics, Outcome, Stage, UncheckableReason
+from guard.runtime.loader import LoadedModel
 
 __all__ = ["answer_unread"]
 
@@ -48,16 +49,30 @@ async def answer_unread(
     """
     require_understood(request)
     began = time.monotonic()
-    with served.slot.lease() as model:
-        rows = unread_rows(request, model.profile, max_rows)
-        try:
-            relayed = await server.infer(request, model, limit_s)
-        except BaseException as error:
-            reason = shed_reason(error, request.timeout_s, time.monotonic() - began)
-            if reason is not None:
-                metrics.shed(model.name, reason)
-            raise
-        metrics.stage(model.name, Stage.TOTAL, time.monotonic() - began)
-        metrics.uncheckable(model.name, UncheckableReason.NOT_SAMPLED, Outcome.ANSWERED, rows)
-        metrics.verdicts(model.name, Verdict.UNCHECKED, rows)
+    relayed: Relayed | None = None
+    while relayed is None:  # once, unless another version takes over while the server cannot be asked
+        with served.slot.lease() as model:
+            rows = unread_rows(request, served.accepts(model.profile).name, max_rows)
+            try:
+                relayed = await _asked(server, request, model, began + limit_s)
+            except BaseException as error:
+                reason = shed_reason(error, request.timeout_s, time.monotonic() - began)
+                if reason is not None:
+                    metrics.shed(model.name, reason)
+                raise
+            if relayed is None:
+                continue
+            metrics.stage(model.name, Stage.TOTAL, time.monotonic() - began)
+            metrics.uncheckable(model.name, UncheckableReason.NOT_SAMPLED, Outcome.ANSWERED, rows)
+            metrics.verdicts(model.name, Verdict.UNCHECKED, rows)
     return add_findings(request, relayed, [_UNCHECKED] * rows, rows)
+
+
+async def _asked(
+    server: ModelServer, request: InferRequest, model: LoadedModel, ends: float
+) -> Relayed | None:
+    """Return the server's answer; None where another version took over from the one that was leased."""
+    if not await server.until_ready(model, ends - time.monotonic()):
+        return None
+    with server.under_way():
+        return await server.infer(request, model, ends - time.monotonic())

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
+from guard.control.api import CanaryStatus, Failure, ModelStatus, Step, SwapReport, VersionInfo
 from guard.errors import InvalidRequestError
 from guard.rpc.pb import guard_admin_pb2 as pb
 
@@ -83,6 +83,7 @@ def encode_report(report: SwapReport) -> pb.SwapReport:
         seconds=report.seconds,
         changed=report.changed,
         note=_as_text(report.note),
+        steps=[pb.Step(words=_as_text(step.words), seconds=step.seconds) for step in report.steps],
     )
 
 
@@ -112,6 +113,7 @@ def decode_report(report: pb.SwapReport) -> SwapReport:
         seconds=report.seconds,
         changed=report.changed,
         note=report.note,
+        steps=tuple(Step(step.words, step.seconds) for step in report.steps),
     )
 
 
@@ -140,6 +142,7 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
         if failure is None
         else pb.Failure(version=failure.version, at=failure.at, error=_as_text(failure.error)),
         note=_as_text(status.note),
+        doing=_as_text(status.doing),
     )
 
 
@@ -168,6 +171,7 @@ def _decode_status(status: pb.ModelStatus) -> ModelStatus:
         if status.HasField("last_failure")
         else None,
         note=status.note,
+        doing=status.doing,
     )
 
 

@@ -80,7 +80,7 @@ def load_model(
     *,
     on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
     approve: Callable[[Artifact], None] = lambda _artifact: None,
-    predict_by: Callable[[Profile], Predict] | None = None,
+    predict_by: Callable[[Profile, str], Predict] | None = None,
 ) -> LoadedModel:
     """Read, verify, load, warm up and probe the model in ``directory``.
 
@@ -90,8 +90,8 @@ def load_model(
         options: How to run it.
         on_batch: Told the pairs and seconds of each device call.
         approve: Shown the verified artifact before anything of it is run; raises if it is not wanted.
-        predict_by: Returns what asks a model server, which then makes all predictions; None to run the model
-            here. The server may be down just now: nothing is asked of it yet.
+        predict_by: Returns what asks a model server for a version, which then makes all predictions; None to
+            run the model here. The server may be down just now: nothing is asked of it yet.
 
     Raises:
         ArtifactError: If the artifact is damaged or not what its profile says.
@@ -123,10 +123,10 @@ def load_model(
     )
 
 
-def _remote(artifact: Artifact, predict_by: Callable[[Profile], Predict]) -> UpstreamClassifier:
+def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -> UpstreamClassifier:
     profile = artifact.profile
     return UpstreamClassifier(
-        predict_by(profile),
+        predict_by(profile, artifact.version),
         source=profile.input,
         sink=profile.output,
         overlays=artifact.overlays,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from guard.metrics import counter, gauge, histogram
-from guard.metrics_catalogue import UpstreamPurpose
+from guard.metrics_catalogue import UpstreamLoad, UpstreamPurpose
 
-__all__ = ["UpstreamCounts", "UpstreamPurpose"]
+__all__ = ["UpstreamCounts", "UpstreamLoad", "UpstreamPurpose"]
 
 
 class UpstreamCounts:
@@ -21,6 +21,8 @@ class UpstreamCounts:
         self._calls = counter("guard_upstream_calls_total", registry)
         self._seconds = histogram("guard_upstream_seconds", registry)
         self._retries = counter("guard_upstream_retries_total", registry)
+        self._loads = counter("guard_upstream_loads_total", registry)
+        self._load_seconds = histogram("guard_upstream_load_seconds", registry)
         self._ready = gauge("guard_upstream_ready", registry)
 
     def add_model(self, model: str) -> None:
@@ -28,6 +30,9 @@ class UpstreamCounts:
         for purpose in UpstreamPurpose:
             self._calls.labels(model, purpose.value, "OK")
             self._seconds.labels(model, purpose.value)
+        for outcome in UpstreamLoad:
+            self._loads.labels(model, outcome.value)
+        self._load_seconds.labels(model)
         self._retries.labels(model)
         self._ready.labels(model).set(0)
 
@@ -39,6 +44,11 @@ class UpstreamCounts:
     def retried(self, model: str) -> None:
         """Count a request that was held back until there was a connection, and sent then."""
         self._retries.labels(model).inc()
+
+    def loaded(self, model: str, outcome: UpstreamLoad, seconds: float) -> None:
+        """Count a version that a server was asked to load."""
+        self._loads.labels(model, outcome.value).inc()
+        self._load_seconds.labels(model).observe(seconds)
 
     def ready(self, model: str, is_ready: bool) -> None:
         """Say whether a model's server is ready."""

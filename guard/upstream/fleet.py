@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,10 @@ from guard.upstream.follower import Follower
 from guard.upstream.link import Address, Link
 from guard.upstream.model_server import UpstreamServer
 from guard.upstream.predictor import Predictor
+from guard.upstream.repository_client import RepositoryClient
+from guard.upstream.takeover import Step, Takeover
 from guard.upstream.tls import Tls
+from guard.upstream.turnstile import Turnstile
 
 __all__ = ["Fleet"]
 
@@ -28,14 +32,16 @@ class _Member:
 
     Attributes:
         checks: Whether the blends of a check go there too, or are run here.
-        predictor_of: Returns what asks it for the predictions of a model with that profile.
+        predictor_of: Returns what asks it for the predictions of a model with that profile and version.
+        takeover: Has it serve another version.
     """
 
     link: Link
     follower: Follower
     server: UpstreamServer
     checks: bool
-    predictor_of: Callable[[Profile], Predictor]
+    predictor_of: Callable[[Profile, str], Predictor]
+    takeover: Takeover
 
 
 class Fleet:
@@ -47,6 +53,8 @@ class Fleet:
         timeout_s: Longest wait for a batch of a check.
         poll_s: Seconds between looks whether a server is ready.
         wait_s: Longest that a request is held back until one is.
+        load_s: Longest that one may take to load a version.
+        drain_s: Longest wait for requests under way where a model is exchanged in place.
         on_change: Told whenever one becomes ready, or is not any more.
     """
 
@@ -58,6 +66,8 @@ class Fleet:
         timeout_s: float,
         poll_s: float,
         wait_s: float,
+        load_s: float,
+        drain_s: float,
         on_change: Callable[[], None],
     ) -> None:
         self._counts = UpstreamCounts(registry)
@@ -65,6 +75,8 @@ class Fleet:
         self._timeout_s = timeout_s
         self._poll_s = poll_s
         self._wait_s = wait_s
+        self._load_s = load_s
+        self._drain_s = drain_s
         self._on_change = on_change
         self._members: dict[str, _Member] = {}
         self._following: list[asyncio.Task[None]] = []
@@ -73,13 +85,22 @@ class Fleet:
         """Return how many servers there are."""
         return len(self._members)
 
-    def open(self, address: Address, *, checks: bool, max_batch_size: int, tls: Tls | None = None) -> None:
+    def open(
+        self,
+        address: Address,
+        *,
+        checks: bool,
+        max_batch_size: int,
+        loads: bool = False,
+        tls: Tls | None = None,
+    ) -> None:
         """Stand in front of a model server.
 
         Args:
             address: Where it is, and which model.
             checks: Whether the blends of a check go there too, or are run here.
             max_batch_size: Most rows in a request, where the server does not say it.
+            loads: Whether it is asked to load the versions that are to serve.
             tls: What the connection is secured with; None for plain text.
 
         Raises:
@@ -94,11 +115,12 @@ class Fleet:
         )
         loop = asyncio.get_running_loop()
 
-        def predictor_of(profile: Profile) -> Predictor:
+        def predictor_of(profile: Profile, version: str) -> Predictor:
             return Predictor(
                 link,
                 profile,
                 loop,
+                version=version if address.same else address.version,
                 timeout_s=self._timeout_s,
                 max_batch_size=lambda: _batch_limit(follower, max_batch_size),
                 gate=follower,
@@ -106,47 +128,48 @@ class Fleet:
 
         follower = Follower(
             link,
-            lambda model: predictor_of(model.profile),
+            lambda model: predictor_of(model.profile, model.version),
             interval_s=self._poll_s,
             on_change=partial(self._changed, address.name),
         )
+        turnstile = Turnstile()
         server = UpstreamServer(
-            link, follower, self._counts, wait_s=self._wait_s, max_batch_size=max_batch_size
+            link, follower, self._counts, turnstile, wait_s=self._wait_s, max_batch_size=max_batch_size
         )
-        self._members[address.name] = _Member(link, follower, server, checks, predictor_of)
+        loader = RepositoryClient(link, self._counts, self._load_s) if loads else None
+        takeover = Takeover(link, follower, turnstile, loader, self._drain_s)
+        self._members[address.name] = _Member(link, follower, server, checks, predictor_of, takeover)
 
-    def predict_by(self, name: str) -> Callable[[Profile], Predictor] | None:
+    def predict_by(self, name: str) -> Callable[[Profile, str], Predictor] | None:
         """Return what makes a model's predictions for its check; None where they are made here."""
         member = self._members.get(name)
         return member.predictor_of if member is not None and member.checks else None
 
-    def loaded(self, model: LoadedModel) -> LoadedModel:
-        """Return a model that was loaded, once its server was seen to answer as it did; blocks.
+    async def prepare(self, candidate: LoadedModel, serving: LoadedModel, step: Step) -> str:
+        """See :meth:`guard.control.model_servers.ModelServers.prepare`."""
+        member = self._members.get(candidate.name)
+        return "" if member is None else await member.takeover.prepare(candidate, serving, step)
 
-        A server that is away just now is looked at when it is back.
-
-        Raises:
-            GuardError: If it answers otherwise; the model is closed then.
-        """
-        member = self._members.get(model.name)
-        if member is not None and member.follower.ready:
-            looking = member.follower.get_to_know(model)
-            try:
-                asyncio.run_coroutine_threadsafe(looking, self._following[0].get_loop()).result()
-            except BaseException:
-                model.close()
-                raise
-        return model
+    @asynccontextmanager
+    async def exchanging(
+        self, candidate: LoadedModel, serving: LoadedModel, step: Step
+    ) -> AsyncIterator[None]:
+        """See :meth:`guard.control.model_servers.ModelServers.exchanging`."""
+        member = self._members.get(candidate.name)
+        if member is None:
+            yield
+            return
+        async with member.takeover.exchanging(candidate, serving, step):
+            yield
 
     async def attach(self, models: Mapping[str, ServedModel]) -> None:
         """Have the servers answer for these models, look at each once, and follow them from now on."""
         for name, member in self._members.items():
             models[name].upstream = member.server
-        looks = (member.follower.look(models[name].slot.current) for name, member in self._members.items())
-        await asyncio.gather(*looks)
-        for name, member in self._members.items():
-            current = partial(_current, models[name])
-            self._following.append(asyncio.create_task(member.follower.follow(current)))
+            member.follower.current = partial(_current, models[name])
+        await asyncio.gather(*(member.follower.look() for member in self._members.values()))
+        for member in self._members.values():
+            self._following.append(asyncio.create_task(member.follower.follow()))
 
     async def close(self) -> None:
         """Follow nothing any more, and close the connections."""

@@ -6,6 +6,7 @@ connection or a time that is up, is told in the guard's words, which name the se
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from grpc import ChannelConnectivity, StatusCode
 from guard.errors import GuardError, UpstreamDeadlineError, UpstreamError, UpstreamStatusError
 from guard.messages import Metadata, Relayed
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from guard.runtime.loader import LoadedModel
 from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
 from guard.upstream.wire import end_to_end
 
@@ -37,12 +39,18 @@ class Address:
         target: ``host:port`` or ``unix:/path``.
         model: Name of the model there.
         version: Version that is asked for there; empty for whichever the server takes.
+        same: Whether in its place the version of the artifact is asked for that checks.
     """
 
     name: str
     target: str
     model: str
     version: str = ""
+    same: bool = False
+
+    def version_of(self, model: LoadedModel) -> str:
+        """Return the version to ask for where this model checks."""
+        return model.version if self.same else self.version
 
     def __str__(self) -> str:
         there = "" if self.model == self.name else f", there {self.model!r}"
@@ -130,12 +138,13 @@ class Link:
         finally:
             self._counts.called(self.address.name, purpose, code.name, time.monotonic() - began)
 
-    async def ask(self, method: str, request: Any, timeout_s: float) -> Any:
+    async def ask(self, method: str, request: Any, timeout_s: float = math.inf) -> Any:
         """Call a method other than ModelInfer; errors as those of :meth:`infer`."""
         began = time.monotonic()
         _ = self.connected
         try:
-            return await getattr(self._stub, method)(request, timeout=timeout_s)
+            limit_s = None if timeout_s == math.inf else timeout_s
+            return await getattr(self._stub, method)(request, timeout=limit_s)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, began, timeout_s) from error
 

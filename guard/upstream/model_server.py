@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractContextManager
 
 from google.protobuf.message import DecodeError
 
@@ -14,6 +15,7 @@ from guard.runtime.loader import LoadedModel
 from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
 from guard.upstream.follower import Follower
 from guard.upstream.link import Link
+from guard.upstream.turnstile import Turnstile
 from guard.upstream.wire import end_to_end, forwarded
 
 __all__ = ["UpstreamServer"]
@@ -24,20 +26,30 @@ class UpstreamServer:
 
     A request is sent once. While there is no connection, or the server has not yet been seen to answer as
     calibrated, it is held back, which is safe as nothing was sent; what is on its way is never sent again.
+    The same holds while the server is given another model in place of the one that it has.
 
     Args:
         link: To the server.
         follower: Knows whether it may be asked.
         counts: Told of requests that were held back.
         wait_s: Longest that a request is held back.
+        turnstile: Closed while they are held.
         max_batch_size: Said of a server that does not say it itself.
     """
 
     def __init__(
-        self, link: Link, follower: Follower, counts: UpstreamCounts, *, wait_s: float, max_batch_size: int
+        self,
+        link: Link,
+        follower: Follower,
+        counts: UpstreamCounts,
+        turnstile: Turnstile,
+        *,
+        wait_s: float,
+        max_batch_size: int,
     ) -> None:
         self._link = link
         self._follower = follower
+        self._turnstile = turnstile
         self._counts = counts
         self._wait_s = wait_s
         self._max_batch_size = max_batch_size
@@ -81,16 +93,17 @@ class UpstreamServer:
         """Return the server's answer.
 
         Raises:
-            UnknownModelError: If the request names another version than the one that is served.
+            UnknownModelError: If the request names another version than the one that is to answer.
             UpstreamStatusError: If the server says no.
             UpstreamError: If it cannot be asked, or breaks off.
             UpstreamDeadlineError: If it takes too long.
         """
         ends = time.monotonic() + limit_s
-        await self.until_ready(model, limit_s)
-        self._require_version(request)
+        self._require_known(model)
+        self._require_version(request, model)
         address = self._link.address
-        message = forwarded(request, model=address.model, version=address.version)
+        version = address.version_of(model)
+        message = forwarded(request, model=address.model, version=version)
         metadata = end_to_end(request.original.metadata if request.original else ())
         try:
             answer = await self._link.infer(
@@ -99,34 +112,59 @@ class UpstreamServer:
         except UpstreamError as error:
             self._follower.lost(str(error))
             raise
-        self._follower.expect(self._version_of(answer))
+        self._follower.expect(self._version_of(answer), version)
         return answer
 
-    async def until_ready(self, model: LoadedModel, limit_s: float) -> None:
+    def under_way(self) -> AbstractContextManager[None]:
+        """Count a request for the length of a ``with`` block."""
+        return self._turnstile.inside()
+
+    async def until_ready(self, model: LoadedModel, limit_s: float) -> bool:
         """Hold a request back until the server may be asked.
+
+        Returns:
+            False where another model took over from this one meanwhile.
 
         Raises:
             UpstreamError: If that takes too long.
         """
-        if self._link.connected and self._follower.knows(model):
-            return
+        if self._link.connected and self._may_be_asked(model):
+            return True
         wait_s = min(self._wait_s, limit_s)
         try:
             async with asyncio.timeout(wait_s):
-                await self._follower.until_known(model)
-                await self._link.connect()
+                while not (self._link.connected and self._may_be_asked(model)):
+                    await self._follower.until(
+                        lambda: self._may_be_asked(model) or self._follower.current() is not model
+                    )
+                    if not self._may_be_asked(model):
+                        return False
+                    await self._link.connect()
         except TimeoutError:
             raise UpstreamError(
                 f"{self._link.address} could not be asked within {wait_s:.3f} s: "
                 f"{self._follower.why or 'there is no connection'}; retry, or have the operator look at it"
             ) from None
         self._counts.retried(self._link.address.name)
+        return True
 
-    def _require_version(self, request: InferRequest) -> None:
-        if request.model_version not in {"", *self.versions}:
+    def _may_be_asked(self, model: LoadedModel) -> bool:
+        return not self._turnstile.closed and self._follower.knows(model)
+
+    def _require_known(self, model: LoadedModel) -> None:
+        """Refuse what a connection lost since it was waited for may lead to: another model."""
+        if not (self._link.connected and self._follower.knows(model)):
+            raise UpstreamError(
+                f"{self._link.address} was lost before it could be asked: "
+                f"{self._follower.why or 'the connection broke'}; retry"
+            )
+
+    def _require_version(self, request: InferRequest, model: LoadedModel) -> None:
+        versions = (model.version,) if self._link.address.same else self.versions
+        if request.model_version not in {"", *versions}:
             raise UnknownModelError(
                 f"version {request.model_version!r} of model {request.model_name!r} is not served here; "
-                f"loaded: {', '.join(map(repr, self.versions)) or 'one without a name'}"
+                f"loaded: {', '.join(map(repr, versions)) or 'one without a name'}"
             )
 
     def _version_of(self, answer: Relayed) -> str:

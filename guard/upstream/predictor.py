@@ -37,7 +37,7 @@ class Gate(Protocol):
         """Raise UpstreamError if it may not."""
         ...
 
-    def expect(self, version: str) -> None:
+    def expect(self, version: str, asked: str) -> None:
         """Raise UpstreamError if a version that answered is not the one that is meant."""
         ...
 
@@ -52,6 +52,7 @@ class Predictor:
     Args:
         link: To the server.
         profile: Of the model: names, datatypes and the number of classes.
+        version: To ask for; empty for whichever the server takes.
         loop: That the link belongs to.
         timeout_s: Longest wait for a batch.
         max_batch_size: Tells the most rows that the server takes in a request; asked before every batch.
@@ -64,6 +65,7 @@ class Predictor:
         profile: Profile,
         loop: asyncio.AbstractEventLoop,
         *,
+        version: str,
         timeout_s: float,
         max_batch_size: Callable[[], int],
         gate: Gate,
@@ -71,6 +73,7 @@ class Predictor:
         self._link = link
         self._profile = profile
         self._loop = loop
+        self._version = version
         self._timeout_s = timeout_s
         self._max_batch_size = max_batch_size
         self._gate = gate
@@ -102,7 +105,7 @@ class Predictor:
             self._gate.lost(str(error))
             raise
         for version in versions:
-            self._gate.expect(version)
+            self._gate.expect(version, self._version)
         return logits
 
     async def answers(self, images: Images) -> tuple[Logits, set[str]]:
@@ -128,7 +131,7 @@ class Predictor:
 
     async def _ask(self, images: Images) -> pb.ModelInferResponse:
         address, source = self._link.address, self._profile.input
-        request = pb.ModelInferRequest(model_name=address.model, model_version=address.version)
+        request = pb.ModelInferRequest(model_name=address.model, model_version=self._version)
         request.inputs.add(name=source.name, datatype=source.datatype, shape=images.shape)
         request.outputs.add(name=self._profile.output.name)
         dtype = DATATYPES[source.datatype]

@@ -61,6 +61,7 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "watch_repository_s": 0.0,
         "upstream_poll_s": 1.0,
         "upstream_wait_s": 1.0,
+        "upstream_load_s": 120.0,
         "canary_max_error_rate": 0.01,
         "canary_max_latency_ratio": 3.0,
         "canary_max_rejection_rate": 0.02,
@@ -216,8 +217,8 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         (
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
-            "guarded, upstream, upstream_model, upstream_version, upstream_check, upstream_max_batch_size, "
-            "upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
+            "guarded, upstream, upstream_model, upstream_version, upstream_load, upstream_check, "
+            "upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
         ),
         (
             "[models.cats]\nupstream_check = 'upstream'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,11 @@ class Server:
         self.answers = answers
         self.cancelled = False
 
-    async def until_ready(self, model: LoadedModel, limit_s: float) -> None:
-        return None
+    async def until_ready(self, model: LoadedModel, limit_s: float) -> bool:
+        return True
+
+    def under_way(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:
         if not self.answers:

@@ -62,7 +62,7 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
         guarded=True,
         upstream="127.0.0.1:8101",
         upstream_model="signs",
-        upstream_version="3",
+        upstream_version="same",
         upstream_tls_ca="/run/secrets/model-server-ca.crt",
         upstream_tls_cert="/run/secrets/guard.crt",
         upstream_tls_key="/run/secrets/guard.key",

@@ -105,7 +105,7 @@ class CanaryStatus(_message.Message):
     def __init__(self, candidate: _Optional[_Union[VersionInfo, _Mapping]] = ..., share: _Optional[float] = ..., started_at: _Optional[float] = ..., running: bool = ..., outcome: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure", "note")
+    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure", "note", "doing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class ModelStatus(_message.Message):
     CANARY_FIELD_NUMBER: _ClassVar[int]
     LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
     name: str
     policy: str
     current: VersionInfo
@@ -122,20 +123,31 @@ class ModelStatus(_message.Message):
     canary: CanaryStatus
     last_failure: Failure
     note: str
-    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ..., note: _Optional[str] = ...) -> None: ...
+    doing: str
+    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ..., note: _Optional[str] = ..., doing: _Optional[str] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("words", "seconds")
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    words: str
+    seconds: float
+    def __init__(self, words: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class SwapReport(_message.Message):
-    __slots__ = ("model", "old", "new", "seconds", "changed", "note")
+    __slots__ = ("model", "old", "new", "seconds", "changed", "note", "steps")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OLD_FIELD_NUMBER: _ClassVar[int]
     NEW_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     model: str
     old: VersionInfo
     new: VersionInfo
     seconds: float
     changed: bool
     note: str
-    def __init__(self, model: _Optional[str] = ..., old: _Optional[_Union[VersionInfo, _Mapping]] = ..., new: _Optional[_Union[VersionInfo, _Mapping]] = ..., seconds: _Optional[float] = ..., changed: bool = ..., note: _Optional[str] = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[Step]
+    def __init__(self, model: _Optional[str] = ..., old: _Optional[_Union[VersionInfo, _Mapping]] = ..., new: _Optional[_Union[VersionInfo, _Mapping]] = ..., seconds: _Optional[float] = ..., changed: bool = ..., note: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
