@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -12,8 +14,9 @@ from guard.rpc.access import Access
 from guard.runtime.loader import RuntimeOptions
 from guard.settings import Settings
 from guard.upstream import Address, Fleet, Tls
+from guard.workers.seat import Seat
 
-__all__ = ["access_of", "fleet_of", "limits_of", "open_upstreams", "runtime_options_of"]
+__all__ = ["access_of", "fleet_of", "limits_of", "open_upstreams", "runtime_options_of", "worker_settings"]
 
 
 def runtime_options_of(settings: Settings) -> RuntimeOptions:
@@ -48,6 +51,30 @@ def access_of(settings: Settings) -> Access:
         tls_key=settings.admin_tls_key,
         tls_client_ca=settings.admin_tls_client_ca,
     )
+
+
+def worker_settings(settings: Settings, seat: Seat, port: int) -> dict[str, Any]:
+    """Return what a worker is told to set: as the parent, but for what each needs of its own.
+
+    The threads of a device call are an even share of the cores, unless they are set. An audit log is a chain,
+    so that each worker writes one of its own, ``<name>.worker-1`` and so on.
+    """
+    cores, log = len(os.sched_getaffinity(0)), settings.audit_log
+    own = {
+        "port": port,
+        "threads": settings.threads or max(1, cores // settings.workers),
+        "watch_repository_s": settings.watch_repository_s if seat.leads else 0.0,
+        "audit_log": log if log is None else log.with_name(f"{log.name}.{seat.name}"),
+        "admin_socket": seat.admin_socket,
+        "admin_port": None,
+        "admin_token_file": None,
+        "admin_tls_cert": None,
+        "admin_tls_key": None,
+        "admin_tls_client_ca": None,
+        "workers": 1,
+    }
+    # What is at its default is left out: some settings mean something by being there at all.
+    return settings.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
 
 
 def fleet_of(settings: Settings, registry: CollectorRegistry, on_change: Callable[[], None]) -> Fleet:

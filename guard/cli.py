@@ -55,6 +55,7 @@ class Serve:
         parser.add_argument("--policy", help="enforce, flag or monitor (default enforce)")
         parser.add_argument("--on-uncheckable", help="refuse or answer (default refuse)")
         parser.add_argument("--device", help="auto, cpu or cuda (default auto)")
+        parser.add_argument("--workers", help="processes that serve on the one port (default 1)")
         parser.add_argument("--threads", help="CPU threads of one device call (default: one a core)")
         parser.add_argument(
             "--admin-port", help="port of the admin face; needs a token or client certificates"
@@ -71,7 +72,10 @@ class Serve:
 
         flags = {name: value for name, value in vars(arguments).items() if name not in {"config", "command"}}
         settings = load_settings(arguments.config, flags)
-        from guard.server import serve  # after the settings, so that a wrong one is told at once
+        if settings.workers > 1:  # after the settings, so that a wrong one is told at once
+            from guard.supervisor import serve
+        else:
+            from guard.server import serve
 
         asyncio.run(serve(settings))
         return 0

@@ -38,6 +38,7 @@ __all__ = [
     "GRPC_CODES",
     "RPC_METHODS",
     "UNKNOWN",
+    "Across",
     "AnsweredBy",
     "CanaryOutcome",
     "DropReason",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 Kind = Literal["counter", "gauge", "histogram"]
+Across = Literal["sum", "min", "max", "mean"]
 OPEN: Final[tuple[str, ...]] = ()
 
 
@@ -66,6 +68,7 @@ class Spec:
         labels: Each label with every value it may take; none listed for a label that holds what
             the operator loaded.
         buckets: Upper bounds of a histogram, without the infinite one.
+        across: What the values of several workers come to; counters and histograms always add up.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Spec:
     help: str
     labels: Mapping[str, Iterable[str]] = field(default_factory=dict)
     buckets: tuple[float, ...] = ()
+    across: Across = "sum"
 
 
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -141,13 +145,21 @@ _SPECS: Final = (
             "blend": tuple(BLEND_RULES),
             "policy": tuple(Policy),
         },
+        across="max",
     ),
-    Spec("guard_boundary_bits", "gauge", "Mean entropy below which an input is suspicious.", _MODEL),
+    Spec(
+        "guard_boundary_bits",
+        "gauge",
+        "Mean entropy below which an input is suspicious.",
+        _MODEL,
+        across="max",
+    ),
     Spec(
         "guard_certified_frr_ratio",
         "gauge",
         "Certified bound on the share of clean inputs found suspicious; absent without a guarantee.",
         _MODEL,
+        across="max",
     ),
     Spec(
         "guard_audit_records_total",
@@ -155,9 +167,9 @@ _SPECS: Final = (
         "Records for the audit log, by whether they were written or lost for want of room.",
         {"outcome": tuple(Recorded)},
     ),
-    Spec("guard_audit_failing", "gauge", "1 while the audit log cannot be written, else 0."),
-    Spec("guard_quarantine_items", "gauge", "Inputs in quarantine."),
-    Spec("guard_quarantine_bytes", "gauge", "Bytes of their files."),
+    Spec("guard_audit_failing", "gauge", "1 while the audit log cannot be written, else 0.", across="max"),
+    Spec("guard_quarantine_items", "gauge", "Inputs in quarantine.", across="max"),
+    Spec("guard_quarantine_bytes", "gauge", "Bytes of their files.", across="max"),
     Spec(
         "guard_quarantine_dropped_total",
         "counter",
@@ -188,6 +200,7 @@ _SPECS: Final = (
         "gauge",
         "When another version came to serve, seconds since the epoch; absent before the first time.",
         _MODEL,
+        across="max",
     ),
     Spec(
         "guard_version_record_failures_total",
@@ -200,6 +213,7 @@ _SPECS: Final = (
         "gauge",
         "Share of the requests that a candidate answers; 0 while none is tried.",
         _MODEL,
+        across="max",
     ),
     Spec(
         "guard_canary_requests_total",
@@ -225,6 +239,7 @@ _SPECS: Final = (
         "gauge",
         "Mean entropy of a candidate's blends less that of the current version's, on the same inputs.",
         _MODEL,
+        across="mean",
     ),
     Spec(
         "guard_canary_shadows_dropped_total",
@@ -275,8 +290,16 @@ _SPECS: Final = (
         "gauge",
         "1 while the server of a model takes requests and answers as at calibration, else 0.",
         _MODEL,
+        across="min",
     ),
-    Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0."),
+    Spec("guard_workers", "gauge", "Worker processes that serve; absent where one process does it all."),
+    Spec("guard_worker_restarts_total", "counter", "Worker processes that ended and were started again."),
+    Spec(
+        "guard_worker_scrape_failures_total",
+        "counter",
+        "Times that a worker did not say in time what it counted; what it last said is shown.",
+    ),
+    Spec("guard_ready", "gauge", "1 while the guard takes requests, else 0.", across="min"),
 )
 
 CATALOGUE: Final[Mapping[str, Spec]] = MappingProxyType({spec.name: spec for spec in _SPECS})

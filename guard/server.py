@@ -24,7 +24,7 @@ from guard.control.canary_counts import CanaryCounts
 from guard.control.control_room import ControlRoom
 from guard.control.counts import SwapCounts
 from guard.control.keeper import Keeper
-from guard.control.served_versions import ServedVersions
+from guard.control.served_versions import ModelRecord
 from guard.control.tools import Tools
 from guard.dataplane import DataPlane
 from guard.errors import SettingsError
@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
 
 _RECORDS_S = 2.0  # to write what waits when the time to stop is over
+from guard.workers.place import Place
 
 _WORDS: dict[str, tuple[int, str]] = {
     **WORDS,
@@ -68,8 +69,12 @@ class GuardServer:
         registry: Everything counted.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
         self._settings = settings
+    Args:
+        settings: What an operator set.
+        place: Its place among several; alone, if none is given.
+
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
         self._records = Records(self._metrics)
@@ -78,7 +83,8 @@ class GuardServer:
         tools = Tools(
             load=self._load_model,
             announcer=Announcer(self._metrics, SwapCounts(self.registry), self._tell),
-            versions=ServedVersions(settings.state_dir),
+        self._place = place or Place()
+            versions=self._place.versions(settings.state_dir),
             drain_timeout_s=settings.drain_timeout_s,
             model_servers=self._fleet,
         )
@@ -105,7 +111,12 @@ class GuardServer:
             SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
-        admin = AdminServer(access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
+    @property
+    def records(self) -> dict[str, ModelRecord]:
+        """What serves and what served, by model."""
+        return self._keeper.records
+
+        admin = self._admin_face()
         async with self._exit:
             self._open_metrics_port()
             await self._open_records()
@@ -120,22 +131,17 @@ class GuardServer:
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
             self._exit.push_async_callback(admin.stop)
-            await admin.start(self.control)
+            await admin.start(self.control, *self._place.services(self._control))
             self.admin_port = admin.port
             self._show_readiness()
             if settings.watch_repository_s:
-                self._keeper.watch(settings.watch_repository_s)
+                self._keeper.watch(settings.watch_repository_s, self._place.takes_over)
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
         ports = {"port": self.port, "metrics_port": self.metrics_port, "admin_port": self.admin_port}
         self._records.event("server_started", {"guard": __version__, **ports})
         _log.info(
-            "ready",
-            extra={
-                "port": self.port,
-                "metrics_port": self.metrics_port,
-                "admin_port": self.admin_port,
-                "models": sorted(self._keeper.models),
-            },
+            "worker ready" if self._place.shared else "ready",
+            extra={**ports, "models": sorted(self._keeper.models)},
         )
 
     async def stop(self) -> None:
@@ -163,6 +169,12 @@ class GuardServer:
                 max_bytes=settings.audit_max_bytes,
                 key_file=settings.audit_key_file,
             )
+    def _admin_face(self) -> AdminServer:
+        access = access_of(self._settings)
+        if self._place.shared:  # who asks is the parent, which counts and records who asked it
+            return AdminServer(access)
+        return AdminServer(access, on_rpc=self._metrics.rpc, on_event=self._tell)
+
         if settings.quarantine_dir is not None:
             bounds = Bounds(
                 settings.quarantine_max_items, settings.quarantine_max_bytes, settings.quarantine_max_age_s
@@ -175,7 +187,7 @@ class GuardServer:
 
     async def _load_models(self) -> None:
         settings = self._settings
-        found = find_models(settings.repository)
+        found = self._place.models(find_models(settings.repository))
         unknown = sorted(set(settings.models) - set(found))
         if unknown:
             raise SettingsError(
@@ -204,6 +216,7 @@ class GuardServer:
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
         self._records.event(kind, fields)
         level, words = _WORDS[kind]
+            self._place.require(name, self._keeper.keeper_of(name).record)
         _log.log(level, words, extra=dict(fields))
 
     def _time_left_s(self) -> float:
@@ -214,7 +227,12 @@ class GuardServer:
         """Open it first, so that probes are answered while models load."""
         settings = self._settings
         server = MetricsServer(
-            self.registry, host=settings.host, port=settings.metrics_port, ready=self._is_ready
+            self.registry,
+            host=settings.host,
+            port=settings.metrics_port,
+            ready=self._is_ready,
+            unix_socket=self._place.metrics_socket,
+        self._place.event(kind, fields)
         )
         self.metrics_port = server.start()
         self._exit.callback(server.stop)
@@ -244,7 +262,7 @@ class GuardServer:
                 # Twice the limit: up to there the guard refuses by itself, and counts it.
                 ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
                 ("grpc.max_send_message_length", limit),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._place.shared)),
             ],
         )
         add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from guard.control.model_keeper import ModelKeeper
 from guard.control.served_versions import ModelRecord
 from guard.control.start import start_model
 from guard.control.tools import Tools
-from guard.control.watcher import watch
+from guard.control.watcher import TakeOver, take_over, watch
 from guard.dataplane.served import OnUncheckable, ServedModel
 from guard.dataplane.share import Share
 from guard.detection.threshold import Policy
@@ -69,9 +69,15 @@ class Keeper:
         if record is None:
             await keeper.write_record("start")
 
-    def watch(self, interval_s: float) -> None:
-        """Look for higher versions every ``interval_s`` seconds from now on, and serve them."""
-        self._watching = asyncio.create_task(watch(list(self._keepers.values()), interval_s))
+    def watch(self, interval_s: float, takes_over: TakeOver = take_over) -> None:
+        """Look for higher versions every ``interval_s`` seconds from now on, and have them served."""
+        watched = list(self._keepers.values())
+        self._watching = asyncio.create_task(watch(watched, interval_s, takes_over))
+
+    @property
+    def records(self) -> dict[str, ModelRecord]:
+        """What serves and what served, by model."""
+        return {name: keeper.record for name, keeper in self._keepers.items()}
 
     async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
         """Return what is known of one model, or of all; soon, even where the repository's disk hangs."""
