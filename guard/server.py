@@ -43,6 +43,7 @@ from guard.rpc.reception import CALL
 from guard.rpc.servicer import InferenceServicer
 from guard.runtime.loader import LoadedModel, load_model
 from guard.settings import Settings
+from guard.workers.place import Place
 
 __all__ = ["GuardServer", "serve"]
 
@@ -51,7 +52,6 @@ _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
 
 _RECORDS_S = 2.0  # to write what waits when the time to stop is over
-from guard.workers.place import Place
 
 _WORDS: dict[str, tuple[int, str]] = {
     **WORDS,
@@ -63,6 +63,10 @@ _WORDS: dict[str, tuple[int, str]] = {
 class GuardServer:
     """The sidecar: models, data plane, gRPC port, metrics port, admin face.
 
+    Args:
+        settings: What an operator set.
+        place: Its place among several; alone, if none is given.
+
     Attributes:
         port, metrics_port: The ports actually bound, once started.
         admin_port: The admin port actually bound, once started; None where there is none.
@@ -71,10 +75,7 @@ class GuardServer:
 
     def __init__(self, settings: Settings, place: Place | None = None) -> None:
         self._settings = settings
-    Args:
-        settings: What an operator set.
-        place: Its place among several; alone, if none is given.
-
+        self._place = place or Place()
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
         self._records = Records(self._metrics)
@@ -83,7 +84,6 @@ class GuardServer:
         tools = Tools(
             load=self._load_model,
             announcer=Announcer(self._metrics, SwapCounts(self.registry), self._tell),
-        self._place = place or Place()
             versions=self._place.versions(settings.state_dir),
             drain_timeout_s=settings.drain_timeout_s,
             model_servers=self._fleet,
@@ -103,6 +103,11 @@ class GuardServer:
         """What an operator may ask of this server."""
         return self._control
 
+    @property
+    def records(self) -> dict[str, ModelRecord]:
+        """What serves and what served, by model."""
+        return self._keeper.records
+
     async def start(self) -> None:
         """Open the metrics port, load and warm up every model, then open the gRPC port and the admin face.
 
@@ -111,11 +116,6 @@ class GuardServer:
             SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
-    @property
-    def records(self) -> dict[str, ModelRecord]:
-        """What serves and what served, by model."""
-        return self._keeper.records
-
         admin = self._admin_face()
         async with self._exit:
             self._open_metrics_port()
@@ -158,6 +158,12 @@ class GuardServer:
         await self._exit.aclose()
         _log.info("stopped")
 
+    def _admin_face(self) -> AdminServer:
+        access = access_of(self._settings)
+        if self._place.shared:  # who asks is the parent, which counts and records who asked it
+            return AdminServer(access)
+        return AdminServer(access, on_rpc=self._metrics.rpc, on_event=self._tell)
+
     async def _open_records(self) -> None:
         """Open what was asked for before anything can happen; it is closed after everything has."""
         settings, records = self._settings, self._records
@@ -169,12 +175,6 @@ class GuardServer:
                 max_bytes=settings.audit_max_bytes,
                 key_file=settings.audit_key_file,
             )
-    def _admin_face(self) -> AdminServer:
-        access = access_of(self._settings)
-        if self._place.shared:  # who asks is the parent, which counts and records who asked it
-            return AdminServer(access)
-        return AdminServer(access, on_rpc=self._metrics.rpc, on_event=self._tell)
-
         if settings.quarantine_dir is not None:
             bounds = Bounds(
                 settings.quarantine_max_items, settings.quarantine_max_bytes, settings.quarantine_max_age_s
@@ -205,6 +205,7 @@ class GuardServer:
                 settings.on_uncheckable_of(name),
                 settings.sampling_of(name),
             )
+            self._place.require(name, self._keeper.keeper_of(name).record)
         await self._fleet.attach(self._keeper.models)
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
@@ -215,8 +216,8 @@ class GuardServer:
 
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
         self._records.event(kind, fields)
+        self._place.event(kind, fields)
         level, words = _WORDS[kind]
-            self._place.require(name, self._keeper.keeper_of(name).record)
         _log.log(level, words, extra=dict(fields))
 
     def _time_left_s(self) -> float:
@@ -232,7 +233,6 @@ class GuardServer:
             port=settings.metrics_port,
             ready=self._is_ready,
             unix_socket=self._place.metrics_socket,
-        self._place.event(kind, fields)
         )
         self.metrics_port = server.start()
         self._exit.callback(server.stop)
