@@ -254,7 +254,7 @@ class GuardServer:
                 Doorkeeper(
                     max_message_bytes=limit,
                     on_rpc=self._metrics.rpc,
-                    keep=("ModelInfer",) if self._fleet else (),
+                    keep=("ModelInfer", "ModelStreamInfer") if self._fleet else (),
                 )
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_requests,
@@ -265,9 +265,12 @@ class GuardServer:
                 ("grpc.so_reuseport", int(self._place.shared)),
             ],
         )
-        add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(dataplane, on_rpc=self._metrics.rpc), server
+        servicer = InferenceServicer(
+            dataplane,
+            on_rpc=self._metrics.rpc,
+            max_concurrent_requests=settings.max_concurrent_requests,
         )
+        add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
         add_HealthServicer_to_server(self._health, server)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
         try:
@@ -278,6 +281,7 @@ class GuardServer:
             ) from error
         await server.start()
         self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
+        self._exit.callback(servicer.end_streams)
 
 
 async def serve(settings: Settings) -> None:

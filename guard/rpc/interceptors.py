@@ -7,7 +7,7 @@ and uncounted. Here they get a status, words that say what was expected, and a c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ class _Kept:
 class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuses calls of unknown methods, and messages that are too large or no message of their type.
 
+    A method that takes a stream gets the error in place of such a message, for it has others to answer.
+
     Args:
         max_message_bytes: Largest request. The server's own limit has to be above it, for what gRPC
             refuses by itself is seen by nobody here.
@@ -72,7 +74,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             handler = await continuation(handler_call_details)
             if handler is None:  # not kept: callers make up as many names as they like
                 return self._unserved(path)
-            self._guarded[path] = handler if handler.request_streaming else self._reading(path, handler)
+            self._guarded[path] = self._reading(path, handler)
         return self._guarded[path]
 
     def _unserved(self, path: str) -> _Handler:
@@ -85,23 +87,11 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _reading(self, path: str, handler: _Handler) -> _Handler:
         """Return a handler that reads with more care and answers the same."""
-        method = handler.unary_stream if handler.response_streaming else handler.unary_unary
         name = path.rpartition("/")[2]
+        read = self._reader(name, handler.request_deserializer)
 
-        def read(message: bytes) -> Any:
-            if len(message) > self._max_message_bytes:
-                return MessageTooLargeError(
-                    f"the message has {len(message)} bytes, expected at most {self._max_message_bytes} "
-                    f"(max_message_bytes); send fewer rows in a request"
-                )
-            try:
-                request = handler.request_deserializer(message)
-                return _Kept(request, message) if name in self._keep else request
-            except DecodeError:
-                return InvalidRequestError(
-                    f"the message of {len(message)} bytes is not one that {name} takes; "
-                    f"make the client from the .proto file of the protocol"
-                )
+        async def answer_stream(requests: Any, context: Context) -> Any:
+            return await handler.stream_stream(_unwrapped(requests), context)
 
         async def answer(request: Any, context: Context) -> Any:
             if isinstance(request, RequestError):
@@ -112,9 +102,46 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 request = request.request
             return await method(request, context)
 
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(answer_stream, read, handler.response_serializer)
+        method = handler.unary_stream if handler.response_streaming else handler.unary_unary
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(answer, read, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+    def _reader(self, name: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Return what reads a method's messages: what is wrong with one is returned, not raised."""
+
+        def read(message: bytes) -> Any:
+            if len(message) > self._max_message_bytes:
+                return MessageTooLargeError(
+                    f"the message has {len(message)} bytes, expected at most {self._max_message_bytes} "
+                    f"(max_message_bytes); send fewer rows in a request"
+                )
+            try:
+                request = deserialize(message)
+                return _Kept(request, message) if name in self._keep else request
+            except DecodeError:
+                return InvalidRequestError(
+                    f"the message of {len(message)} bytes is not one that {name} takes; "
+                    f"make the client from the .proto file of the protocol"
+                )
+
+        return read
+
+
+async def _unwrapped(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Yield what a stream brings, errors included; :data:`ORIGINAL` holds the bytes of the last one.
+
+    It is set for whoever reads, so a task that is begun before the next is read keeps its own.
+    """
+    async for request in requests:
+        if isinstance(request, _Kept):
+            ORIGINAL.set(request.original)
+            yield request.request
+        else:
+            ORIGINAL.set(b"")
+            yield request
 
 
 async def first_message(requests: Any) -> None:

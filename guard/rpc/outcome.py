@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Final, NoReturn, Protocol, runtime_checkable
 from urllib.parse import unquote
 
@@ -17,7 +18,7 @@ import grpc
 from guard.messages import Metadata
 from guard.rpc.status import metadata_of, status_of
 
-__all__ = ["Context", "OnRpc", "address_of", "answering", "ignore_rpc"]
+__all__ = ["Call", "Context", "OnRpc", "Refusal", "address_of", "answering", "ignore_rpc"]
 
 # A caller's clock started before ours and its deadline was rounded up on the way, so it hangs up a
 # little before our copy of the deadline has passed.
@@ -25,6 +26,9 @@ _GRACE_S: Final = 0.1
 
 OnRpc = Callable[[str, str, str, float], None]
 """Told of each finished call: method, model ("" where there is none), status name, seconds."""
+
+Refusal = tuple[grpc.StatusCode, str, Metadata]
+"""What a caller is told: status, words, trailing metadata."""
 
 
 @runtime_checkable
@@ -76,28 +80,57 @@ def ignore_rpc(method: str, model: str, code: str, seconds: float) -> None:
     """Take note of nothing."""
 
 
-@asynccontextmanager
-async def answering(context: Context, method: str, on_rpc: OnRpc, model: str = "") -> AsyncIterator[None]:
-    """Run a method's body: errors become statuses, and ``on_rpc`` hears of the outcome, whatever it is.
+class Call:
+    """The body of a call: an error becomes what the caller is told, and every end is reported.
 
     A cancelled call is reported as CANCELLED, or as DEADLINE_EXCEEDED where the caller's time was up,
     and the cancellation goes on its way.
+
+    Args:
+        context: Of the call, or of the stream that it is a message of.
+        method: Its name.
+        on_rpc: Hears of the outcome, whichever it is.
+        model: The model that is asked; empty for none.
+
+    Attributes:
+        refusal: What the caller is to be told once the body is left; None where all went well.
     """
-    started = time.perf_counter()
-    code, refusal = grpc.StatusCode.UNKNOWN, None
-    try:
-        yield
+
+    def __init__(self, context: Context, method: str, on_rpc: OnRpc, model: str = "") -> None:
+        self.refusal: Refusal | None = None
+        self._context = context
+        self._method = method
+        self._on_rpc = on_rpc
+        self._model = model
+        self._started = 0.0
+
+    def __enter__(self) -> Call:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         code = grpc.StatusCode.OK
-    except asyncio.CancelledError:
-        code = _why_cancelled(context)
-        raise
-    except Exception as error:  # noqa: BLE001  the last door: whatever it is, the caller gets a status
-        code, message = status_of(error)
-        refusal = (code, message, metadata_of(error))
-    finally:  # before the caller hears of it, so that whoever asks next finds it counted
-        on_rpc(method, model, code.name, time.perf_counter() - started)
-    if refusal is not None:
-        await context.abort(*refusal)
+        if isinstance(error, asyncio.CancelledError):
+            code = _why_cancelled(self._context)
+        elif isinstance(error, Exception):  # the last door: whatever it is, the caller gets a status
+            code, message = status_of(error)
+            self.refusal = (code, message, metadata_of(error))
+        elif error is not None:
+            code = grpc.StatusCode.UNKNOWN
+        # Before the caller hears of it, so that whoever asks next finds it counted.
+        self._on_rpc(self._method, self._model, code.name, time.perf_counter() - self._started)
+        return self.refusal is not None
+
+
+@asynccontextmanager
+async def answering(context: Context, method: str, on_rpc: OnRpc, model: str = "") -> AsyncIterator[None]:
+    """Run a method's body: errors become statuses, and ``on_rpc`` hears of the outcome; see :class:`Call`."""
+    with Call(context, method, on_rpc, model) as call:
+        yield
+    if call.refusal is not None:
+        await context.abort(*call.refusal)
 
 
 def _why_cancelled(context: Context) -> grpc.StatusCode:

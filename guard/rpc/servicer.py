@@ -1,25 +1,27 @@
 """The Open Inference Protocol service: decode, ask the data plane, encode.
 
 What the protocol has and the guard cannot check is refused by name and with a reason, rather than left
-to fail as unknown: a stream, shared memory and a model loaded from the request are all ways around a
-check that looks at the tensors of one request.
+to fail as unknown: shared memory and a model loaded from the request are ways around a check that looks at
+the tensors of one request.
 """
 
 # ruff: noqa: N802  the protocol names the methods
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
-from guard.rpc.interceptors import ORIGINAL, first_message
+from guard.rpc.interceptors import ORIGINAL
 from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
+from guard.rpc.places import Places
 from guard.rpc.status import UnservedRpcError
+from guard.rpc.stream import StreamContext, Streams
 
 __all__ = ["DataPlane", "InferenceServicer"]
 
@@ -77,18 +79,15 @@ def _answers(method: _Method[_Request, _Response]) -> _Method[_Request, _Respons
 
 
 def _refuses(name: str, why: str) -> _Method[Any, Any]:
-    """Return a method that answers UNIMPLEMENTED and says why; for streams too."""
+    """Return a method that answers UNIMPLEMENTED and says why."""
 
     async def refuse(self: InferenceServicer, request: Any, context: Context) -> Any:
-        if isinstance(request, AsyncIterable):
-            await first_message(request)
         raise UnservedRpcError(f"{name} is not served: {why}")
 
     refuse.__name__ = name
     return _answers(refuse)
 
 
-_STREAM = "streams are not guarded yet, so they are refused; send each request with ModelInfer"
 _STATISTICS = "the guard publishes Prometheus metrics instead"
 _REPOSITORY = "models are loaded by the operator, on the admin port (setting admin_port), never on this one"
 _MEMORY = "tensors in shared memory would go around the guard; send them in the request"
@@ -103,11 +102,20 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         on_rpc: Called once for each finished call, see :data:`guard.rpc.outcome.OnRpc`. The model is
             named for ModelInfer only, and only when the data plane knows it, so that the set of
             names stays closed whatever callers ask for.
+        max_concurrent_requests: Most requests under way at once, those of streams included.
     """
 
-    def __init__(self, dataplane: DataPlane, *, on_rpc: OnRpc = ignore_rpc) -> None:
+    def __init__(
+        self, dataplane: DataPlane, *, on_rpc: OnRpc = ignore_rpc, max_concurrent_requests: int = 256
+    ) -> None:
         self._dataplane = dataplane
         self._on_rpc = on_rpc
+        self._places = Places(max_concurrent_requests)
+        self._streams = Streams(self._answer_streamed, self._label, self._places, on_rpc)
+
+    def end_streams(self) -> None:
+        """Have every stream finish what it has accepted and end, for the server is about to stop."""
+        self._streams.end()
 
     @_answers
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -147,23 +155,21 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     @_answers
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Check one request and answer it."""
-        decoded = decode_request(
-            request,
-            timeout_s=context.time_remaining(),
-            client=address_of(context.peer()),
-            message=ORIGINAL.get(),
-            read=self._dataplane.reads(request.model_name),
-            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
-        )
-        answer = await self._dataplane.infer(decoded)
-        encoded = encode_response(answer)
+        async with self._places.of_call():
+            answer = await self._infer(request, context)
+            encoded = encode_response(answer)
         if answer.relayed is not None:
             context.set_trailing_metadata(answer.relayed.trailing_metadata)
             if answer.relayed.initial_metadata:
                 await context.send_initial_metadata(answer.relayed.initial_metadata)
         return encoded
 
-    ModelStreamInfer = _refuses("ModelStreamInfer", _STREAM)
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: StreamContext
+    ) -> None:
+        """Check and answer each request of a stream."""
+        await self._streams.serve(requests, context)
+
     ModelStatistics = _refuses("ModelStatistics", _STATISTICS)
     RepositoryIndex = _refuses("RepositoryIndex", _REPOSITORY)
     RepositoryModelLoad = _refuses("RepositoryModelLoad", _REPOSITORY)
@@ -176,6 +182,23 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     CudaSharedMemoryUnregister = _refuses("CudaSharedMemoryUnregister", _MEMORY)
     TraceSetting = _refuses("TraceSetting", _SETTINGS)
     LogSettings = _refuses("LogSettings", _SETTINGS)
+
+    async def _infer(self, request: pb.ModelInferRequest, context: Context) -> InferResponse:
+        """Check one request and answer it, whether it came as a call or on a stream."""
+        decoded = decode_request(
+            request,
+            timeout_s=context.time_remaining(),
+            client=address_of(context.peer()),
+            message=ORIGINAL.get(),
+            read=self._dataplane.reads(request.model_name),
+            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
+        )
+        return await self._dataplane.infer(decoded)
+
+    async def _answer_streamed(
+        self, request: pb.ModelInferRequest, context: Context
+    ) -> pb.ModelInferResponse:
+        return encode_response(await self._infer(request, context))
 
     def _label(self, request: object) -> str:
         """Return the model to report a call under."""

@@ -460,7 +460,6 @@ async def test_noise_on_the_port_harms_nobody(client: Client, noise: bytes) -> N
 # Methods
 
 REFUSED = {
-    "ModelStreamInfer": "streams are not guarded yet, so they are refused; send each request with ModelInfer",
     "ModelStatistics": "the guard publishes Prometheus metrics instead",
     "RepositoryIndex": "models are loaded by the operator, on the admin port (setting admin_port)",
     "RepositoryModelLoad": "models are loaded by the operator, on the admin port (setting admin_port)",
@@ -479,10 +478,8 @@ REFUSED = {
 async def test_methods_that_are_not_served_say_why_and_are_counted(client: Client) -> None:
     for name, why in REFUSED.items():
         request = message_factory.GetMessageClass(SERVICE.methods_by_name[name].input_type)()
-        method = getattr(client.stub, name)
-        call = method().read() if name == "ModelStreamInfer" else method(request)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call
+            await getattr(client.stub, name)(request)
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert refused.value.details().startswith(f"{name} is not served: {why}")
 
@@ -492,22 +489,22 @@ async def test_methods_that_are_not_served_say_why_and_are_counted(client: Clien
     await expect_a_good_request_to_work(client)
 
 
-async def test_a_stream_is_refused_once_its_sender_has_sent_something(
+async def test_a_stream_that_is_not_served_is_refused_once_its_sender_has_sent_something(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the sender's own send fails, and gRPC gives INTERNAL in place of the reason."""
     monkeypatch.setattr("guard.rpc.interceptors._FIRST_MESSAGE_S", 10 * PATIENCE_S)
-    call = client.stub.ModelStreamInfer(timeout=PATIENCE_S)
+    call = client.channel.stream_stream("/inference.Nope/Stream")(timeout=PATIENCE_S)
     early, _ = await asyncio.wait([asyncio.ensure_future(call.code())], timeout=0.1)
     assert not early
 
-    await call.write(infer_request(CLEAN[:1]))
+    await call.write(infer_request(CLEAN[:1]).SerializeToString())
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call.read()
 
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert refused.value.details().startswith("ModelStreamInfer is not served: streams are not guarded yet")
-    assert client.counted("guard_rpcs_total", "method", "code") == {("ModelStreamInfer", "UNIMPLEMENTED"): 1}
+    assert refused.value.details().startswith("method '/inference.Nope/Stream' is not served")
+    assert client.counted("guard_rpcs_total", "method", "code") == {("unknown", "UNIMPLEMENTED"): 1}
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ SERVED = {
     "ModelMetadata",
     "ModelConfig",
     "ModelInfer",
+    "ModelStreamInfer",
 }
 REFUSED = {
-    "ModelStreamInfer": "streams are not guarded yet, so they are refused",
     "ModelStatistics": "Prometheus metrics",
     "RepositoryIndex": "on the admin port (setting admin_port)",
     "RepositoryModelLoad": "on the admin port (setting admin_port)",
@@ -233,9 +233,7 @@ async def test_an_rpc_that_is_not_guarded_is_refused_with_its_name_and_the_reaso
     house: House, name: str
 ) -> None:
     request = message_factory.GetMessageClass(SERVICE.methods_by_name[name].input_type)()
-    method = getattr(house.stub, name)
-
-    error = await refusal(method(iter([request])).read() if name == "ModelStreamInfer" else method(request))
+    error = await refusal(getattr(house.stub, name)(request))
 
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert error.details().startswith(f"{name} is not served: ")

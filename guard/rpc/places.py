@@ -1,0 +1,67 @@
+"""How many requests may be under way at once, of all calls and all streams together.
+
+gRPC bounds the calls, but a stream is one call whatever it brings. So each request takes a place: a call is
+refused where there is none, the message of a stream waits, and a quarter of all places is kept for calls, as
+streams would fill them up as fast as they become free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from guard.errors import QueueFullError
+
+__all__ = ["Places"]
+
+_WINDOW: Final = 32
+
+
+class Places:
+    """Places for requests; used on the event loop.
+
+    Args:
+        limit: How many there are, at least 1.
+
+    Attributes:
+        streams: Most streams that may be open, as each is one of the calls that gRPC counts.
+        window: Most messages of one stream under way: enough for full batches, too few to take everything.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.streams = max(1, limit // 2)
+        self.window = max(1, min(_WINDOW, limit // 4))
+        self._all = asyncio.Semaphore(limit)
+        self._of_streams = asyncio.Semaphore(max(1, limit - limit // 4))
+
+    @asynccontextmanager
+    async def of_call(self) -> AsyncIterator[None]:
+        """Hold a place for a call.
+
+        Raises:
+            QueueFullError: If there is none.
+        """
+        if self._all.locked():
+            raise QueueFullError(
+                f"{self._limit} requests are under way already (max_concurrent_requests), those of streams "
+                f"included; retry later, or have the operator add capacity"
+            )
+        async with self._all:
+            yield
+
+    async def take_for_stream(self) -> None:
+        """Wait for a place for a message of a stream; who comes first is served first."""
+        await self._of_streams.acquire()
+        try:
+            await self._all.acquire()
+        except BaseException:
+            self._of_streams.release()
+            raise
+
+    def leave_by_stream(self) -> None:
+        """Give back what :meth:`take_for_stream` took."""
+        self._all.release()
+        self._of_streams.release()
