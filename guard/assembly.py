@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from guard.artifact import Preprocessing
 from guard.control.canary_tally import CanaryLimits
+from guard.dataplane import ServedModel
+from guard.dataplane.intake import Intake, check_declaration
+from guard.metrics import Metrics
 from guard.model_settings import SAME
 from guard.rpc.access import Access
 from guard.runtime.loader import RuntimeOptions
@@ -16,7 +20,16 @@ from guard.settings import Settings
 from guard.upstream import Address, Fleet, Tls
 from guard.workers.seat import Seat
 
-__all__ = ["access_of", "fleet_of", "limits_of", "open_upstreams", "runtime_options_of", "worker_settings"]
+__all__ = [
+    "access_of",
+    "declare_encoded_images",
+    "fleet_of",
+    "intake_of",
+    "limits_of",
+    "open_upstreams",
+    "runtime_options_of",
+    "worker_settings",
+]
 
 
 def runtime_options_of(settings: Settings) -> RuntimeOptions:
@@ -27,6 +40,32 @@ def runtime_options_of(settings: Settings) -> RuntimeOptions:
         max_batch_pairs=settings.max_batch_pairs,
         max_queue_rows=settings.max_queue_rows,
     )
+
+
+def intake_of(settings: Settings, metrics: Metrics) -> Intake:
+    """Return what reads the images that callers send."""
+    return Intake(
+        max_rows=settings.max_request_rows,
+        max_pixels=settings.max_image_pixels,
+        max_waiting=settings.max_queue_rows,
+        on_shed=metrics.shed,
+    )
+
+
+def declare_encoded_images(models: Mapping[str, ServedModel], settings: Settings) -> None:
+    """Tell models what the settings say of encoded images.
+
+    Raises:
+        SettingsError: If that does not fit the model, or such images cannot be read here.
+    """
+    for name, own in settings.models.items():
+        encoded, current = own.encoded_images, models[name].slot.current if name in models else None
+        if encoded is None or current is None:
+            continue
+        record = Preprocessing(**encoded.model_dump(exclude={"input"}), eight_bit=True)
+        check_declaration(record, current.profile.input, name)
+        models[name].encoded = record
+        models[name].encoded_input = encoded.input or ""
 
 
 def limits_of(settings: Settings) -> CanaryLimits:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from guard.detection.threshold import Policy
 
-__all__ = ["SAME", "Count", "ModelSettings", "OnUncheckable", "Rate"]
+__all__ = ["SAME", "Count", "EncodedImages", "ModelSettings", "OnUncheckable", "Rate"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -20,7 +20,37 @@ SAME: Final = "same"
 
 _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
-_ONLY_GUARDED: Final = ("policy", "on_uncheckable", "sampling", "upstream_check", "upstream_load")
+_ONLY_GUARDED: Final = (
+    *("policy", "on_uncheckable", "sampling", "upstream_check", "upstream_load"),
+    "encoded_images",
+)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class EncodedImages(BaseModel):
+    """How encoded images (BYTES of JPEG or PNG files) become a model's input; see ``Preprocessing``.
+
+    Attributes:
+        input: Name of the input that takes them; None for the model's own.
+        resize: Height and width, or the shorter side alone, the other in proportion; None to leave the size.
+        crop: Height and width of the middle that is kept then; None for all.
+        scale: Factor on pixel values, which are 0 to 255.
+        mean, std: One value for all channels, or one for each.
+        colour: Order of colours that the model takes.
+        orientation: ``ignore`` takes pixels as they are stored, ``apply`` turns them as EXIF says.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Annotated[str, Field(min_length=1)] | None = None
+    resize: Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)] | None = None
+    crop: tuple[Count, Count] | None = None
+    scale: Finite = 1.0 / 255.0
+    mean: Annotated[tuple[Finite, ...], Field(min_length=1)] = (0.0,)
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    colour: Literal["RGB", "BGR"] = "RGB"
+    orientation: Literal["ignore", "apply"] = "ignore"
 
 
 class ModelSettings(BaseModel):
@@ -32,6 +62,8 @@ class ModelSettings(BaseModel):
         sampling: See :class:`~guard.settings.Settings`.
         guarded: Whether its requests are checked. If not, they are passed on to the model server as they are,
             and no artifact belongs to it.
+        encoded_images: How encoded images become the model's input, in place of what the artifact says; where
+            a model server answers, that its input takes such images. None for tensors there.
         upstream: Model server that answers, ``host:port`` or ``unix:/path``; None to run the model here.
         upstream_model: Name of the model there; None for the same as here.
         upstream_version: Version to ask for there; ``same`` for the version of the artifact that checks,
@@ -52,6 +84,7 @@ class ModelSettings(BaseModel):
     on_uncheckable: OnUncheckable | None = None
     sampling: Rate | None = None
     guarded: bool = True
+    encoded_images: EncodedImages | None = None
     upstream: str | None = None
     upstream_model: Annotated[str, Field(min_length=1)] | None = None
     upstream_version: Annotated[str, Field(min_length=1)] | None = None
@@ -81,6 +114,11 @@ class ModelSettings(BaseModel):
         if self.upstream_tls_cert is not None and self.upstream_tls_ca is None:
             raise ValueError(
                 "expected upstream_tls_ca beside upstream_tls_cert, got none; name who signs there"
+            )
+        if self.encoded_images is not None and self.upstream_check == "upstream":
+            raise ValueError(
+                'expected upstream_check = "local" beside encoded_images, got "upstream"; blends are '
+                "tensors, which a server that takes encoded images cannot be sent"
             )
         return self
 

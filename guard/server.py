@@ -17,7 +17,15 @@ from prometheus_client import CollectorRegistry
 
 from guard import __version__
 from guard.artifact import Artifact
-from guard.assembly import access_of, fleet_of, limits_of, open_upstreams, runtime_options_of
+from guard.assembly import (
+    access_of,
+    declare_encoded_images,
+    fleet_of,
+    intake_of,
+    limits_of,
+    open_upstreams,
+    runtime_options_of,
+)
 from guard.control import Control
 from guard.control.announcer import WORDS, Announcer
 from guard.control.canary_counts import CanaryCounts
@@ -121,12 +129,15 @@ class GuardServer:
             self._open_metrics_port()
             await self._open_records()
             await self._load_models()
+            intake = intake_of(settings, self._metrics)
+            self._exit.callback(intake.close)
             dataplane = DataPlane(
                 self._keeper.models,
                 self._metrics,
                 max_request_rows=settings.max_request_rows,
                 request_timeout_s=settings.request_timeout_s,
                 witnesses=self._records.witnesses,
+                intake=intake,
             )
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
@@ -206,6 +217,7 @@ class GuardServer:
                 settings.sampling_of(name),
             )
             self._place.require(name, self._keeper.keeper_of(name).record)
+        declare_encoded_images(self._keeper.models, settings)
         await self._fleet.attach(self._keeper.models)
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:

@@ -6,9 +6,9 @@ Only :mod:`guard.cli` and :mod:`guard.server` read settings; rooms take plain ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError
-from guard.model_settings import Count, ModelSettings, OnUncheckable, Rate
+from guard.model_settings import Count, EncodedImages, ModelSettings, OnUncheckable, Rate
 
 __all__ = ["Settings", "load_settings"]
 
@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         max_queue_rows: Rows that may wait for one model before requests are shed.
         max_request_rows: Most rows in one request.
         max_message_bytes: Largest gRPC message, either way.
+        max_image_pixels: Most pixels of an encoded image (BYTES), as its file declares them.
         max_concurrent_requests: Calls taken in at a time, of all models together; with max_message_bytes
             it bounds the memory that requests hold.
         request_timeout_s: Longest a request may take when its caller sets no shorter deadline.
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     max_queue_rows: Count = 1024
     max_request_rows: Count = 64
     max_message_bytes: MessageBytes = 64 * 1024 * 1024
+    max_image_pixels: Annotated[int, Field(ge=1, le=2**26)] = 2**24
     max_concurrent_requests: Count = 256
     request_timeout_s: Seconds = 30.0
     drain_timeout_s: Seconds = 30.0
@@ -235,6 +237,9 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     return settings
 
 
+_KNOWN: Final[dict[int, type[BaseModel]]] = {1: Settings, 3: ModelSettings, 4: EncodedImages}
+
+
 def _explain(error: ValidationError) -> str:
     first, *more = error.errors(include_url=False)
     field = ".".join(str(part) for part in first["loc"])
@@ -245,7 +250,7 @@ def _explain(error: ValidationError) -> str:
             f"setting {field!r} is missing; give --{flag}, GUARD_{field.upper()}, or {field} in the TOML file"
         )
     if first["type"] == "extra_forbidden":
-        known = Settings.model_fields if len(first["loc"]) == 1 else ModelSettings.model_fields
+        known = _KNOWN[len(first["loc"])].model_fields
         return f"setting {field!r} is not known; known are {', '.join(known)}{rest}"
     if not field:
         return f"settings: {first['ctx']['error']}{rest}"

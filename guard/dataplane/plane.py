@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import guard
 from guard.dataplane.answer import build_answer
+from guard.dataplane.intake import Intake
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
 from guard.dataplane.model_server import ModelServer
@@ -41,6 +42,7 @@ class DataPlane:
         max_request_rows: Most rows in one request.
         request_timeout_s: Longest a request may take when the caller sets no shorter deadline.
         witnesses: Told of every row that is not simply accepted.
+        intake: Reads what callers send; whoever gives one closes it.
         clock: Tells how long versions take where a candidate is compared with what serves, seconds.
     """
 
@@ -52,6 +54,7 @@ class DataPlane:
         max_request_rows: int,
         request_timeout_s: float,
         witnesses: Sequence[Witness] = (),
+        intake: Intake | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
@@ -60,7 +63,8 @@ class DataPlane:
         self._request_timeout_s = request_timeout_s
         self._witnesses = tuple(witnesses)
         self._clock = clock
-        self._relay = Relay(metrics, max_request_rows, self._witnesses)
+        self._intake = intake or Intake(max_rows=max_request_rows, on_shed=metrics.shed)
+        self._relay = Relay(metrics, max_request_rows, self._witnesses, self._intake)
         self._draining = False
 
     def live(self) -> bool:
@@ -96,7 +100,9 @@ class DataPlane:
 
     def server(self) -> ServerDescription:
         """Describe the server for ServerMetadata."""
-        return ServerDescription("inference-guard", guard.__version__, ("model_configuration", "classification"))
+        return ServerDescription(
+            "inference-guard", guard.__version__, ("model_configuration", "classification")
+        )
 
     async def describe(self, name: str, version: str) -> ModelDescription:
         """Describe a model for ModelMetadata and ModelConfig.
@@ -161,6 +167,7 @@ class DataPlane:
     async def _infer_on(
         self, model: LoadedModel, request: InferRequest, served: ServedModel
     ) -> InferResponse:
+        request = await self._read(request, model, served)
         question = Question.of(request, model, self._max_request_rows)
         if not served.draws():
             question = question.unsampled()
@@ -178,6 +185,7 @@ class DataPlane:
     async def _try(self, request: InferRequest, served: ServedModel, trial: Trial) -> InferResponse | None:
         """Return the candidate's answer; None where it failed, of which nothing but the trial is told."""
         with served.slot.lease(candidate=True) as model:
+            request = await self._read(request, model, served)
             question = Question.of(request, model, self._max_request_rows)
             reporter = self._reporter(question, served)
             began, limit_s = time.monotonic(), self._limit_s(request) / 2
@@ -195,6 +203,11 @@ class DataPlane:
                 return None
             trial.answered(question, reply)
             return self._answer(question, reply, served, reporter)
+
+    async def _read(self, request: InferRequest, model: LoadedModel, served: ServedModel) -> InferRequest:
+        """Return the request with the model's own tensor; decoding takes off the time that it has."""
+        source, accepts = model.profile.input, served.accepts(model.profile)
+        return await self._intake.read(request, source, accepts, self._limit_s(request))
 
     async def _ask(self, question: Question, served: ServedModel, limit_s: float) -> Reply:
         if served.outcome_of_uncheckable is Outcome.REFUSED:

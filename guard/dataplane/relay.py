@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from guard.dataplane.answer import Finding, add_findings
+from guard.dataplane.intake import Intake
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
 from guard.dataplane.model_server import ModelServer
@@ -58,11 +59,13 @@ class Relay:
     Attributes:
         max_request_rows: Most rows in one request.
         witnesses: Told of every row that is not simply accepted.
+        intake: Reads what callers send.
     """
 
     metrics: Metrics
     max_request_rows: int
     witnesses: Sequence[Witness]
+    intake: Intake
 
     async def infer(
         self, request: InferRequest, served: ServedModel, server: ModelServer, limit_s: float
@@ -78,22 +81,24 @@ class Relay:
         ends = time.monotonic() + limit_s
         while True:  # once, unless another version takes over while the server cannot be asked
             with served.slot.lease() as model:
-                exchange = self._exchange(request, model, served, server, limit_s)
+                exchange = await self._exchange(request, model, served, server, ends)
                 if await exchange.admitted(ends):
                     with server.under_way():
                         monitored = served.policy is Policy.MONITOR
                         return await (exchange.answered_first(ends) if monitored else exchange.checked(ends))
 
-    def _exchange(
+    async def _exchange(
         self,
         request: InferRequest,
         model: LoadedModel,
         served: ServedModel,
         server: ModelServer,
-        limit_s: float,
+        ends: float,
     ) -> _Exchange:
         plain = replace(request, outputs=())  # which outputs there are is the server's to say
-        question = replace(Question.of(plain, model, self.max_request_rows), request=request)
+        limit_s = ends - time.monotonic()
+        read = await self.intake.read(plain, model.profile.input, served.accepts(model.profile), limit_s)
+        question = replace(Question.of(read, model, self.max_request_rows), request=request)
         reporter = Reporter(request, model, served.policy, question.images, self.witnesses)
         return _Exchange(question, served, server, self.metrics, reporter, limit_s)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from guard.artifact import Preprocessing, Profile
+from guard.dataplane.intake import Accepts
 from guard.dataplane.model_server import ModelServer
 from guard.dataplane.share import Share
 from guard.dataplane.trial import Trial
@@ -30,6 +32,8 @@ class ServedModel:
         upstream: The model server that answers what the slot's model checks; None where that model answers
             itself.
         sampling: Picks the requests that are checked; None where all are.
+        encoded: What the operator says of encoded images; None for what the artifact says.
+        encoded_input: Name of the input that takes them; empty for the model's own.
     """
 
     slot: ModelSlot[LoadedModel]
@@ -38,12 +42,28 @@ class ServedModel:
     trial: Trial | None = None
     upstream: ModelServer | None = None
     sampling: Share | None = None
+    encoded: Preprocessing | None = None
+    encoded_input: str = ""
 
     def draws(self) -> bool:
         """Return whether the next request is checked; what could be refused always is."""
         if self.sampling is None or self.policy is not Policy.MONITOR:
             return True
         return self.sampling.takes()
+
+    def accepts(self, profile: Profile) -> Accepts:
+        """Return what callers may send.
+
+        Args:
+            profile: Of the version that is asked.
+        """
+        if self.encoded is not None:
+            datatype = "" if self.upstream is not None else profile.input.datatype
+            name = self.encoded_input or profile.input.name
+            return Accepts(name, datatype, self.encoded, plain=self.upstream is not None)
+        if self.upstream is not None:
+            return Accepts(profile.input.name, profile.input.datatype)
+        return Accepts.by_model(profile)
 
     @property
     def ready(self) -> bool:

@@ -12,7 +12,13 @@ from guard.errors import InvalidRequestError, UnsupportedRequestError
 from guard.messages import InferRequest, Tensor
 from guard.metrics import UncheckableReason
 
-__all__ = ["accepted_images", "uncheckable_rows", "unread_rows"]
+__all__ = [
+    "accepted_images",
+    "require_only_input",
+    "require_rows",
+    "uncheckable_rows",
+    "unread_rows",
+]
 
 
 def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> Images:
@@ -31,12 +37,12 @@ def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> I
     _check_outputs(request, profile)
     tensor = _only_input(request, profile.input)
     _check_tensor(tensor, profile.input)
-    _require_rows(tensor.data.shape[0], tensor.name, max_rows)
+    require_rows(tensor.data.shape[0], tensor.name, max_rows)
     return tensor.data
 
 
-def unread_rows(request: InferRequest, profile: Profile, max_rows: int) -> int:
-    """Return how many rows a request has that nobody looks into, if it names the model's input.
+def unread_rows(request: InferRequest, name: str, max_rows: int) -> int:
+    """Return how many rows a request has that nobody looks into, if it names the model's input, ``name``.
 
     Raises:
         InvalidRequestError: If it names another input, or too many rows.
@@ -44,10 +50,41 @@ def unread_rows(request: InferRequest, profile: Profile, max_rows: int) -> int:
     """
     _refuse_our_parameters(request)
     named = request.unread or ()
-    _require_only([tensor.name for tensor in named], request, profile.input)
+    require_only_input([tensor.name for tensor in named], request.model_name, name)
     rows = named[0].shape[0] if named[0].shape else 0
-    _require_rows(rows, named[0].name, max_rows)
+    require_rows(rows, named[0].name, max_rows)
     return rows
+
+
+def require_only_input(names: list[str], model: str, expected: str) -> None:
+    """Refuse other inputs than the one that a model takes.
+
+    Args:
+        names: Of the inputs that came.
+        model: Its name.
+        expected: Name of its input.
+
+    Raises:
+        InvalidRequestError: If there are others.
+    """
+    if names != [expected]:
+        raise InvalidRequestError(
+            f"model {model!r} takes exactly one input, {expected!r}, "
+            f"got {', '.join(map(repr, names)) or 'none'}; send {expected!r} alone"
+        )
+
+
+def require_rows(rows: int, name: str, max_rows: int) -> None:
+    """Refuse a batch of no rows, or of too many.
+
+    Raises:
+        InvalidRequestError: If it is one.
+    """
+    if not 1 <= rows <= max_rows:
+        raise InvalidRequestError(
+            f"input {name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
+            f"{'send at least one image' if not rows else 'split the request'}"
+        )
 
 
 def _refuse_classified_findings(request: InferRequest) -> None:
@@ -117,25 +154,9 @@ def _check_outputs(request: InferRequest, profile: Profile) -> None:
     _refuse_classified_findings(request)
 
 
-def _require_rows(rows: int, name: str, max_rows: int) -> None:
-    if not 1 <= rows <= max_rows:
-        raise InvalidRequestError(
-            f"input {name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
-            f"{'send at least one image' if not rows else 'split the request'}"
-        )
-
-
 def _only_input(request: InferRequest, spec: InputSpec) -> Tensor:
-    _require_only([tensor.name for tensor in request.inputs], request, spec)
+    require_only_input([tensor.name for tensor in request.inputs], request.model_name, spec.name)
     return request.inputs[0]
-
-
-def _require_only(names: list[str], request: InferRequest, spec: InputSpec) -> None:
-    if names != [spec.name]:
-        raise InvalidRequestError(
-            f"model {request.model_name!r} takes exactly one input, {spec.name!r}, "
-            f"got {', '.join(map(repr, names)) or 'none'}; send {spec.name!r} alone"
-        )
 
 
 def _check_tensor(tensor: Tensor, spec: InputSpec) -> None:

@@ -54,6 +54,8 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "max_queue_rows": 1024,
         "max_request_rows": 64,
         "max_message_bytes": 64 * 1024 * 1024,
+        "workers": 1,
+        "max_image_pixels": 2**24,
         "max_concurrent_requests": 256,
         "request_timeout_s": 30.0,
         "drain_timeout_s": 30.0,
@@ -217,8 +219,23 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         (
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
-            "guarded, upstream, upstream_model, upstream_version, upstream_load, upstream_check, "
-            "upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
+            "guarded, encoded_images, upstream, upstream_model, upstream_version, upstream_load, "
+            "upstream_check, upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
+        ),
+        (
+            "[models.cats.encoded_images]\nmode = 'RGB'",
+            "setting 'models.cats.encoded_images.mode' is not known; known are input, resize, crop, "
+            "scale, mean, std, colour, orientation",
+        ),
+        (
+            "[models.cats.encoded_images]\norientation = 'up'",
+            "setting 'models.cats.encoded_images.orientation': Input should be 'ignore' or 'apply', got 'up'",
+        ),
+        (
+            "[models.cats]\nupstream = 'h:1'\nupstream_check = 'upstream'\nencoded_images = {}",
+            "setting 'models.cats': Value error, expected upstream_check = \"local\" beside encoded_images, "
+            'got "upstream"; blends are tensors, which a server that takes encoded images cannot be sent, '
+            "got {'upstream': 'h:1', 'upstream_check': 'upstream', 'encoded_images': {}}",
         ),
         (
             "[models.cats]\nupstream_check = 'upstream'",

@@ -12,6 +12,7 @@ import pytest
 from fake_classifier import GatedClassifier
 from prometheus_client import CollectorRegistry
 
+from guard.dataplane.intake import Intake
 from guard.dataplane.relay import Relay
 from guard.dataplane.served import ServedModel
 from guard.detection.threshold import Policy
@@ -68,7 +69,7 @@ def device(tmp_path: Path) -> Iterator[tuple[GatedClassifier, LoadedModel]]:
 
 async def ask(model: LoadedModel, server: Server, policy: Policy) -> object:
     served = ServedModel(ModelSlot(model), policy, "refuse", upstream=server)
-    relay = Relay(Metrics(CollectorRegistry()), 64, ())
+    relay = Relay(Metrics(CollectorRegistry()), 64, (), Intake(max_rows=64))
     return await relay.infer(REQUEST, served, server, 0.05)
 
 
