@@ -79,7 +79,9 @@ async def test_tritons_client_sees_the_same_through_the_guard_and_the_verdicts_b
     assert through["too many"] == direct["too many"]  # Triton's own status and words
     assert through["too many"]["status"] == "StatusCode.INVALID_ARGUMENT"
     assert through["wrong output"] == direct["wrong output"]
-    for refused in ("wrong shape", "wrong name", "two classes"):
+    assert through["two classes"] == direct["two classes"] | {"verdict": "accept"}
+    assert len(direct["two classes"]["classes"]) == 2
+    for refused in ("wrong shape", "wrong name"):
         assert through[refused]["status"] == "StatusCode.INVALID_ARGUMENT"
     assert (through["wrong version"]["status"], direct["wrong version"]["status"]) == (
         *("StatusCode.NOT_FOUND", "StatusCode.NOT_FOUND"),

@@ -19,7 +19,6 @@ from guard.messages import (
     InferRequest,
     InferResponse,
     ModelDescription,
-    ServerDescription,
     Tensor,
     TensorSpec,
 )
@@ -27,6 +26,7 @@ from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.servicer import InferenceServicer
 from tests.guard.admin_house import TOKEN, administering, token_file
 from tests.guard.fake_control import FakeControl
+from tests.guard.fake_dataplane import FakeDataPlane
 
 pytestmark = pytest.mark.peer
 
@@ -36,7 +36,7 @@ IMAGE = TensorSpec("image", "FP32", (-1, 3, 4, 4))
 ECHO = ModelDescription("echo", ("3",), "onnxruntime_onnx", "onnxruntime", 8, (IMAGE,), (IMAGE,))
 
 
-class Echo:
+class Echo(FakeDataPlane):
     """A data plane that answers every image with itself."""
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -45,22 +45,7 @@ class Echo:
             outputs += (Tensor("guard_verdict", "BYTES", np.array(["accept", "flag"], np.bytes_)),)
         return InferResponse("echo", "3", request.id, outputs, {"guard_verdict": "accept"})
 
-    def live(self) -> bool:
-        return True
-
-    def ready(self) -> bool:
-        return True
-
-    def knows(self, name: str) -> bool:
-        return name == "echo"
-
-    def model_ready(self, name: str, version: str) -> bool:
-        return name == "echo"
-
-    def server(self) -> ServerDescription:
-        return ServerDescription("guard", "0.1.0", ("model_configuration",))
-
-    def describe(self, name: str, version: str) -> ModelDescription:
+    async def describe(self, name: str, version: str) -> ModelDescription:
         return ECHO
 
 

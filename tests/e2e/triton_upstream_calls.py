@@ -57,8 +57,10 @@ def asked(
     except triton.InferenceServerException as error:
         return {"status": error.status(), "words": error.message()}
     response = result.get_response()
+    values = result.as_numpy("logits")
     return {
-        "logits": [] if class_count else result.as_numpy("logits").tolist(),
+        "logits": [] if class_count else values.tolist(),
+        "classes": [value.decode() for value in values.ravel()] if class_count else [],
         "outputs": [one.name for one in response.outputs],
         "id": response.id,
         "version": response.model_version,
