@@ -13,11 +13,11 @@ from guard.control.canary_tally import CanaryLimits
 from guard.dataplane import ServedModel
 from guard.dataplane.intake import Intake, check_declaration
 from guard.metrics import Metrics
-from guard.model_settings import SAME
+from guard.model_settings import SAME, ModelSettings
 from guard.rpc.access import Access
 from guard.runtime.loader import RuntimeOptions
 from guard.settings import Settings
-from guard.upstream import Address, Fleet, Tls
+from guard.upstream import Address, Fleet, Neighbourhood, Tls
 from guard.workers.seat import Seat
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "fleet_of",
     "intake_of",
     "limits_of",
+    "neighbourhood_of",
+    "open_neighbours",
     "open_upstreams",
     "runtime_options_of",
     "worker_settings",
@@ -137,8 +139,8 @@ def open_upstreams(fleet: Fleet, settings: Settings) -> None:
         SettingsError: If a connection cannot be secured as they say.
     """
     for name, own in settings.models.items():
-        if own.upstream is not None:
-            ca, same = own.upstream_tls_ca, own.upstream_version == SAME
+        if own.upstream is not None and own.guarded:
+            same = own.upstream_version == SAME
             fleet.open(
                 Address(
                     name,
@@ -150,5 +152,40 @@ def open_upstreams(fleet: Fleet, settings: Settings) -> None:
                 checks=own.upstream_check == "upstream",
                 max_batch_size=own.upstream_max_batch_size,
                 loads=own.upstream_load == "swap",
-                tls=None if ca is None else Tls(ca, own.upstream_tls_cert, own.upstream_tls_key),
+                tls=_tls_of(own),
             )
+
+
+def neighbourhood_of(settings: Settings, fleet: Fleet, on_change: Callable[[], None]) -> Neighbourhood:
+    """Return what passes models through, with none of them yet."""
+    return Neighbourhood(
+        fleet.counts,
+        max_message_bytes=settings.max_message_bytes,
+        poll_s=settings.upstream_poll_s,
+        wait_s=settings.upstream_wait_s,
+        on_change=on_change,
+    )
+
+
+def open_neighbours(neighbourhood: Neighbourhood, settings: Settings) -> None:
+    """Pass through every model that the settings name so; on the event loop.
+
+    Raises:
+        SettingsError: If a connection cannot be secured as they say.
+    """
+    guarded = [place for name in settings.guarded if (place := settings.models[name].place_of(name))]
+    for name in settings.unguarded:
+        own = settings.models[name]
+        place = own.place_of(name)
+        if own.upstream is None or place is None:
+            continue
+        neighbourhood.open(
+            Address(name, own.upstream, own.upstream_model or name, own.upstream_version or ""),
+            guarded=frozenset(model for server, model in guarded if server == place[0]),
+            tls=_tls_of(own),
+        )
+
+
+def _tls_of(own: ModelSettings) -> Tls | None:
+    ca = own.upstream_tls_ca
+    return None if ca is None else Tls(ca, own.upstream_tls_cert, own.upstream_tls_key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "ModelDescription",
     "Original",
     "Parameter",
+    "Reading",
     "Relayed",
     "ServerDescription",
     "Tensor",
@@ -30,6 +32,20 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 _NONE: Mapping[str, Parameter] = MappingProxyType({})
 _NO_CLASSIFICATION: Mapping[str, int] = MappingProxyType({})
+
+
+class Reading(Enum):
+    """How far a request is looked into.
+
+    Attributes:
+        TENSORS: All of it, as it is to be checked.
+        NAMES: All but what the tensors hold, where sampling left it out.
+        NOTHING: Whom it is for, where it is passed through.
+    """
+
+    TENSORS = auto()
+    NAMES = auto()
+    NOTHING = auto()
 
 
 @dataclass(frozen=True)

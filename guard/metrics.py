@@ -10,16 +10,14 @@ first input on, and kept at hand, so that counting an input costs a dictionary l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from guard.detection.threshold import Policy, Verdict
+from guard.metric_families import counter, gauge, histogram, remove
 from guard.metrics_catalogue import (
-    CATALOGUE,
     GRPC_CODES,
     RPC_METHODS,
     UNKNOWN,
@@ -54,9 +52,6 @@ class _ModelSeries:
     passes: Histogram
     mean_entropy: Histogram
     batch_pairs: Histogram
-
-
-_M = TypeVar("_M", Counter, Gauge)
 
 
 class Metrics:
@@ -96,6 +91,8 @@ class Metrics:
         for reason in DropReason:
             self._dropped.labels(reason.value)
         self._ready = self._gauge("guard_ready")
+        self._unguarded = self._counter("guard_unguarded_requests_total")
+        self._neighbours: set[str] = set()
 
         self._methods = frozenset(RPC_METHODS)
         self._codes = frozenset(GRPC_CODES)
@@ -112,6 +109,11 @@ class Metrics:
         """Let ``model`` be a label value, and start its counters at 0."""
         if model not in self._models:
             self._models[model] = self._series_of(model)
+
+    def add_neighbour(self, model: str) -> None:
+        """Let a model that is passed through be a label value where it is counted, and start at 0."""
+        self._neighbours.add(model)
+        self._unguarded.labels(model)
 
     def model_loaded(
         self,
@@ -146,8 +148,8 @@ class Metrics:
     def model_unloaded(self, model: str) -> None:
         """Take down the gauges of ``model``; its counters stay, as counters must not go back."""
         self._forget(model)
-        for gauge in (self._queue_rows, self._queue_limit):
-            _remove(gauge, model)
+        for queue in (self._queue_rows, self._queue_limit):
+            remove(queue, model)
 
     def watch_queue(self, model: str, rows: Callable[[], int], limit: int) -> None:
         """Read the queue's length from ``rows`` at every scrape, until ``model`` is unloaded.
@@ -197,13 +199,18 @@ class Metrics:
             seconds: From arrival to answer.
         """
         method = method if method in self._methods else UNKNOWN
-        model = model if not model or model in self._models else UNKNOWN
+        known = not model or model in self._models or model in self._neighbours
+        model = model if known else UNKNOWN
         key = (method, model, code if code in self._codes else "UNKNOWN")
         if key not in self._rpc_series:
             self._rpc_timers[method] = self._rpc_seconds.labels(method)
             self._rpc_series[key] = self._rpcs.labels(*key)
         self._rpc_series[key].inc()
         self._rpc_timers[method].observe(seconds)
+
+    def passed_on(self, model: str) -> None:
+        """Count a request that was passed through without a check."""
+        self._unguarded.labels(model).inc()
 
     def verdicts(self, model: str, verdict: Verdict, count: int) -> None:
         """Count inputs that got ``verdict``."""
@@ -257,9 +264,9 @@ class Metrics:
 
     def _forget(self, model: str) -> None:
         if model in self._infos:
-            _remove(self._info, *self._infos.pop(model))
-        for gauge in (self._boundary, self._certified_frr):
-            _remove(gauge, model)
+            remove(self._info, *self._infos.pop(model))
+        for told in (self._boundary, self._certified_frr):
+            remove(told, model)
 
     def _counter(self, name: str) -> Counter:
         return counter(name, self._registry)
@@ -269,29 +276,3 @@ class Metrics:
 
     def _histogram(self, name: str) -> Histogram:
         return histogram(name, self._registry)
-
-
-def counter(name: str, registry: CollectorRegistry) -> Counter:
-    """Register a counter of the catalogue."""
-    return _register(Counter, name, registry)
-
-
-def gauge(name: str, registry: CollectorRegistry) -> Gauge:
-    """Register a gauge of the catalogue."""
-    return _register(Gauge, name, registry)
-
-
-def histogram(name: str, registry: CollectorRegistry) -> Histogram:
-    """Register a histogram of the catalogue."""
-    spec = CATALOGUE[name]
-    return Histogram(name, spec.help, tuple(spec.labels), buckets=spec.buckets, registry=registry)
-
-
-def _register(kind: type[_M], name: str, registry: CollectorRegistry) -> _M:
-    spec = CATALOGUE[name]
-    return kind(name, spec.help, tuple(spec.labels), registry=registry)
-
-
-def _remove(gauge: Gauge, *labels: str) -> None:
-    with suppress(KeyError):  # older clients raise where newer ones say nothing
-        gauge.remove(*labels)

@@ -110,6 +110,12 @@ _SPECS: Final = (
         "Inputs that were not checked, by reason, and whether they were answered all the same.",
         {**_MODEL, "reason": tuple(UncheckableReason), "outcome": tuple(Outcome)},
     ),
+    Spec(
+        "guard_unguarded_requests_total",
+        "counter",
+        "Requests passed through to models that are not guarded, whatever became of them.",
+        _MODEL,
+    ),
     Spec("guard_check_passes", "histogram", "Blends spent on an input.", _MODEL, _PASSES),
     Spec(
         "guard_mean_entropy_bits",

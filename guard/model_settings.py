@@ -22,7 +22,7 @@ _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
 _ONLY_GUARDED: Final = (
     *("policy", "on_uncheckable", "sampling", "upstream_check", "upstream_load"),
-    "encoded_images",
+    *("encoded_images", "upstream_max_batch_size"),
 )
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

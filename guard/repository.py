@@ -16,11 +16,15 @@ _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[1-9][0-9]*")
 
 
-def find_models(root: Path) -> dict[str, Path]:
+def find_models(root: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
     """Return the directory of the latest version of every model in a repository.
 
     Directories whose names begin with a dot are passed over, and so, with a warning, are those that hold
     no version or cannot be read: what a file system keeps for itself (``lost+found``) is no model.
+
+    Args:
+        root: The repository.
+        may_be_empty: Whether there need be none.
 
     Raises:
         MissingFileError: If the repository is not there, cannot be read, or holds no model.
@@ -46,7 +50,7 @@ def find_models(root: Path) -> dict[str, Path]:
             f"model repository {root} holds the versions of one model; expected the directory above it, "
             f"{root.resolve().parent}"
         )
-    if not models:
+    if not models and not may_be_empty:
         raise MissingFileError(
             f"model repository {root} holds no model; expected {root}/<model>/<version>/: "
             f"make one with `guard calibrate --out {shlex.quote(str(root))}/<model>`"

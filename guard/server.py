@@ -23,6 +23,8 @@ from guard.assembly import (
     fleet_of,
     intake_of,
     limits_of,
+    neighbourhood_of,
+    open_neighbours,
     open_upstreams,
     runtime_options_of,
 )
@@ -99,6 +101,7 @@ class GuardServer:
         self._keeper = Keeper(settings.repository, tools)
         self._canary_counts = CanaryCounts(self.registry)
         self._control = ControlRoom(self._keeper, tools, limits_of(settings), self._canary_counts)
+        self._neighbours = neighbourhood_of(settings, self._fleet, self._show_readiness)
         self._exit = AsyncExitStack()
         self._dataplane: DataPlane | None = None
         self._stop_by: float | None = None
@@ -136,6 +139,7 @@ class GuardServer:
                 self._metrics,
                 max_request_rows=settings.max_request_rows,
                 request_timeout_s=settings.request_timeout_s,
+                neighbours=self._neighbours.models,
                 witnesses=self._records.witnesses,
                 intake=intake,
             )
@@ -152,7 +156,11 @@ class GuardServer:
         self._records.event("server_started", {"guard": __version__, **ports})
         _log.info(
             "worker ready" if self._place.shared else "ready",
-            extra={**ports, "models": sorted(self._keeper.models)},
+            extra={
+                **ports,
+                "models": sorted(self._keeper.models),
+                "unguarded": sorted(self._neighbours.models),
+            },
         )
 
     async def stop(self) -> None:
@@ -198,17 +206,16 @@ class GuardServer:
 
     async def _load_models(self) -> None:
         settings = self._settings
-        found = self._place.models(find_models(settings.repository))
-        unknown = sorted(set(settings.models) - set(found))
-        if unknown:
-            raise SettingsError(
-                f"settings name the model {unknown[0]!r}, which is not in {settings.repository}; "
-                f"there are {sorted(found)}"
-            )
+        there = find_models(settings.repository, may_be_empty=bool(settings.unguarded))
+        _require_places(settings, set(there))
         self._exit.push_async_callback(self._fleet.close)
         open_upstreams(self._fleet, settings)
+        self._exit.push_async_callback(self._neighbours.close)
+        open_neighbours(self._neighbours, settings)
+        for name in settings.unguarded:
+            self._metrics.add_neighbour(name)
         self._exit.push_async_callback(self._keeper.close, self._time_left_s)
-        for name in found:
+        for name in self._place.models(there):
             self._canary_counts.add_model(name)
             await self._keeper.start(
                 name,
@@ -218,13 +225,18 @@ class GuardServer:
             )
             self._place.require(name, self._keeper.keeper_of(name).record)
         declare_encoded_images(self._keeper.models, settings)
-        await self._fleet.attach(self._keeper.models)
+        await asyncio.gather(self._fleet.attach(self._keeper.models), self._neighbours.start())
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
         options = runtime_options_of(self._settings)
         on_batch = partial(self._metrics.device_batch, name)
         predict_by = self._fleet.predict_by(name)
         return load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)
+
+    @property
+    def _relays(self) -> bool:
+        """Whether any request goes on to a model server."""
+        return bool(self._fleet) or bool(self._neighbours.models)
 
     def _tell(self, kind: str, fields: Mapping[str, object]) -> None:
         self._records.event(kind, fields)
@@ -266,7 +278,7 @@ class GuardServer:
                 Doorkeeper(
                     max_message_bytes=limit,
                     on_rpc=self._metrics.rpc,
-                    keep=("ModelInfer", "ModelStreamInfer") if self._fleet else (),
+                    keep=("ModelInfer", "ModelStreamInfer") if self._relays else (),
                 )
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_requests,
@@ -294,6 +306,24 @@ class GuardServer:
         await server.start()
         self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
         self._exit.callback(servicer.end_streams)
+
+
+def _require_places(settings: Settings, found: set[str]) -> None:
+    """Refuse settings of models that are not there, and an artifact of one that is passed through.
+
+    Raises:
+        SettingsError: Naming the model.
+    """
+    for name in sorted(set(settings.guarded) - found):
+        raise SettingsError(
+            f"settings name the model {name!r}, which is not in {settings.repository}; "
+            f"there are {sorted(found)}"
+        )
+    for name in sorted(set(settings.unguarded) & found):
+        raise SettingsError(
+            f"model {name!r} is to be passed through (guarded = false), but {settings.repository} holds an "
+            f"artifact for it; guard it, or take the artifact away"
+        )
 
 
 async def serve(settings: Settings) -> None:

@@ -6,6 +6,7 @@ or always raw ones (Triton), a batch limit and a configuration (Triton) or none 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         parameters: Further parameters of each answer.
         raw: What is answered in place of the model's answer; None for that.
         extra_inputs: Names of inputs that the metadata names besides the model's.
+        ensembles: What models of this server are made of, as their configurations say.
+        pretends: Names of further outputs of each answer, each a tensor of bytes that says "accept".
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.dies = False
         self.raw: bytes | None = None
         self.extra_inputs: tuple[str, ...] = ()
+        self.ensembles: dict[str, tuple[str, ...]] = {}
+        self.pretends: tuple[str, ...] = ()
         self.port = 0
         self._arrived = asyncio.Event()
         self._server: Any = None
@@ -156,7 +161,10 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer.SerializeToString()
 
     async def _config(self, message: bytes, context: Any) -> bytes:
-        config = pb.ModelConfig(name=self.name, max_batch_size=self.max_batch_size, backend="test")
+        asked = pb.ModelConfigRequest.FromString(message).name
+        config = pb.ModelConfig(name=asked, max_batch_size=self.max_batch_size, backend="test")
+        for part in self.ensembles.get(asked, ()):
+            config.ensemble_scheduling.step.add(model_name=part)
         config.parameters["kept"].string_value = "as it is"
         return pb.ModelConfigResponse(config=config).SerializeToString()
 
@@ -207,6 +215,9 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer.parameters["theirs"].int64_param = 7
         for name, value in self.parameters.items():
             answer.parameters[name].string_param = value
+        for name in self.pretends:
+            answer.outputs.add(name=name, datatype="BYTES", shape=[1])
+            answer.raw_output_contents.append(b"\x06\0\0\0accept")
         output = answer.outputs.add(name=self._output.name, datatype="FP32", shape=logits.shape)
         output.parameters["of_the_output"].bool_param = True
         if raw or not self.typed:
@@ -214,3 +225,17 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         else:
             output.contents.fp32_contents.extend(logits.ravel().tolist())
         return answer
+
+
+async def _serve(model: Path, name: str, version: str) -> None:
+    async with ModelServer(onnx.load(model), name=name, version=version) as server:
+        print(server.port, flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":  # python -m tests.model_server MODEL NAME VERSION: a process of its own
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("version")
+    asyncio.run(_serve(**vars(parser.parse_args())))

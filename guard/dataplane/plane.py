@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import guard
 from guard.dataplane.answer import build_answer
@@ -17,6 +18,7 @@ from guard.dataplane.intake import Intake
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
 from guard.dataplane.model_server import ModelServer
+from guard.dataplane.neighbour import Neighbour, pass_on
 from guard.dataplane.question import Question, Reply
 from guard.dataplane.relay import Relay
 from guard.dataplane.reporter import Reporter
@@ -26,7 +28,14 @@ from guard.dataplane.unread import answer_unread
 from guard.detection.threshold import Policy
 from guard.errors import DeadlineError, UnknownModelError
 from guard.incidents import Witness
-from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription, TensorSpec
+from guard.messages import (
+    InferRequest,
+    InferResponse,
+    ModelDescription,
+    Reading,
+    ServerDescription,
+    TensorSpec,
+)
 from guard.metrics import Metrics, Outcome, Stage
 from guard.runtime.loader import LoadedModel
 
@@ -41,6 +50,7 @@ class DataPlane:
         metrics: Where everything is counted.
         max_request_rows: Most rows in one request.
         request_timeout_s: Longest a request may take when the caller sets no shorter deadline.
+        neighbours: Models that are passed through, by name.
         witnesses: Told of every row that is not simply accepted.
         intake: Reads what callers send; whoever gives one closes it.
         clock: Tells how long versions take where a candidate is compared with what serves, seconds.
@@ -53,11 +63,13 @@ class DataPlane:
         *,
         max_request_rows: int,
         request_timeout_s: float,
+        neighbours: Mapping[str, Neighbour] = MappingProxyType({}),
         witnesses: Sequence[Witness] = (),
         intake: Intake | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
+        self._neighbours = neighbours
         self._metrics = metrics
         self._max_request_rows = max_request_rows
         self._request_timeout_s = request_timeout_s
@@ -73,7 +85,9 @@ class DataPlane:
 
     def ready(self) -> bool:
         """Whether every model is loaded and no shutdown has begun."""
-        return not self._draining and all(served.ready for served in self._models.values())
+        if self._draining or not all(served.ready for served in self._models.values()):
+            return False
+        return all(neighbour.ready for neighbour in self._neighbours.values())
 
     def begin_shutdown(self) -> None:
         """Stop reporting ready; requests already accepted are finished."""
@@ -81,18 +95,24 @@ class DataPlane:
 
     def knows(self, name: str) -> bool:
         """Whether a model is here, ready or not."""
-        return name in self._models
+        return name in self._models or name in self._neighbours
 
-    def reads(self, name: str) -> bool:
-        """Whether the request for a model that came now is looked into; drawn where a model server answers.
+    def reads(self, name: str) -> Reading:
+        """How far the request for a model that came now is looked into; drawn where a model server answers.
 
         Where the model itself answers, every request is read.
         """
+        if name in self._neighbours:
+            return Reading.NOTHING
         served = self._models.get(name)
-        return served is None or served.upstream is None or served.draws()
+        if served is None or served.upstream is None or served.draws():
+            return Reading.TENSORS
+        return Reading.NAMES
 
     async def model_ready(self, name: str, version: str) -> bool:
         """Whether this model, in this version if one is named, is served now."""
+        if name in self._neighbours and not self._draining:
+            return await self._neighbours[name].version_ready(version)
         served = self._models.get(name)
         if served is None or self._draining or not served.ready:
             return False
@@ -110,6 +130,8 @@ class DataPlane:
         Raises:
             UnknownModelError: If it is not served here.
         """
+        if name in self._neighbours:
+            return await self._neighbours[name].describe(name, version)
         served = self._find(name, version)
         if served.upstream is not None:
             said = served.upstream.describe(name)
@@ -138,6 +160,9 @@ class DataPlane:
             UnavailableError: The caller may retry.
             UpstreamStatusError: The model server behind the guard refused it.
         """
+        neighbour = self._neighbours.get(request.model_name)
+        if neighbour is not None:
+            return await pass_on(request, neighbour, self._metrics, self._limit_s(request))
         served = self._find(request.model_name, request.model_version)
         if served.upstream is not None:
             return await self._ask_upstream(request, served, served.upstream)
@@ -232,7 +257,7 @@ class DataPlane:
     def _find(self, name: str, version: str) -> ServedModel:
         served = self._models.get(name)
         if served is None or served.slot.current is None:
-            raise UnknownModelError(f"model {name!r} is not served here; loaded: {sorted(self._models)}")
+            raise UnknownModelError(f"model {name!r} is not served here; loaded: {self._names}")
         versions = served.versions
         known = versions or served.upstream is None  # a model server that never was ready has none yet
         if known and version not in {"", *versions}:
@@ -241,6 +266,10 @@ class DataPlane:
                 f"{', '.join(map(repr, versions))}"
             )
         return served
+
+    @property
+    def _names(self) -> list[str]:
+        return sorted({*self._models, *self._neighbours})
 
     def _limit_s(self, request: InferRequest) -> float:
         """Return the seconds that a request may take."""

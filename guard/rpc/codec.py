@@ -7,14 +7,12 @@ is for the data plane to say. Answers are always raw, in the order the data plan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from types import MappingProxyType
-from typing import Final
 
 import numpy as np
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
+from guard.dataplane.answer import GUARD_OUTPUTS
 from guard.errors import InvalidRequestError
 from guard.messages import (
     InferRequest,
@@ -22,12 +20,14 @@ from guard.messages import (
     Metadata,
     ModelDescription,
     Original,
+    Reading,
     Relayed,
     ServerDescription,
     Tensor,
     TensorSpec,
 )
 from guard.rpc.contents import decode_raw, decode_typed, encode_raw, encode_typed
+from guard.rpc.form import OF_CLASSIFIERS, has_unknown_fields, refuse_excess
 from guard.rpc.parameters import (
     classification_of,
     encode_parameters,
@@ -35,15 +35,10 @@ from guard.rpc.parameters import (
     refuse_shared_memory,
     refuse_tensor_parameters,
 )
+from guard.rpc.passed import decode_passed
 from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = ["decode_request", "encode_config", "encode_metadata", "encode_response", "encode_server"]
-
-MAX_INPUTS: Final = 16
-MAX_OUTPUTS: Final = 64
-MAX_PARAMETERS: Final = 64
-MAX_ID_CHARACTERS: Final = 128
-"""More of any is no request but a load: two bytes buy an element, and each costs the event loop time."""
 
 
 def decode_request(
@@ -53,7 +48,7 @@ def decode_request(
     client: str = "",
     message: bytes = b"",
     metadata: Metadata = (),
-    read: bool = True,
+    read: Reading = Reading.TENSORS,
 ) -> InferRequest:
     """Return what a ModelInfer request asks for; input arrays are read-only views of the message's bytes.
 
@@ -63,7 +58,7 @@ def decode_request(
         client: Address that it came from.
         message: The bytes it was read from, where they are to be kept; empty where not.
         metadata: What came beside them.
-        read: Whether its tensors are looked into; if not, they are only named.
+        read: How far it is looked into.
 
     Raises:
         InvalidRequestError: If the message contradicts itself (shapes, byte counts, names twice), or
@@ -71,7 +66,10 @@ def decode_request(
         UncheckableInputError: If a tensor lies in shared memory.
         UnsupportedRequestError: If a parameter asks for something the guard does not do.
     """
-    _refuse_excess(request)
+    if read is Reading.NOTHING:
+        return decode_passed(request, timeout_s=timeout_s, client=client, message=message, metadata=metadata)
+    refuse_excess(request, OF_CLASSIFIERS)
+    wanted = read is Reading.TENSORS
     parameters = own_parameters(request.parameters)
     asked = [(output.name, _classification(output)) for output in request.outputs]
     outputs = tuple(name for name, _ in asked)
@@ -80,14 +78,14 @@ def decode_request(
         model_name=request.model_name,
         model_version=request.model_version,
         id=request.id,
-        inputs=_decode_inputs(request) if read else (),
-        unread=None if read else _named_inputs(request),
+        inputs=_decode_inputs(request) if wanted else (),
+        unread=None if wanted else _named_inputs(request),
         outputs=outputs,
         classifications=MappingProxyType({name: count for name, count in asked if count is not None}),
         parameters=MappingProxyType(parameters),
         timeout_s=timeout_s,
         client=client,
-        original=Original(message, metadata, not _has_unknown_fields(request)) if message else None,
+        original=Original(message, metadata, not has_unknown_fields(request)) if message else None,
     )
 
 
@@ -163,6 +161,7 @@ def _add_to_relayed(response: InferResponse, relayed: Relayed) -> pb.ModelInferR
     answer.model_name = response.model_name
     if not relayed.with_outputs:
         del answer.outputs[:], answer.raw_output_contents[:]
+    _drop_pretended_findings(answer)
     typed = bool(answer.outputs) and not answer.raw_output_contents
     for tensor in response.outputs:
         output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
@@ -170,27 +169,21 @@ def _add_to_relayed(response: InferResponse, relayed: Relayed) -> pb.ModelInferR
             output.contents.CopyFrom(encode_typed(tensor))
         else:
             answer.raw_output_contents.append(encode_raw(tensor))
-    for name in [name for name in answer.parameters if name.startswith("guard_")]:
-        del answer.parameters[name]  # nobody else speaks for the guard
     for name, parameter in encode_parameters(response.parameters).items():
         answer.parameters[name].CopyFrom(parameter)
     return answer
 
 
-def _has_unknown_fields(message: Message) -> bool:
-    """Return whether a message, or one inside it, holds fields that this guard knows nothing of."""
-    if len(UnknownFieldSet(message)):
-        return True
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        if field.message_type.GetOptions().map_entry:
-            inner = value.values()
-        else:
-            inner = (value,) if isinstance(value, Message) else value
-        if any(_has_unknown_fields(one) for one in inner):
-            return True
-    return False
+def _drop_pretended_findings(answer: pb.ModelInferResponse) -> None:
+    """Take out of a model server's answer what would read as a finding: nobody else speaks for the guard."""
+    for name in [name for name in answer.parameters if name.startswith("guard_")]:
+        del answer.parameters[name]
+    raw = bool(answer.raw_output_contents)
+    for index in reversed(range(len(answer.outputs))):
+        if answer.outputs[index].name in GUARD_OUTPUTS:
+            del answer.outputs[index]
+            if raw:
+                del answer.raw_output_contents[index : index + 1]
 
 
 def _named_inputs(request: pb.ModelInferRequest) -> tuple[TensorSpec, ...]:
@@ -243,26 +236,6 @@ def _classification(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> 
         return None
     refuse_shared_memory(f"output {output.name!r}", output.parameters)
     return classification_of(f"output {output.name!r}", output.parameters)
-
-
-def _refuse_excess(request: pb.ModelInferRequest) -> None:
-    """Refuse by count, before anything is looked at one by one."""
-    _refuse_more_than(MAX_INPUTS, "inputs", request.inputs)
-    _refuse_more_than(MAX_OUTPUTS, "outputs", request.outputs)
-    _refuse_more_than(MAX_PARAMETERS, "parameters", request.parameters)
-    maps = [tensor.parameters for tensor in request.inputs]
-    for parameters in (*maps, *(output.parameters for output in request.outputs)):
-        _refuse_more_than(MAX_PARAMETERS, "parameters of one tensor", parameters)
-    if len(request.id) > MAX_ID_CHARACTERS:
-        raise InvalidRequestError(
-            f"id: expected at most {MAX_ID_CHARACTERS} characters, got {len(request.id)}"
-        )
-
-
-def _refuse_more_than(limit: int, what: str, several: Sized) -> None:
-    """Refuse a request with more of something than the limit."""
-    if len(several) > limit:
-        raise InvalidRequestError(f"{what}: expected at most {limit}, got {len(several)}")
 
 
 def _refuse_repeats(kind: str, names: Iterable[str]) -> None:

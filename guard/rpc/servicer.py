@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription
+from guard.messages import InferRequest, InferResponse, ModelDescription, Reading, ServerDescription
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
 from guard.rpc.interceptors import ORIGINAL
 from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
@@ -50,8 +50,8 @@ class DataPlane(Protocol):
         """Return whether a model is here, ready or not."""
         ...
 
-    def reads(self, name: str) -> bool:
-        """Return whether the tensors of the request for a model that came now are looked into."""
+    def reads(self, name: str) -> Reading:
+        """Return how far the request for a model that came now is looked into."""
         ...
 
     async def model_ready(self, name: str, version: str) -> bool:

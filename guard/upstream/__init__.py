@@ -2,6 +2,7 @@
 
 from guard.upstream.fleet import Fleet
 from guard.upstream.link import Address
+from guard.upstream.neighbourhood import Neighbourhood
 from guard.upstream.tls import Tls
 
-__all__ = ["Address", "Fleet", "Tls"]
+__all__ = ["Address", "Fleet", "Neighbourhood", "Tls"]

@@ -56,6 +56,9 @@ class Fleet:
         load_s: Longest that one may take to load a version.
         drain_s: Longest wait for requests under way where a model is exchanged in place.
         on_change: Told whenever one becomes ready, or is not any more.
+
+    Attributes:
+        counts: What is counted of them.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Fleet:
         drain_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        self._counts = UpstreamCounts(registry)
+        self.counts = self._counts = UpstreamCounts(registry)
         self._max_message_bytes = max_message_bytes
         self._timeout_s = timeout_s
         self._poll_s = poll_s

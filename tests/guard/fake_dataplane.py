@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from guard.errors import UnknownModelError
-from guard.messages import InferRequest, InferResponse, ModelDescription, ServerDescription, TensorSpec
+from guard.messages import (
+    InferRequest,
+    InferResponse,
+    ModelDescription,
+    Reading,
+    ServerDescription,
+    TensorSpec,
+)
 
 ECHO = ModelDescription(
     name="echo",
@@ -55,8 +62,8 @@ class FakeDataPlane:
     def knows(self, name: str) -> bool:
         return name == "echo"
 
-    def reads(self, name: str) -> bool:
-        return True
+    def reads(self, name: str) -> Reading:
+        return Reading.TENSORS
 
     async def model_ready(self, name: str, version: str) -> bool:
         return name == "echo" and version in {"", "3"}

@@ -64,6 +64,8 @@ def load(metrics: Metrics, model: str, *, version: str = "1", certified_frr: flo
 
 
 def everything_happens(metrics: Metrics) -> None:
+    metrics.add_neighbour("words")
+    metrics.passed_on("words")
     load(metrics, "resnet")
     metrics.watch_queue("resnet", lambda: 3, limit=64)
     metrics.ready(True)
