@@ -33,6 +33,7 @@ from guard.metrics_catalogue import (
 )
 from guard.rpc.pb import guard_admin_pb2, open_inference_pb2
 from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
+from guard.workers.counts import WorkerCounts
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "metrics_catalogue.txt"
 
@@ -153,6 +154,7 @@ def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: 
     everything_is_swapped(SwapCounts(registry))
     everything_is_tried(CanaryCounts(registry))
     everything_is_asked_of_a_server(UpstreamCounts(registry))
+    WorkerCounts(registry)
 
     seen: dict[str, tuple[str, str, set[str]]] = {}
     for family in parse_text(generate_latest(registry).decode()):
