@@ -6,9 +6,9 @@ or always raw ones (Triton), a batch limit and a configuration (Triton) or none 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,14 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         parameters: Further parameters of each answer.
         raw: What is answered in place of the model's answer; None for that.
         extra_inputs: Names of inputs that the metadata names besides the model's.
-        ensembles: What models of this server are made of, as their configurations say.
-        pretends: Names of further outputs of each answer, each a tensor of bytes that says "accept".
+        checks_pass: Whether calls without an id, as probes and checks are, pass while ``open`` is not set.
+        checks_open: While it is not set, those are held.
+        beside: Versions served beside ``version``.
+        brings: What RepositoryModelLoad does, the server handed in; None where there is no such call.
+        loads_open: While it is not set, RepositoryModelLoad calls are held.
+        load_refusal: Status and words of every RepositoryModelLoad; None to do it.
+        tells_versions_apart: Whether another version than those that there are is refused.
+        kept: How many versions its configuration says that it keeps (Triton's ``latest``); 0 for all.
     """
 
     def __init__(
@@ -84,8 +90,16 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.dies = False
         self.raw: bytes | None = None
         self.extra_inputs: tuple[str, ...] = ()
-        self.ensembles: dict[str, tuple[str, ...]] = {}
-        self.pretends: tuple[str, ...] = ()
+        self.checks_pass = False
+        self.checks_open = asyncio.Event()
+        self.checks_open.set()
+        self.beside: dict[str, ort.InferenceSession] = {}
+        self.brings: Callable[[ModelServer], None] | None = None
+        self.loads_open = asyncio.Event()
+        self.loads_open.set()
+        self.load_refusal: tuple[grpc.StatusCode, str] | None = None
+        self.tells_versions_apart = True
+        self.kept = 0
         self.port = 0
         self._arrived = asyncio.Event()
         self._server: Any = None
@@ -93,8 +107,12 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def load(self, model: onnx.ModelProto) -> None:
         """Serve another model from now on."""
-        self._session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self._session = _opened(model)
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+
+    def add(self, version: str, model: onnx.ModelProto) -> None:
+        """Serve a version beside what is served."""
+        self.beside[version] = _opened(model)
 
     async def __aenter__(self) -> ModelServer:
         await self.start()
@@ -144,16 +162,31 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             "ModelReady": self._model_ready,
             "ModelMetadata": self._metadata,
             "ModelConfig": self._config if self.config else None,
+            "RepositoryModelLoad": self._load_by_call if self.brings else None,
         }.get(name)
         return method and grpc.unary_unary_rpc_method_handler(method)
 
     async def _model_ready(self, message: bytes, context: Any) -> bytes:
         asked = pb.ModelReadyRequest.FromString(message)
-        here = asked.name == self.name and asked.version in {"", self.version}
+        here = asked.name == self.name and self._has(asked.version)
         return pb.ModelReadyResponse(ready=self.ready and here).SerializeToString()
 
+    def _has(self, version: str) -> bool:
+        return version in {"", self.version, *self.beside} or not self.tells_versions_apart
+
+    async def _load_by_call(self, message: bytes, context: Any) -> bytes:
+        assert pb.RepositoryModelLoadRequest.FromString(message).model_name == self.name
+        await self.loads_open.wait()
+        if self.load_refusal is not None:
+            await context.abort(*self.load_refusal)
+        assert self.brings is not None
+        self.brings(self)
+        return pb.RepositoryModelLoadResponse().SerializeToString()
+
     async def _metadata(self, message: bytes, context: Any) -> bytes:
-        answer = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="test")
+        answer = pb.ModelMetadataResponse(
+            name=self.name, versions=[self.version, *self.beside], platform="test"
+        )
         row = [-1, *self._input.shape[1:]]
         for name in (self._input.name, *self.extra_inputs):
             answer.inputs.add(name=name, datatype="FP32", shape=row)
@@ -161,11 +194,10 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer.SerializeToString()
 
     async def _config(self, message: bytes, context: Any) -> bytes:
-        asked = pb.ModelConfigRequest.FromString(message).name
-        config = pb.ModelConfig(name=asked, max_batch_size=self.max_batch_size, backend="test")
-        for part in self.ensembles.get(asked, ()):
-            config.ensemble_scheduling.step.add(model_name=part)
+        config = pb.ModelConfig(name=self.name, max_batch_size=self.max_batch_size, backend="test")
         config.parameters["kept"].string_value = "as it is"
+        if self.kept:
+            config.version_policy.latest.num_versions = self.kept
         return pb.ModelConfigResponse(config=config).SerializeToString()
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
@@ -177,7 +209,10 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self.dies = False
                 asyncio.get_running_loop().create_task(self.kill())
                 await asyncio.Event().wait()
-            await self.open.wait()
+            if call.request.id or not self.checks_pass:
+                await self.open.wait()
+            if not call.request.id:
+                await self.checks_open.wait()
             return await self._answer(call.request, context)
         except asyncio.CancelledError:
             call.cancelled = True
@@ -192,7 +227,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(*self.refuses_checks)
         if self.raw is not None and request.id:
             return self.raw
-        if request.model_version not in {"", self.version}:
+        if not self._has(request.model_version):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no version {request.model_version}")
         tensor = request.inputs[0]
         if self.max_batch_size and tensor.shape[0] > self.max_batch_size:
@@ -210,14 +245,13 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         flat: Any = np.array(tensor.contents.fp32_contents, np.float32)
         if raw:
             flat = np.frombuffer(request.raw_input_contents[0], "<f4")
-        [logits] = self._session.run(None, {self._input.name: flat.reshape(tensor.shape)})
-        answer = pb.ModelInferResponse(model_name=self.name, model_version=self.version, id=request.id)
+        other = self.beside.get(request.model_version)
+        version = request.model_version if other else self.version
+        [logits] = (other or self._session).run(None, {self._input.name: flat.reshape(tensor.shape)})
+        answer = pb.ModelInferResponse(model_name=self.name, model_version=version, id=request.id)
         answer.parameters["theirs"].int64_param = 7
         for name, value in self.parameters.items():
             answer.parameters[name].string_param = value
-        for name in self.pretends:
-            answer.outputs.add(name=name, datatype="BYTES", shape=[1])
-            answer.raw_output_contents.append(b"\x06\0\0\0accept")
         output = answer.outputs.add(name=self._output.name, datatype="FP32", shape=logits.shape)
         output.parameters["of_the_output"].bool_param = True
         if raw or not self.typed:
@@ -227,15 +261,5 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer
 
 
-async def _serve(model: Path, name: str, version: str) -> None:
-    async with ModelServer(onnx.load(model), name=name, version=version) as server:
-        print(server.port, flush=True)  # noqa: T201
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":  # python -m tests.model_server MODEL NAME VERSION: a process of its own
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("version")
-    asyncio.run(_serve(**vars(parser.parse_args())))
+def _opened(model: onnx.ModelProto) -> ort.InferenceSession:
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
