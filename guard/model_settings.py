@@ -32,7 +32,7 @@ class EncodedImages(BaseModel):
     """How encoded images (BYTES of JPEG or PNG files) become a model's input; see ``Preprocessing``.
 
     Attributes:
-        input: Name of the input that takes them; None for the model's own.
+        input: Name of the input that takes them on the model server; None for that of the artifact.
         resize: Height and width, or the shorter side alone, the other in proportion; None to leave the size.
         crop: Height and width of the middle that is kept then; None for all.
         scale: Factor on pixel values, which are 0 to 255.
@@ -114,6 +114,11 @@ class ModelSettings(BaseModel):
         if self.upstream_tls_cert is not None and self.upstream_tls_ca is None:
             raise ValueError(
                 "expected upstream_tls_ca beside upstream_tls_cert, got none; name who signs there"
+            )
+        if self.encoded_images is not None and self.encoded_images.input and self.upstream is None:
+            raise ValueError(
+                "expected upstream beside encoded_images.input, got none; a model that runs here takes "
+                "encoded images at its own input"
             )
         if self.encoded_images is not None and self.upstream_check == "upstream":
             raise ValueError(

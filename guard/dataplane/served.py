@@ -33,7 +33,7 @@ class ServedModel:
             itself.
         sampling: Picks the requests that are checked; None where all are.
         encoded: What the operator says of encoded images; None for what the artifact says.
-        encoded_input: Name of the input that takes them; empty for the model's own.
+        encoded_input: Name of the model server's input that takes them; empty for that of the artifact.
     """
 
     slot: ModelSlot[LoadedModel]
@@ -58,9 +58,9 @@ class ServedModel:
             profile: Of the version that is asked.
         """
         if self.encoded is not None:
-            datatype = "" if self.upstream is not None else profile.input.datatype
-            name = self.encoded_input or profile.input.name
-            return Accepts(name, datatype, self.encoded, plain=self.upstream is not None)
+            if self.upstream is not None:
+                return Accepts(self.encoded_input or profile.input.name, "", self.encoded, plain=True)
+            return Accepts(profile.input.name, profile.input.datatype, self.encoded)
         if self.upstream is not None:
             return Accepts(profile.input.name, profile.input.datatype)
         return Accepts.by_model(profile)

@@ -228,6 +228,12 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
             "scale, mean, std, colour, orientation",
         ),
         (
+            "[models.cats.encoded_images]\ninput = 'jpeg'",
+            "setting 'models.cats': Value error, expected upstream beside encoded_images.input, got none; a "
+            "model that runs here takes encoded images at its own input, got {'encoded_images': {'input': "
+            "'jpeg'}}",
+        ),
+        (
             "[models.cats.encoded_images]\norientation = 'up'",
             "setting 'models.cats.encoded_images.orientation': Input should be 'ignore' or 'apply', got 'up'",
         ),
