@@ -144,8 +144,8 @@ class Supervisor:
         """
         return self._started and self._scrape is not None and self._scrape.all_say("/readyz")
 
-    def _counted(self) -> Iterable[Metric]:
-        self._metrics.ready(self._is_ready())
+    def _counted(self, all_answered: bool) -> Iterable[Metric]:
+        self._metrics.ready(self._started and all_answered)  # and each worker says so itself
         return self._own.collect()
 
     async def _open_audit_log(self) -> None:

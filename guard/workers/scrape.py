@@ -65,7 +65,7 @@ class Scrape(Collector):
 
     Args:
         workers: All of them.
-        own: Gives what the parent counted itself, asked after the workers.
+        own: Gives what the parent counted itself; told whether every worker that serves has answered.
         counts: Told of those that do not answer.
         timeout_s: Longest wait for one.
     """
@@ -73,10 +73,10 @@ class Scrape(Collector):
     def __init__(
         self,
         workers: Sequence[Worker],
-        own: Callable[[], Iterable[Metric]],
+        own: Callable[[bool], Iterable[Metric]],
         counts: WorkerCounts,
         *,
-        timeout_s: float = 2.0,
+        timeout_s: float = 1.0,
     ) -> None:
         self._workers = workers
         self._own = own
@@ -92,7 +92,12 @@ class Scrape(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return what all have counted and measured."""
+        serving = [worker.serves for worker in self._workers]
         answers = list(self._pool.map(self._metrics_of, self._workers))
+        answered = any(serving) and all(
+            answer is not None or not (served and worker.serves)
+            for worker, served, answer in zip(self._workers, serving, answers, strict=True)
+        )
         parts: list[list[Metric]] = []
         with self._lock:
             for worker, answer in zip(self._workers, answers, strict=True):
@@ -100,7 +105,7 @@ class Scrape(Collector):
                 if answer is not None:
                     book.enter(*answer)
                 parts += book.parts(measured=answer is not None)
-        return merge([list(self._own()), *parts])
+        return merge([list(self._own(answered)), *parts])
 
     def all_say(self, path: str) -> bool:
         """Return whether there are workers that serve, and all of those say yes to a probe."""
