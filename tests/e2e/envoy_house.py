@@ -37,7 +37,12 @@ class House:
 
     def start_guards(self, *names: str) -> None:
         """Start guards where Envoy looks for them, and wait until they are ready."""
-        upstream = {"GUARD_MODELS__TINY__UPSTREAM": self.triton.address, "GUARD_UPSTREAM_POLL_S": "0.1"}
+        upstream = {
+            "GUARD_MODELS__TINY__UPSTREAM": self.triton.address,
+            "GUARD_MODELS__PLAIN__UPSTREAM": self.triton.address,
+            "GUARD_MODELS__PLAIN__GUARDED": "false",  # for streams, which may name both
+            "GUARD_UPSTREAM_POLL_S": "0.1",
+        }
         where = ("--repository", self.repository, "--host", "127.0.0.1", "--metrics-port", "0")
         for name in names:
             port = ("--port", self.envoy.ports[name], "--threads", "1")

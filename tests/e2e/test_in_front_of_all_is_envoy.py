@@ -91,6 +91,30 @@ def test_a_model_that_nobody_named_is_the_guards_to_refuse(house: House) -> None
     assert verdict(house, "nobody") is grpc.StatusCode.NOT_FOUND
 
 
+def test_each_message_of_a_stream_is_checked_or_passed_by_a_guard(house: House) -> None:
+    asked = [(GUARDED, CLEAN[:1]), (GUARDED, SUSPICIOUS[:1]), (UNGUARDED, SUSPICIOUS[:1])]
+    messages = [infer_request(images, model=model, id=str(n)) for n, (model, images) in enumerate(asked)]
+    with grpc.insecure_channel(house.envoy.address) as channel:
+        answers = list(stub_of(channel).ModelStreamInfer(iter(messages), timeout=PATIENCE_S))
+
+    verdicts = [values(answer.infer_response.parameters).get("guard_verdict") for answer in answers]
+    assert verdicts == ["accept", "reject", "unguarded"]
+    assert [len(answer.infer_response.raw_output_contents) for answer in answers] == [1, 0, 1]
+    assert "row" in answers[1].error_message
+
+
+def test_what_names_both_models_is_the_guards_to_read(house: House) -> None:
+    rest = infer_request(SUSPICIOUS[:1], model="").SerializeToString()
+    before = house.inferences(UNGUARDED)
+    with grpc.insecure_channel(house.envoy.address) as channel:
+        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(b"\x0a\x05plain" + rest + b"\x0a\x04tiny", timeout=PATIENCE_S)
+
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert house.inferences(UNGUARDED) == before
+
+
 def test_when_a_guard_dies_the_other_takes_over_and_without_any_only_the_unguarded_go_on(
     house: House,
 ) -> None:

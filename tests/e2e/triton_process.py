@@ -23,7 +23,7 @@ backend: "python"
 max_batch_size: {max_batch_size}
 input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, 8, 8 ] }} ]
 output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ 10 ] }} ]
-instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
 """
 
 MODEL = """
@@ -53,11 +53,14 @@ def environment() -> Path:
     return peers.environment("triton")
 
 
-def write_model(repository: Path, name: str, model: onnx.ModelProto, *, max_batch_size: int) -> None:
+def write_model(
+    repository: Path, name: str, model: onnx.ModelProto, *, max_batch_size: int, instances: int = 1
+) -> None:
     """Write a model into a Triton repository."""
     version = repository / name / "1"
     version.mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name, max_batch_size=max_batch_size))
+    config = CONFIG.format(name=name, max_batch_size=max_batch_size, instances=instances)
+    (repository / name / "config.pbtxt").write_text(config)
     (version / "model.py").write_text(MODEL)
     (version / "model.onnx").write_bytes(model.SerializeToString())
 
