@@ -25,6 +25,11 @@ class ModelServer(Protocol):
         """The versions that callers may name."""
         ...
 
+    @property
+    def datatype(self) -> str:
+        """V2 datatype of the images that it takes; empty where it does not say."""
+        ...
+
     def describe(self, name: str) -> ModelDescription:
         """Return what it says of its model, under the name it has here."""
         ...

@@ -62,7 +62,7 @@ class ServedModel:
                 return Accepts(self.encoded_input or profile.input.name, "", self.encoded, plain=True)
             return Accepts(profile.input.name, profile.input.datatype, self.encoded)
         if self.upstream is not None:
-            return Accepts(profile.input.name, profile.input.datatype)
+            return Accepts(profile.input.name, self.upstream.datatype or profile.input.datatype)
         return Accepts.by_model(profile)
 
     @property

@@ -14,12 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from guard.arrays import DATATYPES, Images
-from guard.artifact import Profile
-from guard.errors import UpstreamError, UpstreamStatusError
+from guard.arrays import Images, Logits, held
+from guard.artifact import Probe, Profile
+from guard.errors import ProbeError, UpstreamError, UpstreamStatusError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.runtime.loader import LoadedModel
 from guard.runtime.probing import check_logits
+from guard.upstream.encoded_probe import encoded_probe
+from guard.upstream.forms import EncodedInput, InputForm, alike, form_of
 from guard.upstream.link import Address, Link
 from guard.upstream.predictor import Predictor
 
@@ -73,24 +75,39 @@ async def config_of(link: Link, model: LoadedModel) -> pb.ModelConfig | None:
 
 
 async def get_acquainted(
-    link: Link, predictor: Predictor, model: LoadedModel, metadata: pb.ModelMetadataResponse | None
+    link: Link,
+    predictor: Predictor,
+    model: LoadedModel,
+    metadata: pb.ModelMetadataResponse | None,
+    encoded: EncodedInput | None = None,
 ) -> Acquaintance:
     """Compare what a server says and answers with a calibrated model.
+
+    Args:
+        link: To the server.
+        predictor: Asks it.
+        model: That is to check what it is asked.
+        metadata: What it says of its model; None where it says nothing.
+        encoded: Its input, where that takes encoded images.
 
     Raises:
         ProbeError: If it answers otherwise.
         UpstreamError: If its model takes anything beside the images, the tensors differ, or another version
             answers than the one that is asked for.
     """
-    address = link.address
+    address, form = link.address, form_of(metadata, model.profile.input, encoded)
     if metadata is not None:
-        _check_metadata(metadata, model.profile, address)
+        _check_metadata(metadata, model.profile, address, form)
     if address.same and await _knows_every_version(link):
         raise UpstreamError(
             f"{address} says of every version that it is ready, so it does not tell them apart; leave out "
             f'upstream_version = "same"'
         )
-    return Acquaintance(await _check_answers(predictor, model, address), metadata)
+    images, probe = await _asked(model, encoded)
+    logits, versions = await predictor.answers(images, form)
+    version = _only_version(versions, model, address)
+    _check_answers(logits, probe, address, encoded)
+    return Acquaintance(version, metadata)
 
 
 async def _is_ready(link: Link, version: str) -> bool:
@@ -114,42 +131,66 @@ async def _if_served(link: Link, method: str, request: object) -> Any:
         raise
 
 
-def _check_metadata(metadata: pb.ModelMetadataResponse, profile: Profile, address: Address) -> None:
+def _check_metadata(
+    metadata: pb.ModelMetadataResponse, profile: Profile, address: Address, form: InputForm
+) -> None:
     """Compare what a server says of its model with what was calibrated; one that names no tensors passes."""
     source, sink = profile.input, profile.output
     inputs = [(tensor.name, tensor.datatype) for tensor in metadata.inputs]
-    if inputs and inputs != [(source.name, source.datatype)]:
-        raise _differs(address, f"takes {inputs}", f"{[(source.name, source.datatype)]}")
+    expected = (form.name, form.datatype if form.datatype == "BYTES" else source.datatype)
+    if inputs and not _fits(inputs, expected):
+        raise _differs(address, f"takes {inputs}", f"{[expected]}")
     outputs = {tensor.name: tensor for tensor in metadata.outputs}
     if outputs and sink.name not in outputs:
         raise _differs(address, f"gives {sorted(outputs)}", f"{sink.name!r}")
-    for tensor in metadata.inputs:
+    for tensor in metadata.inputs if form.datatype != "BYTES" else ():
         _check_row(tensor, list(source.shape), address)
     if outputs:
         _check_row(outputs[sink.name], [sink.classes], address)
 
 
-async def _check_answers(predictor: Predictor, model: LoadedModel, address: Address) -> str:
-    """Compare a server's answers with those at calibration; without a probe only their form.
+def _fits(inputs: list[tuple[str, str]], expected: tuple[str, str]) -> bool:
+    return len(inputs) == 1 and inputs[0][0] == expected[0] and alike(inputs[0][1], expected[1])
 
-    Returns:
-        The version that answered; empty where the server does not say.
-    """
-    probe = model.probe
-    logits, versions = await predictor.answers(probe.images if probe else _gray(model.profile))
+
+async def _asked(model: LoadedModel, encoded: EncodedInput | None) -> tuple[np.ndarray, Probe | None]:
+    """Return what the server is asked, and what it should answer; None where that is not known."""
+    images = model.probe.images if model.probe else _gray(model.profile)
+    if encoded is None:
+        return images, model.probe
+    return await encoded_probe(images, model, encoded.record)
+
+
+def _check_answers(
+    logits: Logits, probe: Probe | None, address: Address, encoded: EncodedInput | None
+) -> None:
+    """Compare a server's answers with those at calibration; without a probe their form was enough."""
+    if probe is None:
+        return
+    try:
+        check_logits(logits, probe, str(address))
+    except ProbeError as error:
+        if encoded is None:
+            raise
+        raise ProbeError(
+            f"{address} answers encoded images otherwise than encoded_images declares ({error}); compare "
+            f"resize, crop, scale, mean, std, colour and input with what that server does"
+        ) from error
+
+
+def _only_version(versions: set[str], model: LoadedModel, address: Address) -> str:
+    """Return the version that answered; empty where the server does not say."""
     if address.same and versions != {model.version}:
         raise UpstreamError(
             f"{address} was asked for version {model.version!r} and answered in "
             f"{' and '.join(map(repr, sorted(versions)))}; have it say which version answers, or leave out "
             f'upstream_version = "same"'
         )
-    if probe is not None:
-        check_logits(logits, probe, str(address))
     if len(versions) > 1:
         raise UpstreamError(
             f"{address} answers in the versions {sorted(versions)}; set upstream_version to one"
         )
-    return versions.pop()
+    return next(iter(versions))
 
 
 def _check_row(tensor: pb.ModelMetadataResponse.TensorMetadata, row: list[int], address: Address) -> None:
@@ -161,7 +202,7 @@ def _check_row(tensor: pb.ModelMetadataResponse.TensorMetadata, row: list[int], 
 def _gray(profile: Profile) -> Images:
     low, high = profile.input.value_range.bounds()
     image = np.broadcast_to((low + high) / 2, profile.input.shape)
-    return image[None].astype(DATATYPES[profile.input.datatype])
+    return held(image[None], profile.input.datatype)
 
 
 def _differs(address: Address, said: str, expected: str) -> UpstreamError:

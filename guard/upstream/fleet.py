@@ -15,6 +15,7 @@ from guard.dataplane import ServedModel
 from guard.runtime.loader import LoadedModel
 from guard.upstream.counts import UpstreamCounts
 from guard.upstream.follower import Follower
+from guard.upstream.forms import EncodedInput, form_of
 from guard.upstream.link import Address, Link
 from guard.upstream.model_server import UpstreamServer
 from guard.upstream.predictor import Predictor
@@ -123,6 +124,7 @@ class Fleet:
                 link,
                 profile,
                 loop,
+                form=lambda: form_of(follower.metadata, profile.input),
                 version=version if address.same else address.version,
                 timeout_s=self._timeout_s,
                 max_batch_size=lambda: _batch_limit(follower, max_batch_size),
@@ -170,6 +172,9 @@ class Fleet:
         for name, member in self._members.items():
             models[name].upstream = member.server
             member.follower.current = partial(_current, models[name])
+            record = models[name].encoded
+            if record is not None:
+                member.follower.encoded = EncodedInput(record, models[name].encoded_input)
         await asyncio.gather(*(member.follower.look() for member in self._members.values()))
         for member in self._members.values():
             self._following.append(asyncio.create_task(member.follower.follow()))

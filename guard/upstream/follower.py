@@ -22,6 +22,7 @@ from guard.errors import GuardError, UpstreamError, UpstreamStatusError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.runtime.loader import LoadedModel
 from guard.upstream.acquaintance import Acquaintance, config_of, get_acquainted, metadata_of, require_ready
+from guard.upstream.forms import EncodedInput
 from guard.upstream.link import Link
 from guard.upstream.predictor import Predictor
 
@@ -44,6 +45,7 @@ class Follower:
 
     Attributes:
         current: Returns the model that checks what the server is asked; None while there is none.
+        encoded: The server's input, where that takes encoded images; None where it takes tensors.
         config: The server's configuration of its model; None until it was asked, or where it has none.
         why: Why it is not ready; empty while it is.
         paused: Whether it is not looked at just now.
@@ -58,6 +60,7 @@ class Follower:
         on_change: Callable[[], None],
     ) -> None:
         self.current: Callable[[], LoadedModel | None] = lambda: None
+        self.encoded: EncodedInput | None = None
         self.config: pb.ModelConfig | None = None
         self.why = _NOT_YET
         self._link = link
@@ -214,7 +217,7 @@ class Follower:
         self, model: LoadedModel, metadata: pb.ModelMetadataResponse | None, absences: int
     ) -> None:
         self.config = await config_of(self._link, model)  # how many rows it takes, for one
-        known = await get_acquainted(self._link, self._predictor_of(model), model, metadata)
+        known = await get_acquainted(self._link, self._predictor_of(model), model, metadata, self.encoded)
         if absences == self._absences:
             self._known[model] = known
 

@@ -119,6 +119,12 @@ class UpstreamServer:
         """Count a request for the length of a ``with`` block."""
         return self._turnstile.inside()
 
+    @property
+    def datatype(self) -> str:
+        """V2 datatype of the images that the server takes; empty where it does not say."""
+        said = self._follower.metadata
+        return said.inputs[0].datatype if said is not None and len(said.inputs) == 1 else ""
+
     async def until_ready(self, model: LoadedModel, limit_s: float) -> bool:
         """Hold a request back until the server may be asked.
 

@@ -10,12 +10,13 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from guard.arrays import DATATYPES, Images, Logits
+from guard.arrays import Images, Logits
 from guard.artifact import Profile
 from guard.errors import RequestError, UpstreamDeadlineError, UpstreamError, UpstreamStatusError
 from guard.rpc.contents import decode_raw, decode_typed
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.upstream.counts import UpstreamPurpose
+from guard.upstream.forms import InputForm, alike
 from guard.upstream.link import Link
 
 __all__ = ["Gate", "Predictor", "UpstreamBusyError"]
@@ -52,6 +53,7 @@ class Predictor:
     Args:
         link: To the server.
         profile: Of the model: names, datatypes and the number of classes.
+        form: Tells in which form the server takes images; asked before every check.
         version: To ask for; empty for whichever the server takes.
         loop: That the link belongs to.
         timeout_s: Longest wait for a batch.
@@ -65,6 +67,7 @@ class Predictor:
         profile: Profile,
         loop: asyncio.AbstractEventLoop,
         *,
+        form: Callable[[], InputForm],
         version: str,
         timeout_s: float,
         max_batch_size: Callable[[], int],
@@ -73,6 +76,7 @@ class Predictor:
         self._link = link
         self._profile = profile
         self._loop = loop
+        self._form = form
         self._version = version
         self._timeout_s = timeout_s
         self._max_batch_size = max_batch_size
@@ -98,7 +102,7 @@ class Predictor:
         """Return the same, on the event loop."""
         self._gate.require_ready()
         try:
-            logits, versions = await self.answers(images)
+            logits, versions = await self.answers(images, self._form())
         except UpstreamBusyError:
             raise
         except UpstreamError as error:
@@ -108,10 +112,15 @@ class Predictor:
             self._gate.expect(version, self._version)
         return logits
 
-    async def answers(self, images: Images) -> tuple[Logits, set[str]]:
-        """Return the model's output for each image, and the versions that answered, whichever they are."""
+    async def answers(self, images: np.ndarray, form: InputForm) -> tuple[Logits, set[str]]:
+        """Return the model's output for each image, and the versions that answered, whichever they are.
+
+        Args:
+            images: Rows, or encoded files as an array of bytes.
+            form: In which they are sent.
+        """
         batches = self._batches(images)
-        calls = [asyncio.ensure_future(self._ask(batch)) for batch in batches]
+        calls = [asyncio.ensure_future(self._ask(batch, form)) for batch in batches]
         try:
             answers = await asyncio.gather(*calls)
         finally:
@@ -120,7 +129,7 @@ class Predictor:
         parts = [self._logits_of(answer, len(batch)) for answer, batch in zip(answers, batches, strict=True)]
         return np.concatenate(parts)[: len(images)], {answer.model_version for answer in answers}
 
-    def _batches(self, images: Images) -> list[np.ndarray]:
+    def _batches(self, images: np.ndarray) -> list[np.ndarray]:
         fixed = self._profile.fixed_batch
         if fixed is None:
             size = max(1, self._max_batch_size())
@@ -129,13 +138,11 @@ class Predictor:
         padded = np.minimum(rows, len(images) - 1)  # the last batch is filled up with the last image
         return [images[part] for part in padded.reshape(-1, fixed)]
 
-    async def _ask(self, images: Images) -> pb.ModelInferResponse:
-        address, source = self._link.address, self._profile.input
+    async def _ask(self, images: np.ndarray, form: InputForm) -> pb.ModelInferResponse:
+        address = self._link.address
         request = pb.ModelInferRequest(model_name=address.model, model_version=self._version)
-        request.inputs.add(name=source.name, datatype=source.datatype, shape=images.shape)
+        form.put(images, request)
         request.outputs.add(name=self._profile.output.name)
-        dtype = DATATYPES[source.datatype]
-        request.raw_input_contents.append(np.ascontiguousarray(images, dtype).tobytes())
         try:
             answer = await self._link.infer(
                 request.SerializeToString(), self._timeout_s, purpose=UpstreamPurpose.CHECK
@@ -156,7 +163,7 @@ class Predictor:
             raise self._strange(f"the outputs {names}")
         index = names.index(sink.name)
         output = answer.outputs[index]
-        if (output.datatype, list(output.shape)) != (sink.datatype, [rows, sink.classes]):
+        if not alike(output.datatype, sink.datatype) or list(output.shape) != [rows, sink.classes]:
             raise self._strange(f"{output.datatype} {list(output.shape)} as output {sink.name!r}")
         try:
             if index < len(answer.raw_output_contents):

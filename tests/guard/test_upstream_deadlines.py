@@ -34,6 +34,7 @@ class Server:
 
     ready = True
     versions = ("1",)
+    datatype = ""
 
     def __init__(self, *, answers: bool) -> None:
         self.answers = answers
