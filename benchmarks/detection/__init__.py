@@ -1,0 +1,1 @@
+"""How well the scores of a check tell triggered inputs from clean ones, on the zoo's networks."""
