@@ -1,7 +1,7 @@
 """What tritonclient, unmodified, gets for encoded images and FP16; run by an environment of its own.
 
-Takes the address and a file with the arrays ``files``, their ``lengths`` and ``half``, and writes what came back
-to standard output, as JSON. Never imported: the client's messages have the same names as ours.
+Takes the address and a file with the arrays ``files``, their ``lengths`` and ``half``, and writes what came
+back to standard output, as JSON. Never imported: the client's messages have the same names as ours.
 """
 
 from __future__ import annotations
