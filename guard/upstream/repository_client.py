@@ -43,13 +43,13 @@ class RepositoryClient:
         loading, only the guard from knowing.
 
         Raises:
-            UpstreamStatusError, UpstreamError: If it does not load it, or breaks off.
+            UpstreamError: If it does not load it, or breaks off.
             UpstreamDeadlineError: If it takes too long.
         """
         began, outcome = time.monotonic(), UpstreamLoad.FAILED
         try:
             async with asyncio.timeout(self._limit_s):
-                await self._ask()
+                await self._ask(model.version)
                 await self._until_ready(model)
             outcome = UpstreamLoad.READY
         except TimeoutError:
@@ -61,28 +61,32 @@ class RepositoryClient:
         finally:
             self._counts.loaded(self._link.address.name, outcome, time.monotonic() - began)
 
-    async def _ask(self) -> None:
+    async def _ask(self, version: str) -> None:
         if self.pending is not None:
             await asyncio.wait([self.pending])
-        call = asyncio.ensure_future(self._call())
+        call = asyncio.ensure_future(self._call(version))
         self.pending = call
         call.add_done_callback(self._ended)
         await asyncio.shield(call)
 
-    async def _call(self) -> None:
+    async def _call(self, version: str) -> None:
         address = self._link.address
         try:
             await self._link.ask(
                 "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=address.model)
             )
         except UpstreamStatusError as error:
+            words = " ".join(str(error).split())
             if error.code == "UNIMPLEMENTED":
                 raise UpstreamError(
-                    f"{address} has no model repository calls ({error or error.code}), so nothing can be "
+                    f"{address} has no model repository calls ({words or error.code}), so nothing can be "
                     f"loaded there from here; load it by the server's own means, and set "
                     f'upstream_load = "never"'
                 ) from error
-            raise
+            raise UpstreamError(
+                f"{address} does not load version {version!r}, and says {error.code}: {words}; see to its "
+                f"files there and swap again, or load it by the server's own means first"
+            ) from error
 
     async def _until_ready(self, model: LoadedModel) -> None:
         while True:

@@ -134,7 +134,8 @@ async def test_a_load_that_fails_leaves_the_old_version_serving(
     assert crowd.seen == {("1", "1")}
     assert why == (
         f"version '2' of model 'tiny' cannot come to serve: model server {upstream.address} (model 'tiny') "
-        f"says INVALID_ARGUMENT: no such folder; version '1' serves on"
+        f"does not load version '2', and says INVALID_ARGUMENT: no such folder; see to its files there and "
+        f"swap again, or load it by the server's own means first; version '1' serves on"
     )
     assert client.counted("guard_upstream_loads_total", "outcome") == {("failed",): 1}
 
@@ -214,7 +215,8 @@ async def test_going_back_to_a_version_that_is_not_there_any_more_loads_it_or_sa
         answer = whose(await client.infer(sent()))
 
     assert "version '1' is not what it was there any more" in note
-    assert "no folder 1; version '2' serves on" in str(gone.value)
+    assert "does not load version '1', and says INTERNAL: no folder 1" in str(gone.value)
+    assert str(gone.value).endswith("version '2' serves on")
     assert answer == ("1", "1")
 
 
