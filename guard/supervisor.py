@@ -70,10 +70,11 @@ class Supervisor:
         """Take the ports, start the workers, and open the admin face.
 
         Raises:
-            SettingsError: If a port is taken, or the admin face would be open.
+            SettingsError: If a port is taken, the admin face would be open, or workers cannot do what is set.
             WorkerError: If a worker cannot start.
         """
         settings, stack = self._settings, self._exit
+        _refuse_what_one_process_has_to_do(settings)
         admin = AdminServer(access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
         async with stack:
             self.port = stack.enter_context(HeldPort(settings.host, settings.port)).number
@@ -167,6 +168,16 @@ class Supervisor:
         self._records.event(kind, fields)
         level, words = _WORDS[kind]
         _log.log(level, words, extra=dict(fields))
+
+
+def _refuse_what_one_process_has_to_do(settings: Settings) -> None:
+    """Refuse a swap of versions in a model server, while which one process has to hold back all requests."""
+    for name, own in settings.models.items():
+        if own.upstream_load == "swap":
+            raise SettingsError(
+                f"models.{name}.upstream_load = 'swap': expected workers = 1, got {settings.workers}; one process "
+                f"has to hold requests back while the server exchanges versions: set that, or leave it out"
+            )
 
 
 def _private_folder(stack: AsyncExitStack) -> Path:

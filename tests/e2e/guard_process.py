@@ -98,5 +98,9 @@ class Served:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""
-        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        return sum(map(float, found))
+        return summed(self.get("/metrics")[1], name)
+
+
+def summed(exposition: str, name: str) -> float:
+    """Return the sum of a metric's samples in what /metrics shows."""
+    return sum(map(float, re.findall(rf"^{name}(?:{{.*}})? (\S+)$", exposition, re.MULTILINE)))
