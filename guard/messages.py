@@ -17,7 +17,9 @@ __all__ = [
     "InferRequest",
     "InferResponse",
     "Metadata",
+    "ModelCounts",
     "ModelDescription",
+    "ModelState",
     "Original",
     "Parameter",
     "Reading",
@@ -25,6 +27,7 @@ __all__ = [
     "ServerDescription",
     "Tensor",
     "TensorSpec",
+    "TotalTime",
 ]
 
 Parameter = bool | int | float | str
@@ -178,3 +181,47 @@ class ServerDescription:
     name: str
     version: str
     extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TotalTime:
+    """How often something happened, and how many nanoseconds it took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """What ModelStatistics says of a version, counted since the start.
+
+    Attributes:
+        last_inference_ms: When the last request ended, milliseconds since the epoch; 0 for never.
+        inferences: Rows that were answered.
+        success, fail: Requests answered and not answered, rejected ones among the latter.
+        queue, compute: How long answered requests waited, and how long they were worked on.
+        batches: Device calls by how many images, blends included, each had.
+        theirs: The bytes in which a model server behind the guard says the same of itself; empty for none.
+        passed: Whether ``theirs`` is all there is to say, as of a model that nothing is checked of.
+    """
+
+    name: str
+    version: str
+    last_inference_ms: int = 0
+    inferences: int = 0
+    success: TotalTime = TotalTime()
+    fail: TotalTime = TotalTime()
+    queue: TotalTime = TotalTime()
+    compute: TotalTime = TotalTime()
+    batches: Mapping[int, TotalTime] = field(default_factory=lambda: MappingProxyType({}))
+    theirs: bytes = b""
+    passed: bool = False
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Whether a version takes requests; ``why_not`` is empty where it does."""
+
+    name: str
+    version: str
+    why_not: str = ""

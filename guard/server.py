@@ -36,7 +36,7 @@ from guard.control.counts import SwapCounts
 from guard.control.keeper import Keeper
 from guard.control.served_versions import ModelRecord
 from guard.control.tools import Tools
-from guard.dataplane import DataPlane
+from guard.dataplane import DataPlane, Statistics
 from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
@@ -89,6 +89,7 @@ class GuardServer:
         self.registry = CollectorRegistry()
         self._metrics = Metrics(self.registry)
         self._records = Records(self._metrics)
+        self._statistics = Statistics()
         self._health = HealthServicer([SERVICE], on_rpc=self._metrics.rpc)
         self._fleet = fleet_of(settings, self.registry, self._show_readiness)
         tools = Tools(
@@ -142,6 +143,7 @@ class GuardServer:
                 neighbours=self._neighbours.models,
                 witnesses=self._records.witnesses,
                 intake=intake,
+                statistics=self._statistics,
             )
             await self._open_grpc_port(dataplane)
             self._dataplane = dataplane
@@ -229,9 +231,20 @@ class GuardServer:
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
         options = runtime_options_of(self._settings)
-        on_batch = partial(self._metrics.device_batch, name)
+        on_batch = self._device_counts(name, directory.name)
         predict_by = self._fleet.predict_by(name)
         return load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)
+
+    def _device_counts(self, model: str, version: str) -> Callable[[int, float], None]:
+        own = self._settings.models.get(model)
+        if own is not None and own.upstream is not None:  # what is executed is told by its server
+            return partial(self._metrics.device_batch, model)
+
+        def called(pairs: int, seconds: float) -> None:
+            self._metrics.device_batch(model, pairs, seconds)
+            self._statistics.executed(model, version, pairs, seconds)
+
+        return called
 
     @property
     def _relays(self) -> bool:

@@ -50,6 +50,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer_metadata: Sent before and after each answer.
         dies: Whether the server breaks off all connections when the next ModelInfer arrives.
         parameters: Further parameters of each answer.
+        statistics: Whether it answers ModelStatistics.
         raw: What is answered in place of the model's answer; None for that.
         extra_inputs: Names of inputs that the metadata names besides the model's.
         checks_pass: Whether calls without an id, as probes and checks are, pass while ``open`` is not set.
@@ -89,6 +90,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.answer_metadata: tuple[Metadata, Metadata] = ((), ())
         self.dies = False
         self.raw: bytes | None = None
+        self.statistics = False
         self.extra_inputs: tuple[str, ...] = ()
         self.checks_pass = False
         self.checks_open = asyncio.Event()
@@ -162,6 +164,7 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             "ModelReady": self._model_ready,
             "ModelMetadata": self._metadata,
             "ModelConfig": self._config if self.config else None,
+            "ModelStatistics": self._statistics if self.statistics else None,
             "RepositoryModelLoad": self._load_by_call if self.brings else None,
         }.get(name)
         return method and grpc.unary_unary_rpc_method_handler(method)
@@ -173,6 +176,18 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _has(self, version: str) -> bool:
         return version in {"", self.version, *self.beside} or not self.tells_versions_apart
+
+    async def _statistics(self, message: bytes, context: Any) -> bytes:
+        asked = pb.ModelStatisticsRequest.FromString(message)
+        versions = [one for one in (self.version, *self.beside) if asked.version in {"", one}]
+        answer = pb.ModelStatisticsResponse()
+        for version in versions:
+            one = answer.model_stats.add(name=self.name, version=version, inference_count=700)
+            one.execution_count = len(self.calls)
+            one.inference_stats.success.count = one.inference_stats.queue.count = 70
+            one.inference_stats.compute_infer.ns = 7_000
+            one.memory_usage.add(type="CPU", byte_size=7)
+        return answer.SerializeToString()
 
     async def _load_by_call(self, message: bytes, context: Any) -> bytes:
         assert pb.RepositoryModelLoadRequest.FromString(message).model_name == self.name

@@ -2,5 +2,6 @@
 
 from guard.dataplane.plane import DataPlane
 from guard.dataplane.served import ServedModel
+from guard.dataplane.statistics import Statistics
 
-__all__ = ["DataPlane", "ServedModel"]
+__all__ = ["DataPlane", "ServedModel", "Statistics"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,15 @@ class ModelServer(Protocol):
     @property
     def datatype(self) -> str:
         """V2 datatype of the images that it takes; empty where it does not say."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why it is not ready; empty while it is."""
+        ...
+
+    async def statistics(self) -> Mapping[str, bytes]:
+        """Return what it counted of each of its versions, as it says it; empty where it does not."""
         ...
 
     def describe(self, name: str) -> ModelDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Protocol, runtime_checkable
 
 from guard.dataplane.relay import require_understood
@@ -21,6 +22,20 @@ class Neighbour(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it takes requests for the model."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why it does not; empty while it does."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version that is asked for there; empty where that is left to callers and the server."""
+        ...
+
+    async def statistics(self, name: str, version: str) -> Mapping[str, bytes]:
+        """Return what it counted of a version, or of all, as it says it; empty where it does not."""
         ...
 
     async def version_ready(self, version: str) -> bool:

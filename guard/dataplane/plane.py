@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 import guard
 from guard.dataplane.answer import build_answer
 from guard.dataplane.intake import Intake
+from guard.dataplane.inventory import Inventory
 from guard.dataplane.judge import Judge
 from guard.dataplane.losses import Losses
 from guard.dataplane.model_server import ModelServer
@@ -23,6 +24,7 @@ from guard.dataplane.question import Question, Reply
 from guard.dataplane.relay import Relay
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
+from guard.dataplane.statistics import Statistics
 from guard.dataplane.trial import Trial, require_sound
 from guard.dataplane.unread import answer_unread
 from guard.detection.threshold import Policy
@@ -31,10 +33,11 @@ from guard.incidents import Witness
 from guard.messages import (
     InferRequest,
     InferResponse,
+    ModelCounts,
     ModelDescription,
+    ModelState,
     Reading,
     ServerDescription,
-    TensorSpec,
 )
 from guard.metrics import Metrics, Outcome, Stage
 from guard.runtime.loader import LoadedModel
@@ -53,6 +56,7 @@ class DataPlane:
         neighbours: Models that are passed through, by name.
         witnesses: Told of every row that is not simply accepted.
         intake: Reads what callers send; whoever gives one closes it.
+        statistics: Where requests are counted by version.
         clock: Tells how long versions take where a candidate is compared with what serves, seconds.
     """
 
@@ -66,6 +70,7 @@ class DataPlane:
         neighbours: Mapping[str, Neighbour] = MappingProxyType({}),
         witnesses: Sequence[Witness] = (),
         intake: Intake | None = None,
+        statistics: Statistics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
@@ -77,6 +82,8 @@ class DataPlane:
         self._clock = clock
         self._intake = intake or Intake(max_rows=max_request_rows, on_shed=metrics.shed)
         self._relay = Relay(metrics, max_request_rows, self._witnesses, self._intake)
+        self._statistics = statistics or Statistics()
+        self._inventory = Inventory(models, neighbours, self._statistics, max_request_rows)
         self._draining = False
 
     def live(self) -> bool:
@@ -121,7 +128,7 @@ class DataPlane:
     def server(self) -> ServerDescription:
         """Describe the server for ServerMetadata."""
         return ServerDescription(
-            "inference-guard", guard.__version__, ("model_configuration", "classification")
+            "inference-guard", guard.__version__, ("model_configuration", "classification", "statistics")
         )
 
     async def describe(self, name: str, version: str) -> ModelDescription:
@@ -133,20 +140,22 @@ class DataPlane:
         if name in self._neighbours:
             return await self._neighbours[name].describe(name, version)
         served = self._find(name, version)
-        if served.upstream is not None:
-            said = served.upstream.describe(name)
-            return replace(said, versions=(version,)) if version else said
-        with served.slot.lease() as model:
-            source, sink = model.profile.input, model.profile.output
-            return ModelDescription(
-                name=name,
-                versions=(version,) if version else served.versions,
-                platform="onnxruntime_onnx",
-                backend="onnxruntime",
-                max_batch_size=self._max_request_rows,
-                inputs=(TensorSpec(source.name, source.datatype, (-1, *source.shape)),),
-                outputs=(TensorSpec(sink.name, sink.datatype, (-1, sink.classes)),),
-            )
+        return self._inventory.describe(name, version, served)
+
+    def index(self) -> Iterable[ModelState]:
+        """List every version that is served, or ought to be."""
+        return self._inventory.states()
+
+    async def statistics(self, name: str, version: str) -> list[ModelCounts]:
+        """Return what was counted of a model's versions; of every model that is ready where none is named.
+
+        Raises:
+            UnknownModelError: If it is not served here.
+            UnavailableError: If its model server cannot be asked for its own.
+        """
+        if name and name not in self._neighbours:
+            self._find(name, version)
+        return await self._inventory.statistics(name, version)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request, checked as the model's policy says.
@@ -162,8 +171,15 @@ class DataPlane:
         """
         neighbour = self._neighbours.get(request.model_name)
         if neighbour is not None:
-            return await pass_on(request, neighbour, self._metrics, self._limit_s(request))
+            with self._statistics.request(request, ()) as booking:
+                return booking.answer(
+                    await pass_on(request, neighbour, self._metrics, self._limit_s(request))
+                )
         served = self._find(request.model_name, request.model_version)
+        with self._statistics.request(request, served.versions) as booking:
+            return booking.answer(await self._answer_from(served, request))
+
+    async def _answer_from(self, served: ServedModel, request: InferRequest) -> InferResponse:
         if served.upstream is not None:
             return await self._ask_upstream(request, served, served.upstream)
         trial = served.trial
@@ -244,11 +260,12 @@ class DataPlane:
         self, question: Question, reply: Reply, served: ServedModel, reporter: Reporter
     ) -> InferResponse:
         request, model = question.request, question.model
-        self._time(question.model, reply)
+        times = self._time(model, reply)
         judge = Judge(request, served, model, self._metrics, question.unfit, reply.logits, reporter)
         if reply.rows is None:
             reply.submission.rows.add_done_callback(judge.record_later)
         findings = None if reply.rows is None else judge.judge(reply.rows)
+        self._statistics.computed(model.name, model.version, *times)
         return build_answer(request, model.version, model.profile.output, reply.logits, findings)
 
     def _reporter(self, question: Question, served: ServedModel) -> Reporter:
@@ -276,8 +293,10 @@ class DataPlane:
         callers_s = request.timeout_s
         return self._request_timeout_s if callers_s is None else min(self._request_timeout_s, callers_s)
 
-    def _time(self, model: LoadedModel, reply: Reply) -> None:
+    def _time(self, model: LoadedModel, reply: Reply) -> tuple[float, float]:
+        """Return how long a request waited and how long it was worked on, seconds, counted."""
         now, submission = time.monotonic(), reply.submission
         started = submission.started or now
         self._metrics.stage(model.name, Stage.QUEUE, started - submission.submitted)
         self._metrics.stage(model.name, Stage.TOTAL, now - submission.submitted)
+        return started - submission.submitted, now - started

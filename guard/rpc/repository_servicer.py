@@ -17,14 +17,13 @@ from guard.control.api import Control, ModelStatus
 from guard.errors import UnsupportedRequestError
 from guard.rpc.access import AdminContext
 from guard.rpc.admin_codec import checked_version
+from guard.rpc.listing import READY, UNAVAILABLE, refuse_other_repository
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.reception import Reception
 from guard.rpc.status import UnservedRpcError
 
 __all__ = ["RepositoryServicer", "add_repository_servicer"]
 
-READY: Final = "READY"
-UNAVAILABLE: Final = "UNAVAILABLE"
 _MAX_NAMES_KEPT: Final = 8
 _UNLOAD: Final = (
     "RepositoryModelUnload is not served: a guard serves every model of its repository for as long as it "
@@ -49,7 +48,7 @@ class RepositoryServicer:
     ) -> pb.RepositoryIndexResponse:
         """Return every version of every model, and which are served."""
         async with self._reception.call(context, "RepositoryIndex"):
-            _refuse_other_repository(request.repository_name)
+            refuse_other_repository(request.repository_name)
             entries = [entry for status in await self._control.status() for entry in _entries(status)]
             wanted = [entry for entry in entries if entry.state == READY or not request.ready]
             return pb.RepositoryIndexResponse(models=wanted)
@@ -60,7 +59,7 @@ class RepositoryServicer:
         """Swap to the highest version, or to that of the parameter ``version``."""
         name, asked = request.model_name, ", ".join(sorted(request.parameters)[:_MAX_NAMES_KEPT])
         async with self._reception.call(context, "RepositoryModelLoad", name, parameters=asked) as actor:
-            _refuse_other_repository(request.repository_name)
+            refuse_other_repository(request.repository_name)
             await self._control.swap(name, _version_asked_for(request), actor=actor)
             return pb.RepositoryModelLoadResponse()
 
@@ -124,10 +123,3 @@ def _version_asked_for(request: pb.RepositoryModelLoadRequest) -> str:
             f"parameter 'version': expected string_param or int64_param, got {choice or 'no value'}"
         )
     return checked_version(str(getattr(given, choice)))
-
-
-def _refuse_other_repository(name: str) -> None:
-    if name:
-        raise UnsupportedRequestError(
-            f"repository_name {name!r}: a guard has one repository; leave the field empty"
-        )

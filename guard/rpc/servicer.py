@@ -9,13 +9,22 @@ the tensors of one request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from guard.messages import InferRequest, InferResponse, ModelDescription, Reading, ServerDescription
+from guard.messages import (
+    InferRequest,
+    InferResponse,
+    ModelCounts,
+    ModelDescription,
+    ModelState,
+    Reading,
+    ServerDescription,
+)
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
 from guard.rpc.interceptors import ORIGINAL
+from guard.rpc.listing import encode_index, encode_statistics, refuse_other_repository
 from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
@@ -66,6 +75,14 @@ class DataPlane(Protocol):
         """Return what a model takes and gives, or raise UnknownModelError."""
         ...
 
+    async def statistics(self, name: str, version: str) -> Iterable[ModelCounts]:
+        """Return what was counted of a model, empty name for all, or raise UnknownModelError."""
+        ...
+
+    def index(self) -> Iterable[ModelState]:
+        """Return every version that is served, or ought to be."""
+        ...
+
 
 def _answers(method: _Method[_Request, _Response]) -> _Method[_Request, _Response]:
     """Give a method's errors their statuses and report its outcome, whichever it is."""
@@ -88,7 +105,6 @@ def _refuses(name: str, why: str) -> _Method[Any, Any]:
     return _answers(refuse)
 
 
-_STATISTICS = "the guard publishes Prometheus metrics instead"
 _REPOSITORY = "models are loaded by the operator, on the admin port (setting admin_port), never on this one"
 _MEMORY = "tensors in shared memory would go around the guard; send them in the request"
 _SETTINGS = "trace and log settings are the operator's, set where the server is started"
@@ -170,8 +186,21 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Check and answer each request of a stream."""
         await self._streams.serve(requests, context)
 
-    ModelStatistics = _refuses("ModelStatistics", _STATISTICS)
-    RepositoryIndex = _refuses("RepositoryIndex", _REPOSITORY)
+    @_answers
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        """Return what was counted of one model, or of all."""
+        return encode_statistics(await self._dataplane.statistics(request.name, request.version))
+
+    @_answers
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        """Return every version that is served, or ought to be, and why it is not."""
+        refuse_other_repository(request.repository_name)
+        return encode_index(self._dataplane.index(), only_ready=request.ready)
+
     RepositoryModelLoad = _refuses("RepositoryModelLoad", _REPOSITORY)
     RepositoryModelUnload = _refuses("RepositoryModelUnload", _REPOSITORY)
     SystemSharedMemoryStatus = _refuses("SystemSharedMemoryStatus", _MEMORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from google.protobuf.message import DecodeError
@@ -15,6 +16,7 @@ from guard.runtime.loader import LoadedModel
 from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
 from guard.upstream.follower import Follower
 from guard.upstream.link import Link
+from guard.upstream.server_statistics import statistics_of
 from guard.upstream.turnstile import Turnstile
 from guard.upstream.wire import end_to_end, forwarded
 
@@ -64,6 +66,20 @@ class UpstreamServer:
         """The version that is asked for there or, if that is left to the server, the one that answers."""
         version = self._link.address.version or self._follower.version
         return (version,) if version else ()
+
+    @property
+    def why(self) -> str:
+        """Why it is not ready; empty while it is."""
+        return self._follower.why
+
+    async def statistics(self) -> Mapping[str, bytes]:
+        """Return what the server counted of each version of its model; empty where it counts nothing.
+
+        Raises:
+            UpstreamStatusError: If the server says no.
+            UpstreamError: If it cannot be asked.
+        """
+        return await statistics_of(self._link)
 
     def describe(self, name: str) -> ModelDescription:
         """Return what the server says of its model, under the name that it has here.

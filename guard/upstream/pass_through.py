@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from guard.rpc.pb import open_inference_pb2 as pb
 from guard.upstream.counts import UpstreamCounts, UpstreamPurpose
 from guard.upstream.ensembles import ask_if_served, refuse_guarded_parts
 from guard.upstream.link import Link
+from guard.upstream.server_statistics import statistics_of
 from guard.upstream.wire import end_to_end, forwarded
 
 __all__ = ["PassThrough"]
@@ -69,6 +70,22 @@ class PassThrough:
     def ready(self) -> bool:
         """Whether the server takes requests for the model."""
         return not self.why
+
+    @property
+    def version(self) -> str:
+        """The version that is asked for there; empty where that is left to callers and the server."""
+        return self._link.address.version
+
+    async def statistics(self, name: str, version: str) -> Mapping[str, bytes]:
+        """Return what the server counted of a version, or of all; empty where it counts nothing.
+
+        Raises:
+            UnknownModelError: If another version is to be asked for.
+            UpstreamStatusError: If the server says no.
+            UpstreamError: If it cannot be asked.
+        """
+        self._require_version(name, version)
+        return await statistics_of(self._link, version or self.version)
 
     async def version_ready(self, version: str) -> bool:
         """Return whether the server takes requests for a version; empty for whichever it takes."""

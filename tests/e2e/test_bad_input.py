@@ -460,8 +460,6 @@ async def test_noise_on_the_port_harms_nobody(client: Client, noise: bytes) -> N
 # Methods
 
 REFUSED = {
-    "ModelStatistics": "the guard publishes Prometheus metrics instead",
-    "RepositoryIndex": "models are loaded by the operator, on the admin port (setting admin_port)",
     "RepositoryModelLoad": "models are loaded by the operator, on the admin port (setting admin_port)",
     "RepositoryModelUnload": "models are loaded by the operator, on the admin port (setting admin_port)",
     "SystemSharedMemoryStatus": "tensors in shared memory would go around the guard",

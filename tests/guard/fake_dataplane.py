@@ -8,10 +8,13 @@ from guard.errors import UnknownModelError
 from guard.messages import (
     InferRequest,
     InferResponse,
+    ModelCounts,
     ModelDescription,
+    ModelState,
     Reading,
     ServerDescription,
     TensorSpec,
+    TotalTime,
 )
 
 ECHO = ModelDescription(
@@ -22,6 +25,18 @@ ECHO = ModelDescription(
     max_batch_size=8,
     inputs=(TensorSpec("x", "FP32", (-1, 4)),),
     outputs=(TensorSpec("x", "FP32", (-1, 4)),),
+)
+
+COUNTS = ModelCounts(
+    name="echo",
+    version="3",
+    last_inference_ms=1_700_000_000_000,
+    inferences=12,
+    success=TotalTime(4, 4000),
+    fail=TotalTime(1, 100),
+    queue=TotalTime(4, 700),
+    compute=TotalTime(4, 3000),
+    batches={4: TotalTime(2, 800), 8: TotalTime(1, 500)},
 )
 
 
@@ -75,6 +90,14 @@ class FakeDataPlane:
         if not await self.model_ready(name, version):
             raise UnknownModelError(f"model {name!r} is not in the repository; loaded: ['echo']")
         return ECHO
+
+    async def statistics(self, name: str, version: str) -> list[ModelCounts]:
+        if name and not await self.model_ready(name, version):
+            raise UnknownModelError(f"model {name!r} is not in the repository; loaded: ['echo']")
+        return [COUNTS]
+
+    def index(self) -> list[ModelState]:
+        return [ModelState("echo", "3"), ModelState("echo", "4", "it does not answer as calibrated")]
 
     async def _forever(self) -> None:
         try:

@@ -710,7 +710,7 @@ async def test_the_server_says_its_name_and_version(build: Build) -> None:
     server = build("flag").plane.server()
 
     assert (server.name, server.version) == ("inference-guard", guard.__version__)
-    assert server.extensions == ("model_configuration", "classification")
+    assert server.extensions == ("model_configuration", "classification", "statistics")
 
 
 async def test_readiness_ends_when_shutdown_begins_and_accepted_requests_are_still_answered(

@@ -31,10 +31,10 @@ SERVED = {
     "ModelConfig",
     "ModelInfer",
     "ModelStreamInfer",
+    "ModelStatistics",
+    "RepositoryIndex",
 }
 REFUSED = {
-    "ModelStatistics": "Prometheus metrics",
-    "RepositoryIndex": "on the admin port (setting admin_port)",
     "RepositoryModelLoad": "on the admin port (setting admin_port)",
     "RepositoryModelUnload": "on the admin port (setting admin_port)",
     "SystemSharedMemoryStatus": "go around the guard",

@@ -33,6 +33,7 @@ class Server:
     """A model server that answers at once, or never."""
 
     ready = True
+    why = ""
     versions = ("1",)
     datatype = ""
 
@@ -45,6 +46,9 @@ class Server:
 
     def under_way(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    async def statistics(self) -> dict[str, bytes]:
+        return {}
 
     async def infer(self, request: InferRequest, model: LoadedModel, limit_s: float) -> Relayed:
         if not self.answers:

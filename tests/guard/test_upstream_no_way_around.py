@@ -183,12 +183,10 @@ async def test_no_other_method_reaches_the_server(upstream: ModelServer, client:
     refusals = [
         client.stub.RepositoryModelLoad(override),
         client.stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="tiny")),
-        client.stub.RepositoryIndex(pb.RepositoryIndexRequest()),
         client.stub.SystemSharedMemoryRegister(pb.SystemSharedMemoryRegisterRequest(name="theirs")),
         client.stub.CudaSharedMemoryRegister(pb.CudaSharedMemoryRegisterRequest(name="theirs")),
         client.stub.TraceSetting(pb.TraceSettingRequest()),
         client.stub.LogSettings(pb.LogSettingsRequest()),
-        client.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")),
     ]
     codes = {await call.code() for call in refusals}
     unknown = await client.stub.ModelReady(pb.ModelReadyRequest(name="unguarded"))
