@@ -1,6 +1,6 @@
 """Requests that no gRPC client would send, against the real Envoy in front of the real Triton; no guard runs.
 
-How each is refused is not asked here: the guarded model must not run, and neither may the other one answer what
+How each is refused is not asked here: the guarded model must not run, and neither may the other answer what
 was meant for it.
 """
 
