@@ -175,8 +175,9 @@ def _refuse_what_one_process_has_to_do(settings: Settings) -> None:
     for name, own in settings.models.items():
         if own.upstream_load == "swap":
             raise SettingsError(
-                f"models.{name}.upstream_load = 'swap': expected workers = 1, got {settings.workers}; one process "
-                f"has to hold requests back while the server exchanges versions: set that, or leave it out"
+                f"models.{name}.upstream_load = 'swap': expected workers = 1, got {settings.workers}; one "
+                f"process has to hold requests back while the server exchanges versions: set that, or leave "
+                f"upstream_load out"
             )
 
 
