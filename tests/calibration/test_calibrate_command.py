@@ -24,7 +24,6 @@ from tests.calibration.calibration_subjects import pixels, write_subject
 
 WITH_EXAMPLES = [
     "calibration.outputs",
-    "calibration.resizing",
     "calibration.scoring",
     "calibration.split",
     "calibration.threshold",
@@ -68,9 +67,9 @@ def test_every_flag_reaches_the_profile(tmp_path: Path, capsys: pytest.CaptureFi
     subject = write_subject(tmp_path, images=images)
     np.save(tmp_path / "labels.npy", np.arange(len(images)) % 10)
     more = (
-        "--frr 0.05 --confidence 0.9 --blend half_clip --name other --range -1 2 --resize 8 8 --layout NCHW"
+        "--frr 0.05 --confidence 0.9 --blend half_clip --name other --range -1 2 --resize 9 8 --layout NCHW"
     )
-    preprocessing = "--scale 2 --mean 0.5 0.4 0.3 --std 1 1 2"
+    preprocessing = "--scale 2 --mean 0.5 0.4 0.3 --std 1 1 2 --crop 8 8 --colour BGR"
     labels = ["--labels", str(tmp_path / "labels.npy")]
     assert main([*flags(subject), *more.split(), *preprocessing.split(), *labels]) == 0
     profile = read_artifact(tmp_path / "repository" / "tiny" / "1").profile
@@ -80,7 +79,11 @@ def test_every_flag_reaches_the_profile(tmp_path: Path, capsys: pytest.CaptureFi
         "scale": 2.0,
         "mean": (0.5, 0.4, 0.3),
         "std": (1.0, 1.0, 2.0),
-        "resize": (8, 8),
+        "resize": (9, 8),
+        "crop": (8, 8),
+        "colour": "BGR",
+        "orientation": "ignore",
+        "eight_bit": False,
     }
     np.testing.assert_allclose(profile.input.low, (-2.5, -2.4, -1.15))
     np.testing.assert_allclose(profile.input.high, (3.5, 3.6, 1.85), rtol=1e-6)
@@ -110,7 +113,12 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(
         ("--scale 0", "--scale 0.0: expected a number other than 0"),
         ("--std 1 0 1", "--std (1.0, 0.0, 1.0): expected positive numbers"),
         ("--mean nan", "--mean (nan,): expected finite numbers"),
-        ("--resize 0 8", "--resize (0, 8): expected height and width of at least 1"),
+        (
+            "--resize 0 8",
+            "--resize (0, 8): expected height and width, or the shorter side, of at least 1",
+        ),
+        ("--resize 1 2 3", "--resize (1, 2, 3): expected height and width, or the shorter side"),
+        ("--crop 0 8", "--crop (0, 8): expected height and width of at least 1"),
         ("--range 1 0", "--range 1 0: expected a low value and a higher one"),
         ("--name a/b", "model name 'a/b': expected letters, digits, '_', '-' and '.' (see --name)"),
         ("--out repository/m/3", "--out repository/m/3 ends in a version; expected REPOSITORY/MODEL"),

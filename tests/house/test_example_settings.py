@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from guard.cli import Serve
-from guard.model_settings import ModelSettings
+from guard.model_settings import EncodedImages, ModelSettings
 from guard.settings import Settings, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "guard.example.toml"
@@ -60,6 +60,9 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
         on_uncheckable="answer",
         sampling=1.0,
         guarded=True,
+        encoded_images=EncodedImages(
+            resize=(256,), crop=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
         upstream="127.0.0.1:8101",
         upstream_model="signs",
         upstream_version="same",
