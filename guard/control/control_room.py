@@ -15,9 +15,10 @@ from guard.control.canary import Canary
 from guard.control.canary_counts import CanaryCounts
 from guard.control.canary_tally import Breach, CanaryLimits, CanaryTally
 from guard.control.keeper import Keeper
-from guard.control.model_keeper import ModelKeeper, version_info
+from guard.control.model_keeper import ModelKeeper
 from guard.control.served_versions import ServedVersion
 from guard.control.tools import Tools
+from guard.control.version_info import version_info
 from guard.dataplane.share import Share
 from guard.dataplane.trial import Trial
 from guard.errors import CandidateError, OperationError, ShuttingDownError

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.control.announcer import Event
-from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, VersionInfo, at_once
-from guard.control.candidate import load_candidate, manifest_digest, state_of
+from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, at_once
+from guard.control.candidate import load_candidate, state_of
 from guard.control.listing import Listing
 from guard.control.model_servers import ServerSide
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.start import Started
 from guard.control.tools import Tools
+from guard.control.untried import Untried
+from guard.control.version_info import version_info
 from guard.dataplane.served import ServedModel
 from guard.errors import BusyError, CandidateError, ShuttingDownError
 from guard.repository import find_versions
 from guard.runtime.loader import LoadedModel
 
-__all__ = ["ModelKeeper", "version_info"]
+__all__ = ["ModelKeeper"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,7 @@ class ModelKeeper:
         self.served = served
         self._directory = directory
         self._listing = Listing(directory)
-        self._failed = started.failed
-        self._put_off: dict[str, int] = {}
+        self._untried = Untried(directory, started.failed)
         self._tools = tools
         self._server_side = ServerSide(served, tools.model_servers, tools.announcer)
         self._operation: asyncio.Task[Any] | None = None
@@ -186,31 +187,17 @@ class ModelKeeper:
 
     def distrust(self, candidate: LoadedModel, why: str = "") -> None:
         """Have a watcher take a version over no more, which was tried; ``why`` if it failed."""
-        self._failed[candidate.version] = candidate.digest
+        self._untried.failed(candidate.version, candidate.digest)
         if why:
             self.last_failure = Failure(candidate.version, time.time(), why)
 
     def newer(self) -> str | None:
-        """Return the highest version above all that ever served, unless it is known to fail (blocks).
-
-        One without a manifest is not there yet; one that failed for a reason of its own is worth trying again
-        once a file of it is another, for it may have been copied here file by file, and one that was tried on
-        requests once its manifest is. One that is put off is passed over so many times.
-        """
-        for path in reversed(find_versions(self._directory)):
-            if int(path.name) <= self.record.newest:
-                break
-            if self._put_off.get(path.name, 0) > 0:
-                self._put_off[path.name] -= 1
-                continue
-            manifest = manifest_digest(path)
-            if manifest and self._failed.get(path.name) not in {manifest, state_of(path)}:
-                return path.name
-        return None
+        """Return the highest version above all that ever served, unless it is known to fail (blocks)."""
+        return self._untried.newest(self.record.newest)
 
     def put_off(self, version: str, looks: int) -> None:
         """Have :meth:`newer` pass a version over so many times."""
-        self._put_off[version] = looks
+        self._untried.put_off(version, looks)
 
     def begin_shutdown(self) -> None:
         """Let no operation begin, and none that runs change what serves, nor wait for a model server."""
@@ -291,7 +278,7 @@ class ModelKeeper:
             )
         except CandidateError as error:
             if error.its_own:
-                self._failed[version] = state
+                self._untried.failed(version, state)
             raise
 
     def _serving(self) -> LoadedModel:
@@ -310,16 +297,3 @@ class ModelKeeper:
         self._operation = None
         if not task.cancelled():
             task.exception()  # seen: it was told when it happened, though nobody may wait for it any more
-
-
-def version_info(model: LoadedModel) -> VersionInfo:
-    """Return what an operator is told of a model that is loaded."""
-    boundary = model.profile.boundary
-    return VersionInfo(
-        version=model.version,
-        digest=model.digest,
-        model_sha256=model.profile.model_sha256,
-        boundary_bits=boundary.boundary_bits,
-        certified_frr=boundary.certified_frr,
-        loaded_at=model.loaded_at,
-    )
