@@ -24,6 +24,7 @@ from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
+from guard.model_settings import SAME
 from guard.records import Records
 from guard.rpc.access import DENIED
 from guard.rpc.admin_server import AdminServer
@@ -171,13 +172,13 @@ class Supervisor:
 
 
 def _refuse_what_one_process_has_to_do(settings: Settings) -> None:
-    """Refuse a swap of versions in a model server, while which one process has to hold back all requests."""
+    """Refuse to exchange a model in place, while which one process has to hold back all requests."""
     for name, own in settings.models.items():
-        if own.upstream_load == "swap":
+        if own.upstream_load == "swap" and own.upstream_version != SAME:
             raise SettingsError(
                 f"models.{name}.upstream_load = 'swap': expected workers = 1, got {settings.workers}; one "
-                f"process has to hold requests back while the server exchanges versions: set that, or leave "
-                f"upstream_load out"
+                f"process has to hold requests back while the server exchanges versions: set that, leave "
+                f"upstream_load out, or have versions side by side there (upstream_version = {SAME!r})"
             )
 
 
