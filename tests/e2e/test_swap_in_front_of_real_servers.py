@@ -237,3 +237,32 @@ async def test_kserve_can_load_nothing_and_keeps_its_model(tmp_path: Path) -> No
     assert f"model server {server.address} (model 'tiny') does not load version '2', and says" in why
     assert "load it by the server's own means first; version '1' serves on" in why
     assert answer == ("1", "1")
+
+
+@pytest.mark.parametrize("kind", ["triton", "mlserver"])
+async def test_two_guards_in_front_of_one_server_may_swap_at_the_same_time(tmp_path: Path, kind: str) -> None:
+    repository = tmp_path / "models"
+    calibrated(repository, 1)
+    server: PeerProcess = (
+        triton_on(repository, tmp_path / "triton", ALL)
+        if kind == "triton"
+        else mlserver(tmp_path / "mlserver", "1")
+    )
+    async with (
+        running(server),
+        in_front_of(server, repository, own=SAME, **PATIENT) as one,
+        in_front_of(server, repository, own=SAME, **PATIENT) as other,
+        Crowd(one) as crowd,
+        Crowd(other) as others,
+    ):
+        second = calibrated(repository, 2)
+        if kind == "triton":
+            (second / "model.py").write_text(MODEL)
+        else:
+            mlserver_version(tmp_path / "mlserver", NEW, "2")
+        assert await asyncio.gather(swapped(one), swapped(other)) == ["", ""]
+        await crowd.more()
+        await others.more()
+
+    assert crowd.errors + others.errors == []
+    assert crowd.seen == others.seen == {("1", "1"), ("2", "2")}
