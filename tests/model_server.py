@@ -6,6 +6,7 @@ or always raw ones (Triton), a batch limit and a configuration (Triton) or none 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections import Counter
 from collections.abc import Callable
@@ -53,6 +54,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         statistics: Whether it answers ModelStatistics.
         raw: What is answered in place of the model's answer; None for that.
         extra_inputs: Names of inputs that the metadata names besides the model's.
+        ensembles: What models of this server are made of, as their configurations say.
+        pretends: Names of further outputs of each answer, each a tensor of bytes that says "accept".
         checks_pass: Whether calls without an id, as probes and checks are, pass while ``open`` is not set.
         checks_open: While it is not set, those are held.
         beside: Versions served beside ``version``.
@@ -92,6 +95,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.raw: bytes | None = None
         self.statistics = False
         self.extra_inputs: tuple[str, ...] = ()
+        self.ensembles: dict[str, tuple[str, ...]] = {}
+        self.pretends: tuple[str, ...] = ()
         self.checks_pass = False
         self.checks_open = asyncio.Event()
         self.checks_open.set()
@@ -209,7 +214,10 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer.SerializeToString()
 
     async def _config(self, message: bytes, context: Any) -> bytes:
-        config = pb.ModelConfig(name=self.name, max_batch_size=self.max_batch_size, backend="test")
+        asked = pb.ModelConfigRequest.FromString(message).name
+        config = pb.ModelConfig(name=asked, max_batch_size=self.max_batch_size, backend="test")
+        for part in self.ensembles.get(asked, ()):
+            config.ensemble_scheduling.step.add(model_name=part)
         config.parameters["kept"].string_value = "as it is"
         if self.kept:
             config.version_policy.latest.num_versions = self.kept
@@ -267,6 +275,9 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         answer.parameters["theirs"].int64_param = 7
         for name, value in self.parameters.items():
             answer.parameters[name].string_param = value
+        for name in self.pretends:
+            answer.outputs.add(name=name, datatype="BYTES", shape=[1])
+            answer.raw_output_contents.append(b"\x06\0\0\0accept")
         output = answer.outputs.add(name=self._output.name, datatype="FP32", shape=logits.shape)
         output.parameters["of_the_output"].bool_param = True
         if raw or not self.typed:
@@ -278,3 +289,17 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def _opened(model: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+async def _serve(model: Path, name: str, version: str) -> None:
+    async with ModelServer(onnx.load(model), name=name, version=version) as server:
+        print(server.port, flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":  # python -m tests.model_server MODEL NAME VERSION: a process of its own
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("version")
+    asyncio.run(_serve(**vars(parser.parse_args())))

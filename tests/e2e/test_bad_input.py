@@ -230,7 +230,7 @@ CASES = {
     "unknown datatype": Case(
         with_datatype("FP8"),
         "input 'images': datatype 'FP8' is not accepted; expected one of BOOL, UINT8, UINT16, UINT32, "
-        "UINT64, INT8, INT16, INT32, INT64, FP16, FP32, FP64",
+        "UINT64, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
     ),
     "too few bytes": Case(
         lambda request: request.raw_input_contents.__setitem__(0, b"\0" * 5),
@@ -301,11 +301,9 @@ CASES = {
         lambda request: request.parameters["guard_verdict"],
         "parameter 'guard_verdict' has no value; set one of its *_param fields",
     ),
-    "classification": Case(
-        lambda request: setattr(
-            request.outputs.add(name="logits").parameters["classification"], "int64_param", 3
-        ),
-        "output 'logits': parameters 'classification' are not supported; send it without them",
+    "another parameter of an output": Case(
+        lambda request: setattr(request.outputs.add(name="logits").parameters["quantile"], "int64_param", 3),
+        "output 'logits': parameters 'quantile' are not supported; send it without them",
     ),
     "input in shared memory": Case(
         lambda request: setattr(
