@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from calibration.heal.gates import GateResult
 from calibration.heal.healed import Healed
 from calibration.heal.steps import Row
@@ -27,7 +30,7 @@ def meaning(healed: Healed) -> str:
             "" if healed.frr is None else f"; at most {healed.frr:.2%} of clean images are refused, certified"
         )
         version = f"version {healed.artifact.name} of {healed.artifact.parent}"
-        return f"{version} was repaired by {healed.chosen.method}{certified}."
+        return f"{version} was repaired by {healed.chosen.method}{certified}. {_next(healed.artifact)}"
     if healed.ending == "gates failed":
         return (
             "no repair passed the gates named below, so nothing was published. Give more clean images, or "
@@ -38,6 +41,15 @@ def meaning(healed: Healed) -> str:
         f"the scan {found}, and there are no suspects, so nothing was repaired or published. Where there is "
         f"other reason to think that there is a backdoor, give --suspects, --trigger or --even-if-clean, or "
         f"look with other --scanners."
+    )
+
+
+def _next(artifact: Path) -> str:
+    """Return the command that has a running guard serve an artifact; in front of a model server, too."""
+    model = shlex.quote(artifact.resolve().parent.name)
+    return (
+        f"Have a running guard serve it: `guard swap {model} --version {artifact.name}`; "
+        f"back again: `guard rollback {model}`."
     )
 
 

@@ -149,6 +149,7 @@ def test_suspects_are_counted_and_what_they_are_led_to_is_found(healed: tuple[Pa
 def test_the_reports_name_every_gate_with_its_number(healed: tuple[Path, Healed]) -> None:
     folder, done = healed
     work = folder / "work"
+    assert done.artifact is not None
     texts = [
         to_text(done),
         to_markdown(done),
@@ -158,6 +159,8 @@ def test_the_reports_name_every_gate_with_its_number(healed: tuple[Path, Healed]
     for text in texts:
         for name in ("max_accuracy_drop", "max_suspects_kept", "max_distribution_asr", "not measured"):
             assert name in text
+    for text in texts[:3]:
+        assert f"guard swap {done.artifact.parent.name} --version 2" in " ".join(text.split())
     assert "<script" not in texts[2]
     assert json.loads(texts[3])["published"]["method"] == "unlearning"
     assert work.stat().st_mode & 0o077 == 0  # the images that overlays are drawn from lie there
