@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from guard import errors
-from guard.control.api import CanaryStatus, Control, Failure, ModelStatus, SwapReport, VersionInfo
+from guard.control.api import CanaryStatus, Control, Failure, ModelStatus, Step, SwapReport, VersionInfo
 from guard.rpc.admin_codec import (
     checked_digest,
     checked_share,
@@ -304,7 +304,9 @@ STATUSES = (
         replace(CANARY, running=False, outcome="rolled back: latency", figures={}),
         Failure("10", 9.25, "no such thing"),
     ),
-    ModelStatus("some", "enforce", version_info("1", None), (), ("1",), CANARY, None, "the disk hangs"),
+    ModelStatus(
+        "some", "enforce", version_info("1", None), (), ("1",), CANARY, None, "the disk hangs", "it loads 2"
+    ),
 )
 
 
@@ -315,13 +317,15 @@ def test_statuses_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("changed", [True, False])
 def test_reports_and_canaries_come_back_as_they_were(changed: bool) -> None:
-    report = SwapReport("tiny", version_info("1", None), version_info("2"), 1.25, changed, "not written down")
+    steps = (Step("a model server loads it", 0.25), Step("its answers are compared", 0.5))
+    old, new = version_info("1", None), version_info("2")
+    report = SwapReport("tiny", old, new, 1.25, changed, "not written down", steps)
     assert decode_report(pb.SwapReport.FromString(encode_report(report).SerializeToString())) == report
     assert decode_canary(pb.CanaryStatus.FromString(encode_canary(CANARY).SerializeToString())) == CANARY
 
 
 def test_every_field_of_the_control_room_is_on_the_wire() -> None:
-    for cls in (CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo):
+    for cls in (CanaryStatus, Failure, ModelStatus, Step, SwapReport, VersionInfo):
         message = pb.DESCRIPTOR.message_types_by_name[cls.__name__]
         assert [field.name for field in message.fields] == [field.name for field in fields(cls)]
 
