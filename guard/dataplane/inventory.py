@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from guard.dataplane.neighbour import Neighbour
 from guard.dataplane.served import ServedModel
@@ -11,6 +12,8 @@ from guard.dataplane.statistics import Statistics
 from guard.messages import ModelCounts, ModelDescription, ModelState, TensorSpec
 
 __all__ = ["Inventory"]
+
+_SOME_VERSION: Final = "1"  # of a server that has none: clients of statistics read a number
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,16 @@ class Inventory:
             return await self._of_neighbour(name, neighbour, version)
         served = self.models[name]
         theirs = {} if served.upstream is None else await served.upstream.statistics()
+        if not served.versions:
+            checked_by = served.slot.current.version if served.slot.current is not None else _SOME_VERSION
+            return [replace(self.counted.of(name, ""), version=checked_by)]
         versions = [one for one in served.versions if version in {"", one}]
         return [replace(self.counted.of(name, one), theirs=theirs.get(one, b"")) for one in versions]
 
     async def _of_neighbour(self, name: str, neighbour: Neighbour, version: str) -> list[ModelCounts]:
         theirs = await neighbour.statistics(name, version)
         if not theirs:
-            return [replace(self.counted.of(name, ""), version=version or neighbour.version)]
+            return [replace(self.counted.of(name, ""), version=version or neighbour.version or _SOME_VERSION)]
         return [ModelCounts(name, one, theirs=said, passed=True) for one, said in theirs.items()]
 
 

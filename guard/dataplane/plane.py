@@ -172,9 +172,8 @@ class DataPlane:
         neighbour = self._neighbours.get(request.model_name)
         if neighbour is not None:
             with self._statistics.request(request, ()) as booking:
-                return booking.answer(
-                    await pass_on(request, neighbour, self._metrics, self._limit_s(request))
-                )
+                answer = await pass_on(request, neighbour, self._metrics, self._limit_s(request))
+                return booking.answer(answer)
         served = self._find(request.model_name, request.model_version)
         with self._statistics.request(request, served.versions) as booking:
             return booking.answer(await self._answer_from(served, request))
@@ -274,7 +273,8 @@ class DataPlane:
     def _find(self, name: str, version: str) -> ServedModel:
         served = self._models.get(name)
         if served is None or served.slot.current is None:
-            raise UnknownModelError(f"model {name!r} is not served here; loaded: {self._names}")
+            names = sorted({*self._models, *self._neighbours})
+            raise UnknownModelError(f"model {name!r} is not served here; loaded: {names}")
         versions = served.versions
         known = versions or served.upstream is None  # a model server that never was ready has none yet
         if known and version not in {"", *versions}:
@@ -283,10 +283,6 @@ class DataPlane:
                 f"{', '.join(map(repr, versions))}"
             )
         return served
-
-    @property
-    def _names(self) -> list[str]:
-        return sorted({*self._models, *self._neighbours})
 
     def _limit_s(self, request: InferRequest) -> float:
         """Return the seconds that a request may take."""

@@ -79,11 +79,46 @@ async def config(channel: grpc.aio.Channel, model: str) -> str:
     return "given"
 
 
+async def stream(channel: grpc.aio.Channel, model: str) -> str:
+    """Send three requests, the second a bad one; return what became of each, in the order of the answers."""
+    requests = [sent(CLEAN[:2], model=model, id=name) for name in ("a", "b", "c")]
+    requests[1].raw_input_contents[0] = b"short"
+    call = pb_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(requests), timeout=PATIENCE_S)
+    answers = [answer async for answer in call]
+    return " ".join(f"{one.infer_response.id}:{bool(one.error_message)}" for one in answers)
+
+
+async def statistics(channel: grpc.aio.Channel, model: str) -> str:
+    answer = await pb_grpc.GRPCInferenceServiceStub(channel).ModelStatistics(
+        pb.ModelStatisticsRequest(name=model), timeout=PATIENCE_S
+    )
+    assert [one.name for one in answer.model_stats] == [model]
+    return "given"
+
+
+async def index(channel: grpc.aio.Channel, _: str) -> str:
+    answer = await pb_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
+        pb.RepositoryIndexRequest(ready=True), timeout=PATIENCE_S
+    )
+    return " ".join(one.state for one in answer.models)
+
+
+async def load(channel: grpc.aio.Channel, model: str) -> str:
+    request = pb.RepositoryModelLoadRequest(model_name=model)
+    stub = pb_grpc.GRPCInferenceServiceStub(channel)
+    await stub.RepositoryModelLoad(request, timeout=PATIENCE_S)
+    return "loaded"
+
+
 BAD = ("INVALID_ARGUMENT", "INTERNAL", "INTERNAL")
 REFUSED = ("INVALID_ARGUMENT",) * 3
 WHAT_COMES_BACK: Final[dict[str, tuple[Ask, tuple[str, ...], tuple[str, ...]]]] = {
     "is an unknown model ready": (unknown_model_ready, ("False", "UNKNOWN", "NOT_FOUND"), ("False",) * 3),
     "configuration": (config, ("given", "UNIMPLEMENTED", "UNIMPLEMENTED"), ("given",) * 3),
+    "statistics": (statistics, ("given", "UNIMPLEMENTED", "UNIMPLEMENTED"), ("given",) * 3),
+    "stream": (stream, ("a:False b:True c:False", ":True", "UNIMPLEMENTED"), ("a:False b:True c:False",) * 3),
+    "repository index": (index, ("READY", "State.READY", "UNIMPLEMENTED"), ("READY",) * 3),
+    "repository load": (load, ("loaded", "loaded", "UNKNOWN"), ("UNIMPLEMENTED",) * 3),
     "raw input": (changed(lambda request: None), ("raw",) * 3, ("raw",) * 3),
     "typed input": (changed(typed), ("raw", "typed", "raw"), ("raw", "typed", "raw")),
     "more than 4 MiB": (
@@ -156,12 +191,14 @@ async def test_each_servers_answer_is_kept_or_made_better(
     assert await outcome(ask, f"127.0.0.1:{guard.server.port}", "tiny") == through[which]
 
 
-async def analysed(folder: Path, client: Client) -> float:
+async def analysed(folder: Path, client: Client, *options: str) -> float:
     """Have perf_analyzer call the guard's model; return the requests a second that it found."""
     analyser = PerfAnalyzer(folder)
     images = ("--input-data", str(analyser.write_images("images", CLEAN)))
     address = f"127.0.0.1:{client.server.port}"
-    [found] = await asyncio.to_thread(analyser.run, address, "tiny", *images, *THREE_ROWS, limit_s=90.0)
+    [found] = await asyncio.to_thread(
+        analyser.run, address, "tiny", *images, *options, *THREE_ROWS, limit_s=90.0
+    )
     assert found.concurrency == 2
     return found.per_second
 
@@ -173,6 +210,15 @@ async def test_perf_analyzer_runs_in_front_of_it(guard: Client, tmp_path: Path) 
     accepted = guard.counted("guard_inputs_total", "verdict")
     assert set(accepted) == {("accept",)}
     assert accepted["accept",] >= 40
+
+
+async def test_perf_analyzer_streams_in_front_of_it(guard: Client, tmp_path: Path) -> None:
+    guard.count_from_now()
+
+    assert await analysed(tmp_path, guard, "--streaming") > 0
+    answered = guard.counted("guard_rpcs_total", "code", method="ModelStreamInfer", model="tiny")
+    assert set(answered) == {("OK",)}
+    assert answered["OK",] >= 40
 
 
 async def test_perf_analyzer_runs_on_the_guard_alone(tmp_path: Path) -> None:

@@ -199,6 +199,17 @@ async def test_a_server_that_counts_nothing_is_counted_by_the_guard(tmp_path: Pa
     assert [(one.batch_size, one.compute_infer.count) for one in said.batch_stats] == [(2, 2)]
 
 
+async def test_a_server_that_names_no_version_is_counted_under_that_of_the_artifact(tmp_path: Path) -> None:
+    async with (
+        ModelServer(linear_classifier(), version="") as upstream,
+        in_front_of(upstream, tiny_repository(tmp_path)) as client,
+    ):
+        await client.infer(sent(CLEAN[:2]))
+        [said] = await statistics(client)
+
+    assert (said.name, said.version, said.inference_count) == ("tiny", "1", 2)
+
+
 async def test_of_a_model_passed_through_the_servers_are_all_there_is(tmp_path: Path) -> None:
     async with (
         ModelServer(linear_classifier(), name="words", version="7") as upstream,
