@@ -13,20 +13,24 @@ __all__ = ["class_names_of"]
 _LONGEST: Final = 200
 
 
-def class_names_of(file: Path | None, images: ImageSet, classes: int) -> tuple[str, ...] | None:
+def class_names_of(
+    given: Path | tuple[str, ...] | None, images: ImageSet, classes: int
+) -> tuple[str, ...] | None:
     """Return the name of each class, in the model's order; None where they are not known.
 
     Args:
-        file: With one name a line; None for the names of class folders, if they are names at all and as many
-            as the classes.
+        given: The names, or a file with one a line; None for the names of class folders, if they are names at
+            all and as many as the classes.
         images: That were read.
         classes: Of the model.
 
     Raises:
         OptionError: If the file cannot be read, or does not name each class.
     """
-    if file is not None:
-        return _read(file, classes)
+    if isinstance(given, Path):
+        return _read(given, classes)
+    if given is not None:
+        return given
     names = images.class_names
     numbered = names is not None and all(name.isascii() and name.isdecimal() for name in names)
     return names if names is not None and len(names) == classes and not numbered else None

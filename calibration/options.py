@@ -33,7 +33,7 @@ class CalibrateOptions:
         data: Clean images: a folder, an ``.npz`` or an ``.npy``.
         out: Model directory, ``<repository>/<model>``; the artifact becomes its next version.
         labels: ``.npy`` of class indices, or None for those that ``data`` may hold.
-        class_names: Text file with the name of each class, one a line, in the model's order; None for those
+        class_names: Name of each class in the model's order, or a text file with one a line; None for those
             of class folders, where there is one for each class and they are not numbers.
         name: Name the profile gives the model; None for the last part of ``out``.
         overlays: N.
@@ -57,7 +57,7 @@ class CalibrateOptions:
     data: Path
     out: Path
     labels: Path | None = None
-    class_names: Path | None = None
+    class_names: Path | tuple[str, ...] | None = None
     name: str | None = None
     overlays: int = 32
     rounds: tuple[int, ...] | None = None

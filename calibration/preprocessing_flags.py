@@ -27,7 +27,9 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
         "--crop", type=int, nargs=2, metavar=("H", "W"), help="keep the middle of them, after resizing"
     )
     group.add_argument(
-        "--colour", choices=("RGB", "BGR"), help="order that the model takes; images are RGB (default RGB)"
+        "--colour",
+        choices=("RGB", "BGR"),
+        help="order that the model takes, and that of --mean and --std; images are RGB (default RGB)",
     )
     group.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the model, where its shape is unclear")
     group.add_argument(

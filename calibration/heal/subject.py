@@ -61,6 +61,7 @@ class Check:
         return CalibrateOptions(
             model=model,
             data=data,
+            class_names=subject.profile.output.labels if subject.profile is not None else None,
             out=subject.publish,
             name=self.name,
             overlays=self.overlays,

@@ -15,9 +15,10 @@ from calibration.data import ImageSet  # noqa: E402
 from calibration.errors import DataError, OptionError, TooFewImagesError  # noqa: E402
 from calibration.heal.options import heal_options  # noqa: E402
 from calibration.heal.parts import least_to_calibrate, part_images  # noqa: E402
-from calibration.heal.subject import Check, fitting_transform, read_subject  # noqa: E402
+from calibration.heal.subject import Check, fitting_transform, read_clean, read_subject  # noqa: E402
 from calibration.heal.suspects import led_to, read_suspects  # noqa: E402
-from calibration.preprocessing import Transform  # noqa: E402
+from calibration.preprocessing import Transform, plan_input  # noqa: E402
+from guard.artifact import Preprocessing  # noqa: E402
 from guard.artifact.signature import Signature  # noqa: E402
 from guard.errors import GuardError, MissingFileError, UnsafeArrayError  # noqa: E402
 from tests.artifacts import write_tiny_artifact  # noqa: E402
@@ -189,6 +190,28 @@ def test_the_next_version_keeps_the_settings_of_the_highest_but_for_those_that_a
         options(model=str(tmp_path / "tiny"), publish=tmp_path / "other", blend="convex", overlays=3)
     ).check
     assert (changed.blend, changed.overlays, changed.rounds, changed.name) == ("convex", 3, None, None)
+
+
+def test_the_next_version_names_its_classes_and_prepares_images_as_the_last_did(tmp_path: Path) -> None:
+    names = tuple(f"name {index}" for index in range(10))
+    record = Preprocessing(scale=1 / 255, resize=(9,), crop=(8, 8), colour="BGR", eight_bit=True)
+    write_tiny_artifact(tmp_path, labels=names, preprocessing=record)
+    given = options(model=str(tmp_path / "tiny"), data=str(tmp_path / "d.npz"))
+    subject = read_subject(given)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), np.uint8)
+    np.savez(tmp_path / "d.npz", images=pixels)
+
+    images, transform = read_clean(subject, given, tmp_path / "d.npz", None)
+    next_version = subject.check.calibration(tmp_path / "m", tmp_path / "d.npz", subject, transform, given)
+
+    assert images.images.shape == (4, 8, 8, 3)
+    prepared = plan_input(subject.signature, images.images, transform)
+    assert prepared.record == record
+    assert next_version.class_names == names
+    # What has the model's size is left alone: a healing writes its parts, and reads them again.
+    np.savez(tmp_path / "part.npz", images=images.images)
+    again, _ = read_clean(subject, given, tmp_path / "part.npz", None)
+    np.testing.assert_array_equal(again.images, images.images)
 
 
 def test_images_stored_otherwise_than_the_artifacts_are_refused(tmp_path: Path) -> None:

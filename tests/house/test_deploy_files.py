@@ -103,7 +103,7 @@ def test_an_image_keeps_the_names_of_models_to_itself(target: str) -> None:
 def test_an_image_is_installed_from_the_pinned_versions(target: str) -> None:
     build = stages()[f"{target}-build"]
     assert "install --constraint constraints.txt " in build
-    assert f'".[{target}]"' in build
+    assert f'".[{target},images]"' in build
     assert ('"${ONNXRUNTIME_GPU}"' in build) == (target == "gpu")
     assert target in PROJECT["optional-dependencies"]
 
