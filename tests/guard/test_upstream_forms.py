@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import make_profile, probe_of, random_images, write_tiny_artifact
 from tests.guard.image_files import encoded, noise, wire
 from tests.model_server import ModelServer
-from tests.serving import infer_request
+from tests.reference_check import linear_logits
+from tests.serving import PATIENCE_S, Client, infer_request, serving
 from tests.tiny_models import linear_classifier
 
 WIRE = {"FP16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -93,8 +95,8 @@ async def test_half_precision_goes_on_as_it_came_and_is_checked_in_full(
     async with HalfServer(datatype) as server:
         own = {"upstream_check": check, "policy": "flag"}
         async with in_front_of(server, repository, own=own) as client:
+            answer = await client.infer(request)  # which waits for the server
             described = await client.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
-            answer = await client.infer(request)
             plain = await refused(client, sent(CLEAN[:1]))
             typed = await refused(client, typed_half(datatype))
 
@@ -143,8 +145,8 @@ async def test_encoded_images_go_on_as_they_came_and_are_checked_decoded(
     async with ImageServer(shape) as server:
         own = {"encoded_images": {"input": "file", "resize": [8, 8]}, "policy": "flag"}
         async with in_front_of(server, eight_bit_repository(tmp_path), own=own) as client:
+            answer = await client.infer(request)  # which waits for the server
             described = await client.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
-            answer = await client.infer(request)
             tensor = await refused(client, sent(CLEAN[:1]))
             other = await refused(client, files_request(files, "images"))
             alpha = await refused(client, files_request([encoded(noise((8, 8), 4))]))
@@ -161,15 +163,24 @@ async def test_encoded_images_go_on_as_they_came_and_are_checked_decoded(
     assert len(server.predictions) == 1
 
 
+async def told(client: Client, request: pb.ModelInferRequest, words: str) -> grpc.aio.AioRpcError:
+    """Ask until a request is refused with these words; until it was seen the server is merely away."""
+    async with asyncio.timeout(PATIENCE_S):
+        while words not in (error := await refused(client, request)).details():
+            pass
+    return error
+
+
 async def test_a_server_that_decodes_otherwise_than_declared_gets_no_request(tmp_path: Path) -> None:
     async with ImageServer(resize=3) as server:
         own = {"encoded_images": {"input": "file", "resize": [8, 8]}}
         quick = {"own": own, "upstream_wait_s": 0.2}
         async with in_front_of(server, eight_bit_repository(tmp_path), **quick) as client:
-            error = await refused(client, files_request([encoded(noise())]))
+            error = await told(
+                client, files_request([encoded(noise())]), "otherwise than encoded_images declares"
+            )
 
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert "answers encoded images otherwise than encoded_images declares" in error.details()
     assert "compare resize, crop, scale, mean, std, colour and input" in error.details()
     assert server.predictions == []
 
@@ -213,3 +224,34 @@ async def test_classification_is_the_servers_to_give(tmp_path: Path) -> None:
     assert other.details() == "output 'logits': parameters 'rounding' are not supported; send it without them"
     assert "holds no class scores" in ours.details()
     assert len(server.predictions) == 1
+
+
+async def test_encoded_images_that_are_not_drawn_go_on_unread(tmp_path: Path) -> None:
+    request = files_request([b"whatever it is"])
+    async with ImageServer() as server:
+        server.raw = pb.ModelInferResponse(model_name="tiny", model_version="1").SerializeToString()
+        own = {"encoded_images": {"input": "file"}, "policy": "monitor", "sampling": 0.0}
+        async with in_front_of(server, eight_bit_repository(tmp_path), own=own) as client:
+            answer = await client.infer(request)
+            other = await refused(client, files_request([b"whatever it is"], "images"))
+
+    assert answer.parameters["guard_verdict"].string_param == "unchecked"
+    assert [call.message for call in server.predictions] == [request.SerializeToString()]
+    assert "takes exactly one input, 'file', got 'images'" in other.details()
+
+
+async def test_a_candidate_reads_encoded_images_as_its_own_artifact_says(tmp_path: Path) -> None:
+    files, rows = [encoded(noise(seed=4))], noise(seed=4).transpose(2, 0, 1)[None].astype(np.float32)
+    for scale in (1 / 255, 1 / 510):
+        record = Preprocessing(scale=scale, eight_bit=True)
+        write_tiny_artifact(tmp_path, boundary_bits=-1.0, preprocessing=record)
+
+    async with serving(tmp_path) as client:
+        await client.server.control.start_canary("tiny", "1", share=0.5, actor="test")
+        answers = {}
+        for version in ("1", "2"):
+            answers[version] = await client.infer(files_request(files, "images", model_version=version))
+
+    for version, scale in (("1", 1 / 255), ("2", 1 / 510)):
+        logits = np.frombuffer(answers[version].raw_output_contents[0], np.float32)
+        np.testing.assert_allclose(logits, linear_logits(rows * np.float32(scale))[0], atol=1e-4)
