@@ -18,6 +18,7 @@ from guard.artifact.manifest import sha256_of
 from guard.control.compatibility import differences
 from guard.control.memory import check_memory
 from guard.errors import ArtifactError, CandidateError, GuardError
+from guard.repository import find_versions
 from guard.runtime.loader import LoadedModel
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "load_candidate",
     "manifest_digest",
     "reason_of",
+    "require_there",
     "state_of",
+    "versions_in",
 ]
 
 Load = Callable[[str, Path, Callable[[Artifact], None]], LoadedModel]
@@ -69,6 +72,28 @@ def load_candidate(
             its_own=is_its_own(error),
         ) from error
     return candidate
+
+
+def versions_in(directory: Path) -> tuple[str, ...]:
+    """Return the versions of a model, ascending; none where they cannot be listed (blocks)."""
+    try:
+        return tuple(path.name for path in find_versions(directory))
+    except OSError:
+        return ()
+
+
+def require_there(version: str, directory: Path, served: LoadedModel) -> None:
+    """Refuse a version that is not in the repository (blocks).
+
+    Raises:
+        CandidateError: Naming those that are.
+    """
+    there = versions_in(directory)
+    if version not in there:
+        raise CandidateError(
+            f"version {version!r} of model {served.name!r} is not in the repository, expected one of "
+            f"{list(there)}; version {served.version!r} serves on"
+        )
 
 
 def check_digest(artifact: Artifact, digest: str) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.control.announcer import Event
 from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, at_once
-from guard.control.candidate import load_candidate, state_of
+from guard.control.candidate import load_candidate, require_there, state_of, versions_in
 from guard.control.listing import Listing
 from guard.control.model_servers import ServerSide
 from guard.control.served_versions import ModelRecord, ServedVersion
@@ -21,7 +22,6 @@ from guard.control.untried import Untried
 from guard.control.version_info import version_info
 from guard.dataplane.served import ServedModel
 from guard.errors import BusyError, CandidateError, ShuttingDownError
-from guard.repository import find_versions
 from guard.runtime.loader import LoadedModel
 
 __all__ = ["ModelKeeper"]
@@ -148,15 +148,16 @@ class ModelKeeper:
             CandidateError: If the model server behind the model does not come to answer as the candidate
                 does; that is counted and told.
         """
-        old = await self._or_close(candidate, self._switch(candidate, actor), actor)
-        seconds = time.monotonic() - start
+        try:
+            old = await self._or_close(candidate, self._switch(candidate, actor), actor)
+        except CandidateError:  # a watcher would have requests held up for it again and again
+            self._untried.failed(candidate.version, candidate.digest)
+            raise
+        report = self._report(old, candidate, start)
         self.record = record
-        self._tools.announcer.switched(kind, old, candidate, self.served, actor, seconds)
-        side = self._server_side
-        note = "; ".join(filter(None, (side.note, await self.write_record(actor))))
-        return SwapReport(
-            self.name, version_info(old), version_info(candidate), seconds, True, note, side.steps
-        )
+        self._tools.announcer.switched(kind, old, candidate, self.served, actor, report.seconds)
+        note = await self.write_record(actor)
+        return replace(report, note="; ".join(filter(None, (report.note, note))))
 
     async def write_record(self, actor: str) -> str:
         """Write down what serves; where that fails it is told, and why is returned."""
@@ -212,11 +213,11 @@ class ModelKeeper:
     async def _swap(self, version: str, digest: str, actor: str, agreement: Agreement) -> SwapReport:
         start = time.monotonic()
         self.require_no_candidate()
-        wanted = version or (await asyncio.to_thread(self._available) or [""])[-1]
+        wanted = version or (await asyncio.to_thread(versions_in, self._directory) or [""])[-1]
         current = self._serving()
         if wanted == current.version and digest in {"", current.digest}:
-            info = version_info(current)
-            return SwapReport(self.name, info, info, time.monotonic() - start, changed=False)
+            await self._server_side.restore(current, actor)
+            return self._report(current, current, start, changed=False)
         candidate = await self.load(wanted, digest=digest, actor=actor, agreement=agreement)
         new = ServedVersion(version=candidate.version, digest=candidate.digest)
         record = self.record.swapped_to(new)
@@ -245,14 +246,20 @@ class ModelKeeper:
         self, candidate: LoadedModel, step: Coroutine[Any, Any, _Result], actor: str
     ) -> _Result:
         """Take a step on a candidate's way to serve; where it fails the candidate is closed."""
-        serving = self._serving()
         try:
             return await step
         except BaseException as error:
             if isinstance(error, CandidateError):
-                self._failed_to_serve(candidate.version, serving, actor, error)
+                self._failed_to_serve(candidate.version, self._serving(), actor, error)
             await asyncio.to_thread(candidate.close)
             raise
+
+    def _report(
+        self, old: LoadedModel, new: LoadedModel, start: float, *, changed: bool = True
+    ) -> SwapReport:
+        seconds, side = time.monotonic() - start, self._server_side
+        told = (version_info(old), version_info(new))
+        return SwapReport(self.name, *told, seconds, changed, side.note, side.steps)
 
     def _failed_to_serve(self, version: str, serving: LoadedModel, actor: str, error: CandidateError) -> None:
         self.last_failure = Failure(version, time.time(), str(error))
@@ -264,12 +271,7 @@ class ModelKeeper:
         return ShuttingDownError(f"model {self.name!r} is being unloaded; ask another replica")
 
     def _load(self, serving: LoadedModel, version: str, digest: str) -> LoadedModel:
-        there = self._available()
-        if version not in there:
-            raise CandidateError(
-                f"version {version!r} of model {self.name!r} is not in the repository, expected one of "
-                f"{list(there)}; version {serving.version!r} serves on"
-            )
+        require_there(version, self._directory, serving)
         path = self._directory / version
         state = state_of(path)
         try:
@@ -286,12 +288,6 @@ class ModelKeeper:
         if current is None:
             raise self._unloading()
         return current
-
-    def _available(self) -> tuple[str, ...]:
-        try:
-            return tuple(path.name for path in find_versions(self._directory))
-        except OSError:
-            return ()
 
     def _operation_done(self, task: asyncio.Task[Any]) -> None:
         self._operation = None

@@ -114,6 +114,18 @@ class ServerSide:
                 self._waiting = None
                 yield
 
+    async def restore(self, current: LoadedModel, actor: str) -> None:
+        """Have the version that serves here served there again, where the server is not ready for it.
+
+        Raises:
+            CandidateError, ShuttingDownError: As :meth:`prepare`.
+        """
+        self.steps, self.note = (), ""
+        if not self._served.ready:
+            await self.prepare(current, current, actor)
+            async with self.exchanging(current, current, actor):
+                pass
+
     def give_up(self) -> None:
         """Wait for the server no more."""
         if self._waiting is not None:

@@ -150,16 +150,18 @@ class Follower:
         """Ask the server nothing more that this model checks, until it was compared again."""
         self._known.pop(model, None)
 
-    def pause(self, why: str) -> None:
-        """Say that it is not ready, and do not look, until :meth:`resume`."""
+    def pause(self, why: str) -> int:
+        """Say that it is not ready, and do not look, until :meth:`resume`; return which pause this is."""
         self.paused = True
         self._anew(why)
+        return self._absences
 
-    def resume(self, why: str = "") -> None:
-        """Say what is so now, and look again."""
-        self.paused = False
-        self._now(why)
-        self._wake.set()
+    def resume(self, why: str = "", *, of: int | None = None) -> None:
+        """Say what is so now, and look again; nothing if another pause has begun since the one named."""
+        if of in {None, self._absences}:
+            self.paused = False
+            self._now(why)
+            self._wake.set()
 
     def lost(self, why: str) -> None:
         """Take note that the connection broke: whatever comes back has to be looked at anew."""

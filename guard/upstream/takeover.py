@@ -84,16 +84,20 @@ class Takeover:
             if not self._exchanges(candidate, serving):
                 yield
                 return
-            self.turnstile.closed = True
+            self.turnstile.closed, loaded = True, False
             try:
                 with step(f"requests are held, and those under way at {self.link.address} finish"):
                     await self._drain(serving)
                 self.follower.pause(f"version {candidate.version!r} is being loaded there")
                 await self._load(candidate, step)
+                loaded = True
                 yield
+            except asyncio.CancelledError:
+                self.follower.resume("it was being given another model when the guard was told to stop")
+                raise
             finally:
                 self.turnstile.closed = False
-                await self._settle(candidate, serving)
+                await self._settle(candidate, serving, loaded=loaded)
 
     def _exchanges(self, candidate: LoadedModel, serving: LoadedModel) -> bool:
         if self.link.address.same or self.loader is None:
@@ -128,7 +132,10 @@ class Takeover:
                 ) from error
             require_kept(self.follower.config, serving.version, candidate.version, self.link.address)
             await self._load(candidate, step)
-            return await self._look_after(serving, step)
+            return "" if candidate is serving else await self._look_after(serving, step)
+        finally:
+            if candidate is serving:
+                await self.follower.look()
         return ""
 
     async def _load(self, candidate: LoadedModel, step: Step) -> None:
@@ -175,16 +182,18 @@ class Takeover:
                 f"nothing was loaded there; swap when there are fewer, or allow more time (drain_timeout_s)"
             ) from None
 
-    async def _settle(self, candidate: LoadedModel, serving: LoadedModel) -> None:
+    async def _settle(self, candidate: LoadedModel, serving: LoadedModel, *, loaded: bool) -> None:
         """Say what the server has after a model was loaded in place, or was to be."""
-        if self.follower.current() is candidate:
+        if loaded and self.follower.current() is candidate:
             self.follower.resume()
         elif self.loader is not None and self.loader.pending is not None:
-            self.follower.pause(
+            pause = self.follower.pause(
                 f"it is not known whether it still loads version {candidate.version!r}; restart it if that "
                 f"does not end"
             )
-            self.loader.pending.add_done_callback(lambda _: self.follower.resume("it is being looked at"))
+            self.loader.pending.add_done_callback(
+                lambda _: self.follower.resume("it is being looked at", of=pause)
+            )
         elif self.follower.paused:
             self.follower.resume(
                 f"it is not known whether it has version {serving.version!r} or {candidate.version!r}"

@@ -202,6 +202,58 @@ async def test_a_swap_brings_a_server_back_that_has_neither_version(
         assert whose(await client.infer(sent())) == ("2", "2")
 
 
+async def test_a_swap_to_the_version_that_checks_has_it_loaded_again_where_it_is_not(
+    repository: Path, upstream: ModelServer
+) -> None:
+    upstream.brings = lambda there: there.load(linear_classifier(seed=9))
+    async with serving_the_first(upstream, repository, own=LOADS, **SHORT) as client:
+        await swapped(client)
+        still = await swapped(client, "1")
+        upstream.brings = lambda there: there.load(OLD)  # its files were put back
+        report = await client.server.control.swap("tiny", "1")
+        answer = whose(await client.infer(sent()))
+        again = await client.server.control.swap("tiny", "1")
+
+    assert "answers the stored image 0 with logits up to" in still
+    assert (report.changed, len(report.steps), answer) == (False, 3, ("1", "1"))
+    assert (again.changed, again.steps) == (False, ())
+
+
+async def test_a_version_that_failed_is_not_tried_by_a_watcher_again_and_again(
+    repository: Path, upstream: ModelServer
+) -> None:
+    upstream.load_refusal = (grpc.StatusCode.INTERNAL, "no")
+    async with serving_the_first(upstream, repository, own=LOADS) as client:
+        keeper = client.server._keeper.keeper_of("tiny")
+        keeper.record = keeper.record.model_copy(update={"newest": 1})
+        assert await asyncio.to_thread(keeper.newer) == "2"
+        await swapped(client)
+        assert await asyncio.to_thread(keeper.newer) is None
+
+
+async def test_a_load_given_up_that_ends_during_another_one_lets_nothing_through(
+    repository: Path, upstream: ModelServer
+) -> None:
+    upstream.loads_open.clear()
+    async with serving_the_first(upstream, repository, own=LOADS, upstream_load_s=1.5) as client:
+        await swapped(client)
+        upstream.brings = lambda there: None  # the one that was given up brings nothing
+        second = asyncio.create_task(swapped(client))
+        await until_doing(client, "loads version '2'")
+        upstream.checks_open.clear()  # so that the second one is still comparing when we look
+        upstream.brings = exchanged
+        upstream.loads_open.set()
+        await until(lambda: upstream.asked["RepositoryModelLoad"] == 2)
+        held = asyncio.create_task(client.infer(sent()))
+        await held_here(client, 1)
+        ready = (await client.stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
+        upstream.checks_open.set()
+
+        assert await second == ""
+        assert whose(await held) == ("2", "2")
+    assert not ready
+
+
 async def test_while_nobody_knows_what_becomes_of_a_load_no_request_goes_there(
     repository: Path, upstream: ModelServer
 ) -> None:

@@ -220,6 +220,20 @@ async def test_going_back_to_a_version_that_is_not_there_any_more_loads_it_or_sa
     assert answer == ("1", "1")
 
 
+async def test_a_swap_to_the_version_that_checks_loads_it_where_the_server_lost_it(
+    repository: Path, upstream: ModelServer
+) -> None:
+    async with serving_the_first(upstream, repository, own=SAME, upstream_wait_s=0.05) as client:
+        upstream.version = "7"
+        await becomes(client, False)
+        upstream.brings = lambda there: there.add("1", OLD)
+        report = await client.server.control.swap("tiny", "1")
+        assert await readiness(client) == {True}
+        answer = whose(await client.infer(sent()))
+
+    assert (report.changed, len(report.steps), answer) == (False, 3, ("1", "1"))
+
+
 async def test_what_the_guard_is_not_to_load_has_to_be_there(repository: Path, upstream: ModelServer) -> None:
     async with serving_the_first(upstream, repository, own={"upstream_version": "same"}) as client:
         why = await swapped(client)
