@@ -111,7 +111,8 @@ async def test_tritonclient_reads_health_metadata_and_config_and_gets_its_arrays
     assert seen["fp32"] == came_back | {"dtype": "float32"}
     assert seen["uint8"] == came_back | {"dtype": "uint8"}
     assert seen["fp16"] == came_back | {"dtype": "float16"}
-    assert seen["statistics"][0] == "StatusCode.UNIMPLEMENTED"
+    assert (seen["statistics"]["inference_count"], seen["statistics"]["execution_count"]) == ("12", "3")
+    assert seen["statistics"]["inference_stats"]["fail"] == {"count": "1", "ns": "100"}
 
 
 async def test_tritonclient_loads_versions_and_nothing_else_on_the_admin_port(
