@@ -49,8 +49,8 @@ class Settings(BaseSettings):
         max_request_rows: Most rows in one request.
         max_message_bytes: Largest gRPC message, either way.
         max_image_pixels: Most pixels of an encoded image (BYTES), as its file declares them.
-        max_concurrent_requests: Calls taken in at a time, of all models together; with max_message_bytes
-            it bounds the memory that requests hold.
+        max_concurrent_requests: Calls, and requests on streams, taken in at a time, of all models together;
+            with max_message_bytes it bounds the memory that requests hold.
         request_timeout_s: Longest a request may take when its caller sets no shorter deadline.
         drain_timeout_s: Longest wait for accepted requests at shutdown.
         state_dir: Directory in which is kept which versions serve; a restart then serves those. None to
