@@ -3,7 +3,7 @@
 What is defined here holds for calibration and for serving alike: grey becomes three equal channels, palettes
 are looked up, alpha is left out, CMYK becomes RGB by Pillow's plain formula, colour profiles are not applied.
 Where another program decodes the same file for itself, whatever programs are known to decode differently
-(alpha, CMYK) is refused.
+(alpha, CMYK, a JPEG that holds RGB) is refused.
 
 Nothing is decoded before the size that the file declares was seen to be within the limit.
 """
@@ -51,7 +51,7 @@ def decode_image(
         channels: 1, 3 or 4, as the model takes.
         max_pixels: Most pixels that it may declare.
         upright: Whether it is turned as its EXIF orientation says, rather than taken as stored.
-        plain: Whether images are refused that other programs decode differently: with alpha, or CMYK.
+        plain: Whether images are refused that other programs decode differently.
 
     Raises:
         InvalidRequestError: If it is no JPEG or PNG, too large, animated, broken, or does not fit the model.
@@ -135,12 +135,23 @@ def _check_kind(image: Image.Image, blob: bytes, where: str, *, plain: bool) -> 
         _check_png(image, blob, where)
     if not plain:
         return
-    what = "with transparency" if image.has_transparency_data else "of CMYK colours"
-    if image.has_transparency_data or image.mode == "CMYK":
-        raise InvalidRequestError(
-            f"{where} is an image {what}, which programs decode differently, so that what is checked may not "
-            f"be what the model server sees; convert it to RGB or grey"
-        )
+    odd = {
+        "with transparency": image.has_transparency_data,
+        "of CMYK colours": image.mode == "CMYK",
+        "of colours stored as RGB in a JPEG": image.mode == "RGB" and _holds_rgb(image),
+    }
+    for what, is_so in odd.items():
+        if is_so:
+            raise InvalidRequestError(
+                f"{where} is an image {what}, which programs decode differently, so that what is checked may "
+                f"not be what the model server sees; save it as a plain RGB or grey image"
+            )
+
+
+def _holds_rgb(image: Image.Image) -> bool:
+    """Whether a JPEG says, by Adobe's marker or its components' names, that it holds RGB, not YCbCr."""
+    names = bytes(layer[0] for layer in getattr(image, "layer", ()))
+    return image.info.get("adobe_transform") == 0 or names == b"RGB"
 
 
 def _check_png(image: Image.Image, blob: bytes, where: str) -> None:

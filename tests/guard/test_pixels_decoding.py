@@ -156,6 +156,19 @@ def test_a_bomb_is_refused_before_anything_of_it_is_decoded(monkeypatch: pytest.
     assert "declares 9000 x 9000 pixels" in refusal(png_declaring(9_000, 9_000))
 
 
+def without_adobe(blob: bytes) -> bytes:
+    """Return a JPEG without Adobe's marker, if it has one."""
+    at = blob.find(b"\xff\xee\x00\x0eAdobe")
+    return blob if at < 0 else blob[:at] + blob[at + 16 :]
+
+
+def test_plain_images_pass_where_odd_ones_are_refused() -> None:
+    for form in ("PNG", "JPEG"):
+        assert decoded(encoded(PIXELS, form), plain=True).shape == (6, 5, 3)
+    assert decoded(encoded(PIXELS[..., :1], "JPEG"), plain=True).shape == (6, 5, 3)
+    assert decoded(encoded(picture(PIXELS).quantize(8)), plain=True).shape == (6, 5, 3)
+
+
 @pytest.mark.parametrize(
     ("blob", "what"),
     [
@@ -164,8 +177,10 @@ def test_a_bomb_is_refused_before_anything_of_it_is_decoded(monkeypatch: pytest.
         (encoded(picture(PIXELS).quantize(8), transparency=0), "with transparency"),
         (encoded(PIXELS, transparency=(1, 2, 3)), "with transparency"),
         (encoded(Image.new("CMYK", (5, 6)), "JPEG"), "of CMYK colours"),
+        (encoded(PIXELS, "JPEG", keep_rgb=True), "of colours stored as RGB in a JPEG"),
+        (without_adobe(encoded(PIXELS, "JPEG", keep_rgb=True)), "of colours stored as RGB in a JPEG"),
     ],
-    ids=["RGBA", "LA", "palette", "one colour", "CMYK"],
+    ids=["RGBA", "LA", "palette", "one colour", "CMYK", "Adobe's RGB", "components R, G, B"],
 )
 def test_what_programs_decode_differently_is_refused_where_another_decodes_too(
     blob: bytes, what: str
