@@ -235,15 +235,17 @@ async def test_a_load_given_up_that_ends_during_another_one_lets_nothing_through
     repository: Path, upstream: ModelServer
 ) -> None:
     upstream.loads_open.clear()
-    async with serving_the_first(upstream, repository, own=LOADS, upstream_load_s=1.5) as client:
+    async with serving_the_first(upstream, repository, own=LOADS, upstream_load_s=0.2) as client:
+        member = client.server._fleet._members["tiny"]
         await swapped(client)
+        member.takeover.loader._limit_s = PATIENCE_S
         first, upstream.loads_open = upstream.loads_open, asyncio.Event()
         upstream.brings = lambda there: None
         second = asyncio.create_task(swapped(client))
         await until_doing(client, "loads version '2'")
         first.set()
         await until(lambda: upstream.asked["RepositoryModelLoad"] == 2)
-        await client.server._fleet._members["tiny"].follower.look()
+        await member.follower.look()
         ready = (await client.stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
         upstream.brings = exchanged
         upstream.loads_open.set()
