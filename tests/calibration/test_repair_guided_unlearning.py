@@ -316,7 +316,8 @@ def test_images_too_small_for_waves_are_refused() -> None:
     ("option", "value"),
     [
         ("noise", 0.0), ("shade", -1.0), ("wave", 0.0), ("patch", 1.5), ("weight", 0.0), ("perturbed", 0.0),
-        ("perturbed", 1.1), ("given", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0), ("clip", 0.0),
+        ("perturbed", 1.1), ("given", 1.1), ("floor", -0.1), ("floor", 1.5), ("search_steps", 0),
+        ("clip", 0.0),
         ("rounds", 0),
         ("epochs", 0),
     ],
