@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -43,10 +44,13 @@ class Finding:
 
 def worst(findings: list[Finding]) -> Finding:
     """Return the most severe finding, by verdict and then by score."""
-    return max(
-        findings,
-        key=lambda finding: (_SEVERITY.index(finding.verdict), np.nan_to_num(finding.score, nan=-np.inf)),
-    )
+    return max(findings, key=_severity)
+
+
+def _severity(finding: Finding) -> tuple[int, float]:
+    """Return what findings are ordered by, the most severe last; one without a score comes first."""
+    score = -math.inf if math.isnan(finding.score) else finding.score
+    return _SEVERITY.index(finding.verdict), score
 
 
 def build_answer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from guard.metrics import counter, gauge, histogram
 from guard.metrics_catalogue import UpstreamLoad, UpstreamPurpose
@@ -24,6 +24,7 @@ class UpstreamCounts:
         self._loads = counter("guard_upstream_loads_total", registry)
         self._load_seconds = histogram("guard_upstream_load_seconds", registry)
         self._ready = gauge("guard_upstream_ready", registry)
+        self._series: dict[tuple[str, UpstreamPurpose, str], tuple[Counter, Histogram]] = {}
 
     def add_model(self, model: str) -> None:
         """Start the series of a model, so that rates are right from the first event on."""
@@ -38,8 +39,16 @@ class UpstreamCounts:
 
     def called(self, model: str, purpose: UpstreamPurpose, code: str, seconds: float) -> None:
         """Count a call that ended, with the name of its gRPC status code."""
-        self._calls.labels(model, purpose.value, code).inc()
-        self._seconds.labels(model, purpose.value).observe(seconds)
+        key = (model, purpose, code)
+        series = self._series.get(key)
+        if series is None:  # looking one up anew costs more than counting it
+            series = (
+                self._calls.labels(model, purpose.value, code),
+                self._seconds.labels(model, purpose.value),
+            )
+            self._series[key] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     def retried(self, model: str) -> None:
         """Count a request that was held back until there was a connection, and sent then."""
