@@ -65,6 +65,7 @@ OTHERS = {
     "a name with a zero behind it": named(UNGUARDED + "\0") + REST,
     "a name with a space": named(UNGUARDED + " ") + REST,
     "a name in capitals": named(UNGUARDED.upper()) + REST,
+    "a name that is too long": b"\x0a\x81\x02" + b"p" * 257 + REST,
     "a length beyond the end": PLAIN + REST + b"\x0a\x7f" + GUARDED.encode(),
     "a length that wraps around": PLAIN + REST + b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" + TINY,
     "a tag whose high bits are cut off": PLAIN + REST + named(GUARDED, b"\x8a\x80\x80\x80\x10"),
