@@ -12,9 +12,13 @@ from guard.artifact import Preprocessing
 from guard.control.canary_tally import CanaryLimits
 from guard.dataplane import ServedModel
 from guard.dataplane.intake import Intake, check_declaration
+from guard.errors import SettingsError
 from guard.metrics import Metrics
 from guard.model_settings import SAME, ModelSettings
 from guard.rpc.access import Access
+from guard.rpc.data_server import DataServer, Doors
+from guard.rpc.outcome import OnRpc
+from guard.rpc.server_tls import ServerTls
 from guard.runtime.loader import RuntimeOptions
 from guard.settings import Settings
 from guard.upstream import Address, Fleet, Neighbourhood, Tls
@@ -22,6 +26,7 @@ from guard.workers.seat import Seat
 
 __all__ = [
     "access_of",
+    "data_server_of",
     "declare_encoded_images",
     "fleet_of",
     "intake_of",
@@ -29,6 +34,7 @@ __all__ = [
     "neighbourhood_of",
     "open_neighbours",
     "open_upstreams",
+    "require_places",
     "runtime_options_of",
     "worker_settings",
 ]
@@ -118,6 +124,21 @@ def worker_settings(settings: Settings, seat: Seat, port: int) -> dict[str, Any]
     return settings.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
 
 
+def data_server_of(settings: Settings, on_rpc: OnRpc, *, shared: bool) -> DataServer:
+    """Return what opens the doors to callers.
+
+    Raises:
+        SettingsError: If a certificate is not what it has to be.
+    """
+    tls = ServerTls("", settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return DataServer(
+        Doors(settings.host, settings.port, settings.socket, tls, shared),
+        max_message_bytes=settings.max_message_bytes,
+        max_concurrent_requests=settings.max_concurrent_requests,
+        on_rpc=on_rpc,
+    )
+
+
 def fleet_of(settings: Settings, registry: CollectorRegistry, on_change: Callable[[], None]) -> Fleet:
     """Return what stands in front of model servers, with none of them yet."""
     return Fleet(
@@ -183,6 +204,24 @@ def open_neighbours(neighbourhood: Neighbourhood, settings: Settings) -> None:
             Address(name, own.upstream, own.upstream_model or name, own.upstream_version or ""),
             guarded=frozenset(model for server, model in guarded if server == place[0]),
             tls=_tls_of(own),
+        )
+
+
+def require_places(settings: Settings, found: set[str]) -> None:
+    """Refuse settings of models that are not there, and an artifact of one that is passed through.
+
+    Raises:
+        SettingsError: Naming the model.
+    """
+    for name in sorted(set(settings.guarded) - found):
+        raise SettingsError(
+            f"settings name the model {name!r}, which is not in {settings.repository}; "
+            f"there are {sorted(found)}"
+        )
+    for name in sorted(set(settings.unguarded) & found):
+        raise SettingsError(
+            f"model {name!r} is to be passed through (guarded = false), but {settings.repository} holds an "
+            f"artifact for it; guard it, or take the artifact away"
         )
 
 

@@ -11,14 +11,13 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-import grpc
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from prometheus_client import CollectorRegistry
 
 from guard import __version__
 from guard.artifact import Artifact
 from guard.assembly import (
     access_of,
+    data_server_of,
     declare_encoded_images,
     fleet_of,
     intake_of,
@@ -26,6 +25,7 @@ from guard.assembly import (
     neighbourhood_of,
     open_neighbours,
     open_upstreams,
+    require_places,
     runtime_options_of,
 )
 from guard.control import Control
@@ -37,7 +37,6 @@ from guard.control.keeper import Keeper
 from guard.control.served_versions import ModelRecord
 from guard.control.tools import Tools
 from guard.dataplane import DataPlane, Statistics
-from guard.errors import SettingsError
 from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
@@ -47,8 +46,6 @@ from guard.repository import find_models
 from guard.rpc.access import DENIED
 from guard.rpc.admin_server import AdminServer
 from guard.rpc.health import HealthServicer
-from guard.rpc.interceptors import Doorkeeper
-from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.reception import CALL
 from guard.rpc.servicer import InferenceServicer
 from guard.runtime.loader import LoadedModel, load_model
@@ -129,7 +126,11 @@ class GuardServer:
         """
         settings = self._settings
         admin = self._admin_face()
+        doors = data_server_of(settings, self._metrics.rpc, shared=self._place.shared)
         async with self._exit:
+            for door in (doors, admin):  # what is taken is told before models are loaded, which takes long
+                self._exit.callback(door.let_go)
+                door.hold()
             self._open_metrics_port()
             await self._open_records()
             await self._load_models()
@@ -145,7 +146,14 @@ class GuardServer:
                 intake=intake,
                 statistics=self._statistics,
             )
-            await self._open_grpc_port(dataplane)
+            servicer = InferenceServicer(
+                dataplane,
+                on_rpc=self._metrics.rpc,
+                max_concurrent_requests=settings.max_concurrent_requests,
+            )
+            await doors.start(servicer, self._health, keep=self._relays)
+            self._exit.push_async_callback(doors.stop, settings.drain_timeout_s)
+            self.port = doors.port
             self._dataplane = dataplane
             self._exit.push_async_callback(admin.stop)
             await admin.start(self.control, *self._place.services(self._control))
@@ -209,7 +217,7 @@ class GuardServer:
     async def _load_models(self) -> None:
         settings = self._settings
         there = find_models(settings.repository, may_be_empty=bool(settings.unguarded))
-        _require_places(settings, set(there))
+        require_places(settings, set(there))
         self._exit.push_async_callback(self._fleet.close)
         open_upstreams(self._fleet, settings)
         self._exit.push_async_callback(self._neighbours.close)
@@ -282,61 +290,6 @@ class GuardServer:
 
     def _is_ready(self) -> bool:
         return self._dataplane is not None and self._dataplane.ready()
-
-    async def _open_grpc_port(self, dataplane: DataPlane) -> None:
-        settings = self._settings
-        limit = settings.max_message_bytes
-        server = grpc.aio.server(
-            interceptors=[
-                Doorkeeper(
-                    max_message_bytes=limit,
-                    on_rpc=self._metrics.rpc,
-                    keep=("ModelInfer", "ModelStreamInfer") if self._relays else (),
-                )
-            ],
-            maximum_concurrent_rpcs=settings.max_concurrent_requests,
-            options=[
-                # Twice the limit: up to there the guard refuses by itself, and counts it.
-                ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
-                ("grpc.max_send_message_length", limit),
-                ("grpc.so_reuseport", int(self._place.shared)),
-            ],
-        )
-        servicer = InferenceServicer(
-            dataplane,
-            on_rpc=self._metrics.rpc,
-            max_concurrent_requests=settings.max_concurrent_requests,
-        )
-        add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-        add_HealthServicer_to_server(self._health, server)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
-        try:
-            self.port = server.add_insecure_port(f"{host}:{settings.port}")
-        except RuntimeError as error:
-            raise SettingsError(
-                f"cannot listen on port {settings.port} of {settings.host} (setting 'port'); choose another"
-            ) from error
-        await server.start()
-        self._exit.push_async_callback(partial(server.stop, settings.drain_timeout_s))
-        self._exit.callback(servicer.end_streams)
-
-
-def _require_places(settings: Settings, found: set[str]) -> None:
-    """Refuse settings of models that are not there, and an artifact of one that is passed through.
-
-    Raises:
-        SettingsError: Naming the model.
-    """
-    for name in sorted(set(settings.guarded) - found):
-        raise SettingsError(
-            f"settings name the model {name!r}, which is not in {settings.repository}; "
-            f"there are {sorted(found)}"
-        )
-    for name in sorted(set(settings.unguarded) & found):
-        raise SettingsError(
-            f"model {name!r} is to be passed through (guarded = false), but {settings.repository} holds an "
-            f"artifact for it; guard it, or take the artifact away"
-        )
 
 
 async def serve(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,13 +28,23 @@ MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
+def _none(value: object) -> object:
+    return None if value == "none" else value
+
+
 class Settings(BaseSettings):
     """Settings of ``guard serve``.
 
     Attributes:
         repository: Model repository, ``<repository>/<model>/<version>/``.
         host: Address of the gRPC port and the metrics port.
-        port: gRPC port; 0 picks a free one.
+        port: gRPC port; 0 picks a free one, None (``"none"``) opens none.
+        socket: Path of a unix socket for the same, besides the port or in its place; the guard's user and
+            group may connect. None for none.
+        tls_cert: Certificate chain of the gRPC port, PEM; None for no TLS. A renewed one is used as soon as
+            it is there.
+        tls_key: Its key, PEM.
+        tls_client_ca: Who signs the client certificates that are let in, PEM; None to ask for none.
         metrics_port: HTTP port of /metrics, /healthz and /readyz; 0 picks a free one.
         policy: ``enforce`` refuses suspicious inputs, ``flag`` answers and says so, ``monitor``
             answers at once and only records.
@@ -95,7 +105,11 @@ class Settings(BaseSettings):
 
     repository: Path
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
-    port: Port = 8001
+    port: Annotated[Port | None, BeforeValidator(_none)] = 8001
+    socket: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     metrics_port: Port = 9100
     policy: Policy = Policy.ENFORCE
     on_uncheckable: OnUncheckable = "refuse"
@@ -171,6 +185,20 @@ class Settings(BaseSettings):
                     f"models.{name} passes requests without a check to what models.{other} guards, "
                     f"{self.models[name].upstream}; leave out one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _callers_have_a_door(self) -> Settings:
+        tls = [name for name in ("tls_cert", "tls_key", "tls_client_ca") if getattr(self, name) is not None]
+        if self.port is None and self.socket is None:
+            raise ValueError("expected a port or a socket, got port 'none' and no socket; set one")
+        if self.port is None and tls:
+            raise ValueError(f"expected a port beside {tls[0]}, got 'none'; set port, or leave it out")
+        if self.workers > 1 and (self.socket is not None or self.port is None):
+            raise ValueError(
+                f"expected a port and no socket with {self.workers} workers, which share a port and cannot "
+                f"share a socket; set workers = 1, or leave the socket out"
+            )
         return self
 
     @classmethod

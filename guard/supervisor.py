@@ -28,12 +28,12 @@ from guard.model_settings import SAME
 from guard.records import Records
 from guard.rpc.access import DENIED
 from guard.rpc.admin_server import AdminServer
+from guard.rpc.held_port import HeldPort
 from guard.rpc.reception import CALL
 from guard.settings import Settings
 from guard.workers.control import CrewControl
 from guard.workers.counts import WorkerCounts
 from guard.workers.crew import Crew
-from guard.workers.port import HeldPort
 from guard.workers.scrape import Scrape
 from guard.workers.seat import Order, Seat
 
@@ -78,7 +78,7 @@ class Supervisor:
         _refuse_what_one_process_has_to_do(settings)
         admin = AdminServer(access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
         async with stack:
-            self.port = stack.enter_context(HeldPort(settings.host, settings.port)).number
+            self.port = stack.enter_context(HeldPort(settings.host, settings.port or 0)).number
             folder = _private_folder(stack)
             crew = Crew(
                 settings.workers,

@@ -29,7 +29,8 @@ import grpc
 
 from guard.errors import AccessDeniedError, SettingsError
 from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
-from guard.rpc.secrets_on_disk import check_certificates, read_certificate, read_secret, token_digest
+from guard.rpc.secrets_on_disk import token_digest
+from guard.rpc.server_tls import ServerTls
 
 __all__ = [
     "DENIED",
@@ -86,14 +87,7 @@ class Access:
             SettingsError: Naming the setting and what to set.
         """
         self._refuse_what_has_no_effect()
-        if (self.tls_cert is None) != (self.tls_key is None):
-            one, other = ("cert", "key") if self.tls_key is None else ("key", "cert")
-            raise SettingsError(f"admin_tls_{one} is set without admin_tls_{other}; set both or neither")
-        if self.tls_client_ca is not None and self.tls_cert is None:
-            raise SettingsError(
-                "admin_tls_client_ca asks for client certificates, for which the port has to speak TLS; "
-                "set admin_tls_cert and admin_tls_key as well"
-            )
+        self._tls.check()
         if self.port is not None:
             self._refuse_an_open_port()
 
@@ -111,18 +105,14 @@ class Access:
         Raises:
             SettingsError: If a file cannot be read or does not fit the others.
         """
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        ca = self.tls_client_ca
-        chain = read_certificate(self.tls_cert, "admin_tls_cert")
-        key = read_secret(self.tls_key, "admin_tls_key")
-        roots = None if ca is None else read_certificate(ca, "admin_tls_client_ca")
-        check_certificates(self.tls_cert, self.tls_key, ca)
-        return grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=roots is not None)
+        return self._tls.credentials()
+
+    @property
+    def _tls(self) -> ServerTls:
+        return ServerTls("admin_", self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def _refuse_what_has_no_effect(self) -> None:
-        tls = {f"admin_{name}": getattr(self, name) for name in ("tls_cert", "tls_key", "tls_client_ca")}
-        given = [name for name, value in tls.items() if value is not None]
+        given = self._tls.given
         if self.port is None and given:
             raise SettingsError(f"{given[0]} is set and admin_port is not; set admin_port, or leave it out")
         if not self.is_open and self.token_file is not None:

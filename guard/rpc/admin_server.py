@@ -12,6 +12,7 @@ from guard.control.api import Control
 from guard.errors import SettingsError
 from guard.rpc.access import Access, OnEvent, TokenKeeper, ignore_event
 from guard.rpc.admin import AdminServicer
+from guard.rpc.held_port import HeldPort
 from guard.rpc.interceptors import Doorkeeper
 from guard.rpc.outcome import OnRpc, ignore_rpc
 from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
@@ -19,7 +20,7 @@ from guard.rpc.reception import CALL, Reception
 from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
 from guard.rpc.unix_socket import (
     address_of_socket,
-    private_files,
+    files_for,
     remove_socket,
     take_place_of_a_dead_one,
 )
@@ -64,7 +65,25 @@ class AdminServer:
         )
         self._servers: list[Any] = []
         self._inode = 0
+        self._held: HeldPort | None = None
         self.port: int | None = None
+
+    def hold(self) -> None:
+        """Take the port until :meth:`start`, without listening; look whether the socket's place is free.
+
+        Raises:
+            SettingsError: If one of them is taken.
+        """
+        if self._access.port:
+            self._held = HeldPort(self._access.host, self._access.port, "admin_port")
+        if self._access.socket is not None:
+            take_place_of_a_dead_one(self._access.socket, "admin_socket")
+
+    def let_go(self) -> None:
+        """Give the port back, if it is still held."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     async def start(self, control: Control, *services: Callable[[Any], None]) -> None:
         """Open the doors there are; without any, do nothing.
@@ -124,6 +143,7 @@ class AdminServer:
 
     def _open_port(self, server: Any, host: str, port: int) -> int:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6
+        self.let_go()
         try:
             if self._credentials is None:
                 bound: int = server.add_insecure_port(address)
@@ -136,9 +156,9 @@ class AdminServer:
         return bound
 
     def _open_socket(self, server: Any, path: Path) -> None:
-        take_place_of_a_dead_one(path)
+        take_place_of_a_dead_one(path, "admin_socket")
         try:
-            with private_files():
+            with files_for(group=False):
                 server.add_insecure_port(address_of_socket(path))
         except RuntimeError as error:
             raise SettingsError(

@@ -62,8 +62,14 @@ def token_digest(path: Path) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def check_certificates(cert: Path, key: Path, client_ca: Path | None) -> None:
+def check_certificates(cert: Path, key: Path, client_ca: Path | None, prefix: str) -> None:
     """Refuse files that no connection could be made with: gRPC would tell only whoever connects.
+
+    Args:
+        cert: Certificate chain.
+        key: Its key.
+        client_ca: Authorities of client certificates; None for none.
+        prefix: What the names of the settings begin with.
 
     Raises:
         SettingsError: Naming the file.
@@ -73,7 +79,7 @@ def check_certificates(cert: Path, key: Path, client_ca: Path | None) -> None:
         context.load_cert_chain(cert, key, password=lambda: "")  # else OpenSSL asks on the terminal
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"admin_tls_cert {cert} and admin_tls_key {key} are not a certificate and its key without a "
+            f"{prefix}tls_cert {cert} and {prefix}tls_key {key} are not a certificate and its key without a "
             f"password, both PEM ({error})"
         ) from error
     if client_ca is None:
@@ -82,5 +88,5 @@ def check_certificates(cert: Path, key: Path, client_ca: Path | None) -> None:
         context.load_verify_locations(client_ca)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"admin_tls_client_ca {client_ca} holds no certificate in PEM ({error})"
+            f"{prefix}tls_client_ca {client_ca} holds no certificate in PEM ({error})"
         ) from error

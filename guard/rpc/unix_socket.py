@@ -1,4 +1,4 @@
-"""A unix socket that nobody but the guard's own user and root can reach, from its first moment on."""
+"""A unix socket that only those can reach who are meant to, from its first moment on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from guard.errors import SettingsError
 
-__all__ = ["address_of_socket", "private_files", "remove_socket", "take_place_of_a_dead_one"]
+__all__ = ["address_of_socket", "files_for", "remove_socket", "take_place_of_a_dead_one"]
 
-_SETTING: Final = "admin_socket"
 _ONLY_THE_OWNER: Final = 0o177
+_OWNER_AND_GROUP: Final = 0o117
 
 
 def address_of_socket(path: Path) -> str:
@@ -30,36 +30,43 @@ def address_of_socket(path: Path) -> str:
 
 
 @contextmanager
-def private_files() -> Iterator[None]:
-    """Have every file made meanwhile be the owner's alone; gRPC cannot be told the mode of a socket."""
-    before = os.umask(_ONLY_THE_OWNER)
+def files_for(*, group: bool) -> Iterator[None]:
+    """Have every file made meanwhile be the owner's alone, or the group's too.
+
+    gRPC cannot be told the mode of a socket.
+    """
+    before = os.umask(_OWNER_AND_GROUP if group else _ONLY_THE_OWNER)
     try:
         yield
     finally:
         os.umask(before)
 
 
-def take_place_of_a_dead_one(path: Path) -> None:
+def take_place_of_a_dead_one(path: Path, setting: str) -> None:
     """Make room for a socket: a process that was killed leaves its own behind, which answers nobody.
 
     gRPC would take the place of a living one just as well, and without a word.
+
+    Args:
+        path: Where the socket is to be.
+        setting: What it is called where it is set.
 
     Raises:
         SettingsError: If something else is there, or a socket that somebody listens on.
     """
     if not path.absolute().parent.is_dir():
         raise SettingsError(
-            f"{_SETTING} {path}: its directory is not there; make it, for the guard's user only"
+            f"{setting} {path}: its directory is not there; make it, for the guard's user only"
         )
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise SettingsError(f"{_SETTING} {path} is there and is no socket; choose another path, or remove it")
+        raise SettingsError(f"{setting} {path} is there and is no socket; choose another path, or remove it")
     if _is_alive(path):
         raise SettingsError(
-            f"{_SETTING} {path} belongs to a process that runs; stop it, or choose another path"
+            f"{setting} {path} belongs to a process that runs; stop it, or choose another path"
         )
     path.unlink()
 

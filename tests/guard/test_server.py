@@ -338,7 +338,9 @@ async def test_a_taken_grpc_port_is_named_and_nothing_stays_open(
         with pytest.raises(SettingsError) as refused:
             await server.start()
 
-    assert str(refused.value) == f"cannot listen on port {port} of 127.0.0.1 (setting 'port'); choose another"
+    assert str(refused.value) == (
+        f"cannot listen on port {port} of 127.0.0.1 (setting 'port': Address already in use); choose another"
+    )
     with pytest.raises(urllib.error.URLError):
         await asyncio.to_thread(http_get, server.metrics_port, "/healthz")
 

@@ -44,6 +44,10 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "repository": Path("models"),
         "host": "0.0.0.0",
         "port": 8001,
+        "socket": None,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_client_ca": None,
         "metrics_port": 9100,
         "policy": Policy.ENFORCE,
         "on_uncheckable": "refuse",
@@ -196,6 +200,19 @@ def test_settings_cannot_be_changed_afterwards(tmp_path: Path) -> None:
         (
             {"max_request_rows": 65, "max_queue_rows": 64},
             "settings: expected max_request_rows to be at most max_queue_rows, got 65 and 64",
+        ),
+        (
+            {"port": "none"},
+            "settings: expected a port or a socket, got port 'none' and no socket; set one",
+        ),
+        (
+            {"port": "none", "socket": "/s", "tls_cert": "/c"},
+            "settings: expected a port beside tls_cert, got 'none'; set port, or leave it out",
+        ),
+        (
+            {"socket": "/s", "workers": 2},
+            "settings: expected a port and no socket with 2 workers, which share a port and cannot share a "
+            "socket; set workers = 1, or leave the socket out",
         ),
         (
             {"port": "x", "device": "tpu", "threads": "many"},

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from guard.errors import SettingsError
-from guard.workers.port import HeldPort
+from guard.rpc.held_port import HeldPort
 
 
 def worker_listening(port: int) -> socket.socket:

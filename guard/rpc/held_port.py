@@ -21,6 +21,7 @@ class HeldPort:
     Args:
         host: Address or name that the workers listen on.
         port: 0 for any free one.
+        setting: What the port is called where it is set.
 
     Attributes:
         number: The port held.
@@ -29,14 +30,15 @@ class HeldPort:
         SettingsError: If it is taken, or processes cannot share a port here.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, setting: str = "port") -> None:
         if not hasattr(socket, "SO_REUSEPORT"):
             raise SettingsError("workers: processes cannot share a port on this system; set workers = 1")
         try:
             self._socket = _bound(host, port)
         except OSError as error:
             raise SettingsError(
-                f"cannot listen on port {port} of {host} (setting 'port': {error.strerror}); choose another"
+                f"cannot listen on port {port} of {host} (setting {setting!r}: {error.strerror}); choose "
+                f"another"
             ) from error
         self.number: int = self._socket.getsockname()[1]
 

@@ -1,0 +1,163 @@
+"""The data port: the gRPC server that callers send requests to, at a TCP port, a unix socket, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from guard.errors import SettingsError
+from guard.rpc.health import HealthServicer
+from guard.rpc.held_port import HeldPort
+from guard.rpc.interceptors import Doorkeeper
+from guard.rpc.outcome import OnRpc
+from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from guard.rpc.server_tls import ServerTls
+from guard.rpc.servicer import InferenceServicer
+from guard.rpc.unix_socket import address_of_socket, files_for, remove_socket, take_place_of_a_dead_one
+
+__all__ = ["DataServer", "Doors"]
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Where callers come in.
+
+    Attributes:
+        host: Address of the TCP port.
+        port: TCP port, 0 for any that is free; None for none.
+        socket: Path of a unix socket, for the guard's user and group; None for none.
+        tls: Of the TCP port.
+        shared: Whether other processes of this guard listen on the port too.
+    """
+
+    host: str
+    port: int | None
+    socket: Path | None = None
+    tls: ServerTls = field(default_factory=ServerTls)
+    shared: bool = False
+
+
+class DataServer:
+    """Opens the doors, and closes them once what came in is finished.
+
+    Args:
+        doors: Where; files are read here, so that a wrong setting is told before a model is loaded.
+        max_message_bytes: Largest message, either way.
+        max_concurrent_requests: Calls taken in at a time, by all doors together.
+        on_rpc: Told of each call that reaches no method.
+
+    Attributes:
+        port: The TCP port bound, once started; 0 where there is none.
+
+    Raises:
+        SettingsError: If a certificate is not what it has to be.
+    """
+
+    def __init__(
+        self, doors: Doors, *, max_message_bytes: int, max_concurrent_requests: int, on_rpc: OnRpc
+    ) -> None:
+        doors.tls.check()
+        self.port = 0
+        self._doors = doors
+        self._credentials = doors.tls.credentials()
+        self._max_message_bytes = max_message_bytes
+        self._max_concurrent_requests = max_concurrent_requests
+        self._on_rpc = on_rpc
+        self._held: HeldPort | None = None
+        self._server: Any = None
+        self._servicer: InferenceServicer | None = None
+        self._inode = 0
+
+    def hold(self) -> None:
+        """Take the port until :meth:`start`, without listening; look whether the socket's place is free.
+
+        Raises:
+            SettingsError: If one of them is taken.
+        """
+        doors = self._doors
+        if doors.port and not doors.shared:
+            self._held = HeldPort(doors.host, doors.port)
+        if doors.socket is not None:
+            take_place_of_a_dead_one(doors.socket, "socket")
+
+    async def start(self, servicer: InferenceServicer, health: HealthServicer, *, keep: bool) -> None:
+        """Open the doors.
+
+        Args:
+            servicer: Answers what is asked of models.
+            health: Answers who asks how the guard does.
+            keep: Whether requests are kept as they came, for a model server.
+
+        Raises:
+            SettingsError: If one of them is taken.
+        """
+        limit = self._max_message_bytes
+        server = grpc.aio.server(
+            interceptors=[
+                Doorkeeper(
+                    max_message_bytes=limit,
+                    on_rpc=self._on_rpc,
+                    keep=("ModelInfer", "ModelStreamInfer") if keep else (),
+                )
+            ],
+            maximum_concurrent_rpcs=self._max_concurrent_requests,
+            options=[
+                # Twice the limit: up to there the guard refuses by itself, and counts it.
+                ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", int(self._doors.shared)),
+            ],
+        )
+        add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        add_HealthServicer_to_server(health, server)
+        if self._doors.port is not None:
+            self.port = self._open_port(server, self._doors.port)
+        if self._doors.socket is not None:
+            self._open_socket(server, self._doors.socket)
+        await server.start()
+        self._server, self._servicer = server, servicer
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Take in nothing more, and finish what was accepted."""
+        if self._server is not None and self._servicer is not None:
+            self._servicer.end_streams()
+            await self._server.stop(drain_timeout_s)
+        if self._doors.socket is not None and self._inode:
+            remove_socket(self._doors.socket, self._inode)
+
+    def let_go(self) -> None:
+        """Give the port back, if it is still held."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    def _open_port(self, server: Any, port: int) -> int:
+        host = self._doors.host
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6
+        self.let_go()
+        try:
+            if self._credentials is None:
+                bound: int = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on port {port} of {host} (setting 'port'); choose another"
+            ) from error
+        return bound
+
+    def _open_socket(self, server: Any, path: Path) -> None:
+        take_place_of_a_dead_one(path, "socket")
+        try:
+            with files_for(group=True):
+                server.add_insecure_port(address_of_socket(path))
+        except RuntimeError as error:
+            raise SettingsError(
+                f"cannot listen on socket {path}; choose a path of at most 100 bytes that the guard's user "
+                f"may write to"
+            ) from error
+        self._inode = path.lstat().st_ino
