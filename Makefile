@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all peers test-peers check format proto bench clean
+.PHONY: help setup demo test test-all peers test-peers check format proto bench bench-serving clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ proto: $(VENV)/.developer  ## Make the gRPC stubs from proto/
 
 bench: $(VENV)/.developer  ## Measure the serving path; writes benchmarks/results
 	$(BIN)/python -m benchmarks.bench_check
+
+bench-serving: $(VENV)/.developer peers  ## Measure Triton alone, through the guard and through Envoy (ten minutes)
+	$(BIN)/python -m benchmarks.bench_serving
 
 clean:  ## Remove what was built
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
