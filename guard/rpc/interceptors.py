@@ -30,12 +30,18 @@ _FIRST_MESSAGE_S: Final = 1.0
 _Handler = Any  # grpc.RpcMethodHandler, which grpc does not type
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kept:
-    """A request and the bytes that it was read from."""
+    """A request and the bytes that it was read from; empty once opened, as gRPC holds on to the last."""
 
     request: Any
     original: bytes
+
+    def open(self) -> Any:
+        """Return the request, for the running task, which finds its bytes in :data:`ORIGINAL`."""
+        ORIGINAL.set(self.original)
+        request, self.request, self.original = self.request, None, b""
+        return request
 
 
 class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -88,7 +94,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _reading(self, path: str, handler: _Handler) -> _Handler:
         """Return a handler that reads with more care and answers the same."""
         name = path.rpartition("/")[2]
-        read = self._reader(name, handler.request_deserializer)
+        read = self._reader(name, handler.request_deserializer, wrap=handler.request_streaming)
 
         async def answer_stream(requests: Any, context: Context) -> Any:
             return await handler.stream_stream(_unwrapped(requests), context)
@@ -98,8 +104,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 async with answering(context, name, self._on_rpc):
                     raise request
             if isinstance(request, _Kept):
-                ORIGINAL.set(request.original)  # of this call's task alone
-                request = request.request
+                request = request.open()
             return await method(request, context)
 
         if handler.request_streaming:
@@ -109,7 +114,9 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return grpc.unary_stream_rpc_method_handler(answer, read, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
-    def _reader(self, name: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def _reader(
+        self, name: str, deserialize: Callable[[bytes], Any], *, wrap: bool
+    ) -> Callable[[bytes], Any]:
         """Return what reads a method's messages: what is wrong with one is returned, not raised."""
 
         def read(message: bytes) -> Any:
@@ -120,7 +127,9 @@ class Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 )
             try:
                 request = deserialize(message)
-                return _Kept(request, message) if name in self._keep else request
+                if name in self._keep:
+                    return _Kept(request, message)
+                return _Kept(request, b"") if wrap else request
             except DecodeError:
                 return InvalidRequestError(
                     f"the message of {len(message)} bytes is not one that {name} takes; "
@@ -135,13 +144,12 @@ async def _unwrapped(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
     It is set for whoever reads, so a task that is begun before the next is read keeps its own.
     """
-    async for request in requests:
-        if isinstance(request, _Kept):
-            ORIGINAL.set(request.original)
-            yield request.request
+    async for message in requests:  # nothing here holds a request while the next is waited for
+        if isinstance(message, _Kept):
+            yield message.open()
         else:
             ORIGINAL.set(b"")
-            yield request
+            yield message
 
 
 async def first_message(requests: Any) -> None:

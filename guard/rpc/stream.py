@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, runtime_checkable
 
 from guard.errors import QueueFullError, RequestError, ShuttingDownError
-from guard.rpc.interceptors import first_message
+from guard.rpc.interceptors import ORIGINAL, first_message
 from guard.rpc.outcome import Call, Context, OnRpc, Refusal, answering
 from guard.rpc.parameters import encode_parameters
 from guard.rpc.pb import open_inference_pb2 as pb
@@ -137,6 +137,8 @@ class _Stream:
         async for request in self._requests:
             await self._streams.places.take_for_stream()
             task = asyncio.create_task(self._answer(request))
+            del request  # however long the stream is silent, it holds no message
+            ORIGINAL.set(b"")
             task.add_done_callback(self._done)
             self._under_way.add(task)
             self._line.put_nowait(task)
@@ -164,6 +166,7 @@ class _Stream:
         if call.refusal is not None:
             answer = _refused(request, call.refusal)
         answer.infer_response.parameters[_FINAL].bool_param = True
+        ORIGINAL.set(b"")  # which the task holds until its answer is sent
         return answer, call.refusal
 
 

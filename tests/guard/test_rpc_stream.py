@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from fake_dataplane import FakeDataPlane
 
 from guard import errors
 from guard.messages import InferRequest, InferResponse
-from guard.rpc.interceptors import Doorkeeper
+from guard.rpc.interceptors import ORIGINAL, Doorkeeper
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.servicer import InferenceServicer
@@ -331,6 +332,48 @@ async def test_answers_that_nobody_reads_hold_the_window_and_so_the_sender() -> 
 
     assert held == (CONCURRENT // 4, CONCURRENT // 4)
     assert [answer.infer_response.id for answer in context.written] == [f"{number}" for number in range(100)]
+
+
+async def test_a_stream_holds_no_message_once_it_is_answered_sent_or_not() -> None:
+    plane, context = GatedDataPlane(), Unread()
+    servicer = InferenceServicer(plane, max_concurrent_requests=CONCURRENT)
+    originals = [bytes([number]) * 99 for number in range(CONCURRENT // 4)]
+    unheld = [sys.getrefcount(original) for original in originals]
+    silent = asyncio.Event()
+
+    async def requests() -> AsyncIterator[pb.ModelInferRequest]:
+        for number in range(len(originals)):
+            ORIGINAL.set(originals[number])
+            yield echo("a")
+        await silent.wait()
+
+    serving = asyncio.create_task(servicer.ModelStreamInfer(requests(), context))
+    await context.full.wait()
+    for _ in range(1000):  # the event loop turns: all is answered, and one is being sent
+        await asyncio.sleep(0)
+    plane.requests.clear()
+    held = [sys.getrefcount(original) for original in originals]
+    silent.set()
+    context.empty.set()
+    await serving
+
+    assert held == unheld
+    assert len(plane.ended) == len(originals)
+    assert len(context.written) == len(originals)
+
+
+async def test_a_silent_stream_holds_no_message_however_it_came(house: House) -> None:
+    call = house.stub.ModelStreamInfer()
+    await call.write(echo("a"))
+    await call.read()
+    original = house.plane.requests[-1].original
+    assert original is not None
+    message = original.message
+    house.plane.requests.clear()
+    del original
+
+    assert sys.getrefcount(message) == 2, "the name here, and the argument"
+    call.cancel()
 
 
 async def test_calls_and_streams_together_stay_below_the_limit_and_calls_find_room(house: House) -> None:
