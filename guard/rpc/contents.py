@@ -26,7 +26,7 @@ from guard.rpc.pb import open_inference_pb2 as pb
 __all__ = ["decode_raw", "decode_typed", "encode_raw", "encode_typed"]
 
 _MAX_RANK: Final = 32  # the least that any numpy we run on can hold
-_MAX_BYTES: Final = 2**63 - 1
+_MAX_ELEMENTS_OF_ANY: Final = (2**63 - 1) // 8
 _MAX_ELEMENTS: Final = 4096  # of BYTES: each costs the event loop time, an empty one as much
 _LENGTH_BYTES: Final = 4
 
@@ -62,7 +62,7 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], blob: bytes) -> n
     if datatype == "BYTES":
         return _array_of(_split(name, shape, blob), shape)
     dtype = _dtype_of(name, datatype)
-    expected = _element_count(name, shape, dtype.itemsize) * dtype.itemsize
+    expected = _element_count(name, shape) * dtype.itemsize
     if len(blob) != expected:
         raise InvalidRequestError(
             f"input {name!r}: expected {expected} bytes for {datatype} {list(shape)}, got {len(blob)} bytes"
@@ -94,7 +94,7 @@ def decode_typed(
     field, wire_dtype = _TYPED[datatype]
     _refuse_other_fields(name, datatype, field, contents)
     values = getattr(contents, field)
-    expected = _element_count(name, shape, dtype.itemsize)
+    expected = _element_count(name, shape)
     if len(values) != expected:
         raise InvalidRequestError(
             f"input {name!r}: expected {expected} elements for {datatype} {list(shape)}, "
@@ -184,7 +184,7 @@ def _split(name: str, shape: Sequence[int], blob: bytes) -> list[bytes]:
 
 def _require_elements(name: str, shape: Sequence[int], got: int | None) -> int:
     """Return how many elements a BYTES shape has, or refuse it; ``got`` have come where that is known."""
-    expected = _element_count(name, shape, 1)
+    expected = _element_count(name, shape)
     if expected > _MAX_ELEMENTS:
         raise InvalidRequestError(
             f"input {name!r}: expected at most {_MAX_ELEMENTS} elements of BYTES, got shape {list(shape)}"
@@ -203,8 +203,11 @@ def _array_of(elements: list[bytes], shape: Sequence[int]) -> np.ndarray:
     return array.reshape(shape)
 
 
-def _element_count(name: str, shape: Sequence[int], itemsize: int) -> int:
-    """Return the product of a shape that an array could have, or refuse the shape."""
+def _element_count(name: str, shape: Sequence[int]) -> int:
+    """Return the product of a shape that an array could have, or refuse the shape.
+
+    One that could have it in the widest dtype, for elements may be held in more bytes than they came in.
+    """
     if len(shape) > _MAX_RANK:
         raise InvalidRequestError(
             f"input {name!r}: expected at most {_MAX_RANK} dimensions, got {len(shape)}"
@@ -212,7 +215,7 @@ def _element_count(name: str, shape: Sequence[int], itemsize: int) -> int:
     if any(size < 0 for size in shape):
         raise InvalidRequestError(f"input {name!r}: expected dimensions of 0 or more, got {list(shape)}")
     # An empty tensor may claim any size in its other dimensions and still match no bytes at all.
-    if 0 in shape and math.prod(size for size in shape if size) * itemsize > _MAX_BYTES:
+    if 0 in shape and math.prod(size for size in shape if size) > _MAX_ELEMENTS_OF_ANY:
         raise InvalidRequestError(f"input {name!r}: shape {list(shape)} is too large for any array")
     return math.prod(shape)
 

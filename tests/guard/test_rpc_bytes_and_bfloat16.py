@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from guard.arrays import from_bfloat16, held, to_bfloat16
+from guard.errors import InvalidRequestError
 from guard.messages import InferResponse, Tensor
 from guard.rpc.codec import decode_request, encode_response
+from guard.rpc.contents import decode_raw, decode_typed
 from guard.rpc.pb import open_inference_pb2 as pb
 
 
@@ -87,3 +89,16 @@ def test_a_classification_may_come_in_either_field_of_integers(field: str) -> No
     setattr(request.outputs.add(name="y").parameters["classification"], field, 2**40)
 
     assert dict(decode_request(request).classifications) == {"y": 2**40}
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "BF16", "FP16"])
+def test_an_empty_tensor_of_a_shape_that_no_array_can_have_is_refused(datatype: str) -> None:
+    shape = [0, 2**61]  # of elements that may be held in more bytes than they have on the wire
+
+    with pytest.raises(InvalidRequestError, match="is too large for any array"):
+        decode_raw("x", datatype, shape, b"")
+
+
+def test_typed_bytes_may_not_have_such_a_shape_either() -> None:
+    with pytest.raises(InvalidRequestError, match="is too large for any array"):
+        decode_typed("x", "BYTES", [0, 2**61], pb.InferTensorContents())
