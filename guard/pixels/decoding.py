@@ -3,7 +3,7 @@
 What is defined here holds for calibration and for serving alike: grey becomes three equal channels, palettes
 are looked up, alpha is left out, CMYK becomes RGB by Pillow's plain formula, colour profiles are not applied.
 Where another program decodes the same file for itself, whatever programs are known to decode differently
-(alpha, CMYK, a JPEG that holds RGB) is refused.
+(alpha, CMYK, a JPEG that holds RGB, one turned by anything but a JPEG's EXIF) is refused.
 
 Nothing is decoded before the size that the file declares was seen to be within the limit.
 """
@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from guard.errors import InvalidRequestError
+from guard.pixels.structure import scans_of
 
 __all__ = ["COLOUR_MODES", "GRAY_MODES", "decode_image", "encode_png", "pixels_of", "target_mode"]
 
@@ -28,6 +29,8 @@ _FORMATS: Final = ("JPEG", "PNG")
 _PNG_HEADER_AT: Final = slice(12, 16)  # behind the signature and a length
 _PNG_DEPTH_AT: Final = 24  # behind width and height
 _PNG_END: Final = b"IEND\xaeB`\x82"
+_MAX_SCANS: Final = 100  # of a JPEG; progressive ones have about 10, and each costs a pass over all pixels
+_ORIENTATION: Final = 0x0112
 _KNOWN: Final = {
     b"GIF8": "GIF",
     b"BM": "BMP",
@@ -63,6 +66,9 @@ def decode_image(
             mode = target_mode(image.mode, channels)
             if mode is None:
                 raise _unfit(image.mode, channels, where)
+            if upright:
+                image.load()  # behind the pixels of a PNG may be more that is said of them
+                _check_turn(image, where, plain=plain)
             turned = ImageOps.exif_transpose(image) if upright else image
             return pixels_of(turned, mode, channels)
     except (InvalidRequestError, MemoryError):
@@ -133,6 +139,10 @@ def _check_size(image: Image.Image, where: str, max_pixels: int) -> None:
 def _check_kind(image: Image.Image, blob: bytes, where: str, *, plain: bool) -> None:
     if image.format == "PNG":
         _check_png(image, blob, where)
+    elif scans_of(blob) > _MAX_SCANS:
+        raise InvalidRequestError(
+            f"{where} is a JPEG of {scans_of(blob)} scans, expected at most {_MAX_SCANS}; save it anew"
+        )
     if not plain:
         return
     odd = {
@@ -142,10 +152,24 @@ def _check_kind(image: Image.Image, blob: bytes, where: str, *, plain: bool) -> 
     }
     for what, is_so in odd.items():
         if is_so:
-            raise InvalidRequestError(
-                f"{where} is an image {what}, which programs decode differently, so that what is checked may "
-                f"not be what the model server sees; save it as a plain RGB or grey image"
-            )
+            raise _ambiguous(what, where)
+
+
+def _check_turn(image: Image.Image, where: str, *, plain: bool) -> None:
+    """Refuse an orientation that Pillow finds and others do not look for: in XMP, in text, in a PNG."""
+    if not plain or image.getexif().get(_ORIENTATION, 1) == 1:
+        return
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    if image.format == "PNG" or _ORIENTATION not in exif:
+        raise _ambiguous("turned by something else than a JPEG's EXIF", where)
+
+
+def _ambiguous(what: str, where: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{where} is an image {what}, which programs decode differently, so that what is checked may "
+        f"not be what the model server sees; save it as a plain RGB or grey image"
+    )
 
 
 def _holds_rgb(image: Image.Image) -> bool:

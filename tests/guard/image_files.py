@@ -44,9 +44,14 @@ def png_declaring(width: int, height: int, depth: int = 8, colour: int = 2, data
 
 def turned(pixels: np.ndarray, orientation: int) -> bytes:
     """Return a JPEG of these pixels with an EXIF orientation."""
+    return encoded(pixels, "JPEG", quality=95, exif=orientation_of(orientation))
+
+
+def orientation_of(orientation: int) -> Image.Exif:
+    """Return EXIF of nothing but an orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(pixels, "JPEG", quality=95, exif=exif)
+    return exif
 
 
 def wire(elements: list[bytes]) -> bytes:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from guard.errors import InvalidRequestError
 from guard.pixels.decoding import decode_image, encode_png
-from tests.guard.image_files import chunk, encoded, noise, picture, png_declaring, turned
+from guard.pixels.structure import scans_of
+from tests.guard.image_files import chunk, encoded, noise, orientation_of, picture, png_declaring, turned
 
 PIXELS = noise((6, 5))
 
@@ -187,6 +188,51 @@ def test_what_programs_decode_differently_is_refused_where_another_decodes_too(
 ) -> None:
     assert decoded(blob).shape == (6, 5, 3)
     assert f"image 0 is an image {what}, which programs decode differently" in refusal(blob, plain=True)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [encoded(PIXELS, "JPEG", xmp=XMP), encoded(PIXELS, exif=orientation_of(6))],
+    ids=["XMP", "EXIF of a PNG"],
+)
+def test_turned_by_what_programs_do_not_all_read_is_refused_where_another_decodes_too(blob: bytes) -> None:
+    assert decoded(blob, upright=True).shape == (5, 6, 3)
+    assert "turned by something else than a JPEG's EXIF, which programs" in refusal(
+        blob, upright=True, plain=True
+    )
+    assert decoded(blob, plain=True).shape == (6, 5, 3)
+    assert decoded(turned(PIXELS, 6), plain=True, upright=True).shape == (5, 6, 3)
+
+
+def with_scans(blob: bytes, more: int) -> bytes:
+    """Return a progressive JPEG whose last scan comes so many times more."""
+    last = blob[blob.rindex(b"\xff\xda") : -2]
+    return blob[:-2] + last * more + b"\xff\xd9"
+
+
+def test_a_jpeg_that_is_gone_over_again_and_again_is_refused() -> None:
+    progressive = encoded(PIXELS, "JPEG", progressive=True)
+    scans = scans_of(progressive)
+
+    assert 5 < scans < 15
+    assert decoded(with_scans(progressive, 100 - scans)).shape == (6, 5, 3)
+    assert "image 0 is a JPEG of 101 scans, expected at most 100; save it anew" in refusal(
+        with_scans(progressive, 101 - scans)
+    )
+
+
+def test_scans_are_counted_in_the_image_alone_not_in_what_lies_beside_it() -> None:
+    pixels = noise((40, 40))
+    thumbnail = encoded(pixels, "JPEG", progressive=True)
+
+    blob = encoded(pixels, "JPEG", comment=thumbnail, restart_marker_blocks=1) + thumbnail
+
+    assert scans_of(blob) == 1
+    assert scans_of(thumbnail) > 5
+    assert scans_of(encoded(pixels)) >= 0, "of another format, and it ends"
 
 
 @settings(max_examples=150, deadline=None)
