@@ -1,4 +1,4 @@
-"""What a file is made of, as its own bytes say it: told before it is decoded, and without decoding it. Pure."""
+"""What a file is made of, as its own bytes say: told before it is decoded, and without decoding it. Pure."""
 
 from __future__ import annotations
 
