@@ -20,6 +20,7 @@ from guard.errors import ProbeError, UpstreamError, UpstreamStatusError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.runtime.loader import LoadedModel
 from guard.runtime.probing import check_logits
+from guard.upstream.encoded_doubts import Doubt, doubts_of
 from guard.upstream.encoded_probe import encoded_probe
 from guard.upstream.forms import EncodedInput, InputForm, alike, form_of
 from guard.upstream.link import Address, Link
@@ -107,6 +108,9 @@ async def get_acquainted(
     logits, versions = await predictor.answers(images, form)
     version = _only_version(versions, model, address)
     _check_answers(logits, probe, address, encoded)
+    if encoded is not None and probe is not None:
+        for doubt in await doubts_of(probe.images, model, encoded.record):
+            await _settle(doubt, predictor, form, address)
     return Acquaintance(version, metadata)
 
 
@@ -176,6 +180,16 @@ def _check_answers(
             f"{address} answers encoded images otherwise than encoded_images declares ({error}); compare "
             f"resize, crop, scale, mean, std, colour and input with what that server does"
         ) from error
+
+
+async def _settle(doubt: Doubt, predictor: Predictor, form: InputForm, address: Address) -> None:
+    try:
+        logits, _ = await predictor.answers(doubt.files, form)
+    except UpstreamStatusError:
+        if doubt.form == "JPEG":  # a server that takes none reads none otherwise
+            return
+        raise
+    doubt.settle(logits, str(address))
 
 
 def _only_version(versions: set[str], model: LoadedModel, address: Address) -> str:

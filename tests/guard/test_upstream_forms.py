@@ -11,13 +11,13 @@ import grpc
 import ml_dtypes  # onnx brings it; the guard itself does without
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from upstream_house import BOUNDARY, CLEAN, SUSPICIOUS, in_front_of, refused, sent, tiny_repository
 
 from guard.artifact import Preprocessing
 from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import make_profile, probe_of, random_images, write_tiny_artifact
-from tests.guard.image_files import encoded, noise, wire
+from tests.guard.image_files import encoded, noise, turned, wire
 from tests.model_server import ModelServer
 from tests.reference_check import linear_logits
 from tests.serving import PATIENCE_S, Client, infer_request, serving
@@ -53,6 +53,8 @@ class HalfServer(ModelServer):
 class ImageServer(ModelServer):
     """Takes encoded images at an input of its own, as an ensemble that decodes them does."""
 
+    filter = Image.Resampling.BILINEAR
+
     def __init__(self, shape: tuple[int, ...] = (-1, 1), *, resize: int = 8, name: str = "file") -> None:
         super().__init__(linear_classifier())
         self.shape, self.resize, self.input_name = shape, resize, name
@@ -63,6 +65,9 @@ class ImageServer(ModelServer):
         said.inputs.add(name=self.input_name, datatype="BYTES", shape=self.shape)
         return said.SerializeToString()
 
+    def _opened(self, file: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(file))
+
     def _run(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         tensor, raw = request.inputs[0], request.raw_input_contents[0]
         assert (tensor.name, tensor.datatype) == (self.input_name, "BYTES")
@@ -70,8 +75,8 @@ class ImageServer(ModelServer):
         rows = []
         while raw:
             end = 4 + int.from_bytes(raw[:4], "little")
-            with Image.open(io.BytesIO(raw[4:end])) as image:
-                whole = image.resize((self.resize, self.resize), Image.Resampling.BILINEAR)
+            with self._opened(raw[4:end]) as image:
+                whole = image.resize((self.resize, self.resize), self.filter)
                 rows.append(np.asarray(whole.resize((8, 8), Image.Resampling.BILINEAR)).transpose(2, 0, 1))
             raw = raw[end:]
         images = np.stack(rows).astype(np.float32) / 255
@@ -183,6 +188,50 @@ async def test_a_server_that_decodes_otherwise_than_declared_gets_no_request(tmp
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "compare resize, crop, scale, mean, std, colour and input" in error.details()
     assert server.predictions == []
+
+
+class TurningServer(ImageServer):
+    """Turns images as EXIF says, as OpenCV and DALI do unless they are told not to."""
+
+    def _opened(self, file: bytes) -> Image.Image:
+        return ImageOps.exif_transpose(super()._opened(file))
+
+
+class SubsamplingServer(ImageServer):
+    """Leaves pixels out where images become smaller."""
+
+    filter = Image.Resampling.NEAREST
+
+
+@pytest.mark.parametrize(
+    ("server", "declared", "words"),
+    [
+        (TurningServer(), {}, "JPEG files that EXIF has turned are read in another way there"),
+        (ImageServer(), {"orientation": "apply"}, "JPEG files that EXIF has turned are read in another way"),
+        (SubsamplingServer(), {"resize": [8, 8]}, "PNG files that become smaller are read in another way"),
+    ],
+    ids=["turns", "does not turn", "leaves pixels out"],
+)
+async def test_a_server_that_reads_files_otherwise_of_which_calibration_had_none_gets_no_request(
+    tmp_path: Path, server: ImageServer, declared: dict[str, Any], words: str
+) -> None:
+    async with server:
+        quick = {"own": {"encoded_images": {"input": "file", **declared}}, "upstream_wait_s": 0.2}
+        async with in_front_of(server, eight_bit_repository(tmp_path), **quick) as client:
+            error = await told(client, files_request([encoded(noise())]), words)
+
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert server.predictions == []
+
+
+async def test_a_server_that_turns_images_is_asked_where_that_is_declared(tmp_path: Path) -> None:
+    async with TurningServer() as server:
+        own = {"encoded_images": {"input": "file", "resize": [8, 8], "orientation": "apply"}}
+        own |= {"policy": "flag"}
+        async with in_front_of(server, eight_bit_repository(tmp_path), own=own) as client:
+            await client.infer(files_request([turned(noise((40, 40)), 6)]))
+
+    assert len(server.predictions) == 1
 
 
 async def test_a_server_of_encoded_images_that_nobody_declared_gets_no_request(tmp_path: Path) -> None:
