@@ -15,7 +15,8 @@ from guard.dataplane.intake import Intake, check_declaration
 from guard.errors import SettingsError
 from guard.metrics import Metrics
 from guard.model_settings import SAME, ModelSettings
-from guard.rpc.access import Access
+from guard.rpc.access import Access, OnEvent
+from guard.rpc.admin_server import AdminServer
 from guard.rpc.data_server import DataServer, Doors
 from guard.rpc.outcome import OnRpc
 from guard.rpc.server_tls import ServerTls
@@ -26,6 +27,7 @@ from guard.workers.seat import Seat
 
 __all__ = [
     "access_of",
+    "admin_server_of",
     "data_server_of",
     "declare_encoded_images",
     "fleet_of",
@@ -47,6 +49,7 @@ def runtime_options_of(settings: Settings) -> RuntimeOptions:
         threads=settings.threads or None,
         max_batch_pairs=settings.max_batch_pairs,
         max_queue_rows=settings.max_queue_rows,
+        max_client_rows=settings.max_client_rows,
     )
 
 
@@ -122,6 +125,22 @@ def worker_settings(settings: Settings, seat: Seat, port: int) -> dict[str, Any]
     }
     # What is at its default is left out: some settings mean something by being there at all.
     return settings.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
+
+
+def admin_server_of(settings: Settings, on_rpc: OnRpc, on_event: OnEvent, *, silent: bool) -> AdminServer:
+    """Return the admin face.
+
+    Args:
+        settings: What an operator set.
+        on_rpc: Told of each call.
+        on_event: Told of each call that ended, and of those turned away.
+        silent: Whether nobody is told, as who asks is a parent that counts and records who asked it.
+
+    Raises:
+        SettingsError: If it would be open to whoever knocks, or a file is not what it has to be.
+    """
+    access = access_of(settings)
+    return AdminServer(access) if silent else AdminServer(access, on_rpc=on_rpc, on_event=on_event)
 
 
 def data_server_of(settings: Settings, on_rpc: OnRpc, *, shared: bool) -> DataServer:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from guard import __version__
 from guard.artifact import Artifact
 from guard.assembly import (
-    access_of,
+    admin_server_of,
     data_server_of,
     declare_encoded_images,
     fleet_of,
@@ -44,7 +44,6 @@ from guard.quarantine import Bounds
 from guard.records import Records
 from guard.repository import find_models
 from guard.rpc.access import DENIED
-from guard.rpc.admin_server import AdminServer
 from guard.rpc.health import HealthServicer
 from guard.rpc.reception import CALL
 from guard.rpc.servicer import InferenceServicer
@@ -125,7 +124,7 @@ class GuardServer:
             SettingsError: If a port is taken, the device is not there, or the admin face would be open.
         """
         settings = self._settings
-        admin = self._admin_face()
+        admin = admin_server_of(settings, self._metrics.rpc, self._tell, silent=self._place.shared)
         doors = data_server_of(settings, self._metrics.rpc, shared=self._place.shared)
         async with self._exit:
             for door in (doors, admin):  # what is taken is told before models are loaded, which takes long
@@ -150,6 +149,7 @@ class GuardServer:
                 dataplane,
                 on_rpc=self._metrics.rpc,
                 max_concurrent_requests=settings.max_concurrent_requests,
+                client_header=settings.client_header,
             )
             await doors.start(servicer, self._health, keep=self._relays)
             self._exit.push_async_callback(doors.stop, settings.drain_timeout_s)
@@ -186,12 +186,6 @@ class GuardServer:
         await self._health.stop()
         await self._exit.aclose()
         _log.info("stopped")
-
-    def _admin_face(self) -> AdminServer:
-        access = access_of(self._settings)
-        if self._place.shared:  # who asks is the parent, which counts and records who asked it
-            return AdminServer(access)
-        return AdminServer(access, on_rpc=self._metrics.rpc, on_event=self._tell)
 
     async def _open_records(self) -> None:
         """Open what was asked for before anything can happen; it is closed after everything has."""

@@ -25,6 +25,7 @@ __all__ = ["Settings", "load_settings"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 MessageBytes = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC keeps it in 32 bits
+_METADATA_KEY: Final = r"^[a-z0-9_.][a-z0-9_.-]{0,63}$"  # as gRPC has them, in small letters
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
         threads: CPU threads of one device call; 0 for one a core, or its share of them for a worker.
         max_batch_pairs: Pairs (image and overlay) a device batch is filled up to.
         max_queue_rows: Rows that may wait for one model before requests are shed.
+        max_client_rows: Rows of one client that may wait for answers of one model; None for as many as there
+            is room.
+        client_header: Metadata key in which a trusted proxy in front says who asks; None for the address of
+            the caller.
         max_request_rows: Most rows in one request.
         max_message_bytes: Largest gRPC message, either way.
         max_image_pixels: Most pixels of an encoded image (BYTES), as its file declares them.
@@ -119,6 +124,8 @@ class Settings(BaseSettings):
     threads: Threads = 0
     max_batch_pairs: Count = 64
     max_queue_rows: Count = 1024
+    max_client_rows: Count | None = None
+    client_header: Annotated[str, Field(pattern=_METADATA_KEY)] | None = None
     max_request_rows: Count = 64
     max_message_bytes: MessageBytes = 64 * 1024 * 1024
     max_image_pixels: Annotated[int, Field(ge=1, le=2**26)] = 2**24
@@ -159,6 +166,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"expected max_request_rows to be at most max_queue_rows, "
                 f"got {self.max_request_rows} and {self.max_queue_rows}"
+            )
+        if self.max_client_rows is not None and self.max_request_rows > self.max_client_rows:
+            raise ValueError(
+                f"expected max_request_rows to be at most max_client_rows, "
+                f"got {self.max_request_rows} and {self.max_client_rows}"
             )
         return self
 

@@ -107,7 +107,12 @@ def http_get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def with_device(model: LoadedModel, device: CheckedClassifier, max_queue_rows: int = 100) -> LoadedModel:
+def with_device(
+    model: LoadedModel,
+    device: CheckedClassifier,
+    max_queue_rows: int = 100,
+    max_client_rows: int | None = None,
+) -> LoadedModel:
     """Return the model with its scheduler on another device."""
     model.scheduler.close()
     check = model.profile.check
@@ -116,6 +121,7 @@ def with_device(model: LoadedModel, device: CheckedClassifier, max_queue_rows: i
         Strip(CheckPlan(check.rounds), model.profile.boundary.boundary_bits),
         max_batch_pairs=64,
         max_queue_rows=max_queue_rows,
+        max_client_rows=max_client_rows,
         name=model.name,
     )
     return replace(model, scheduler=scheduler)
@@ -129,6 +135,6 @@ def hold_devices(
 
     def load_held(name: str, directory: Path, options: Any, **hooks: Any) -> LoadedModel:
         model = load(name, directory, options, **hooks)
-        return with_device(model, hold(model.classifier), options.max_queue_rows)
+        return with_device(model, hold(model.classifier), options.max_queue_rows, options.max_client_rows)
 
     monkeypatch.setattr(guard.server, "load_model", load_held)

@@ -17,8 +17,8 @@ from guard.errors import CheckFailedError, InputRejectedError
 from guard.incidents import NO_LABEL
 from guard.messages import InferRequest
 from guard.metrics import Metrics, Outcome, UncheckableReason
+from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel
-from guard.runtime.rounds import Row
 
 __all__ = ["Judge"]
 

@@ -14,8 +14,8 @@ from guard.dataplane.validation import accepted_images, uncheckable_rows
 from guard.errors import DeadlineError, UncheckableInputError
 from guard.messages import InferRequest
 from guard.metrics import UncheckableReason
+from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel
-from guard.runtime.rounds import Row
 from guard.runtime.submission import Submission
 
 __all__ = ["Question", "Reply"]
@@ -108,7 +108,9 @@ class Question:
             DeadlineError: If it takes too long.
         """
         began = clock()
-        submission = self.model.scheduler.submit(self.images, self.to_check, answer_first=answer_first)
+        submission = self.model.scheduler.submit(
+            self.images, self.to_check, answer_first=answer_first, client=self.request.client
+        )
         try:
             async with asyncio.timeout(limit_s):
                 logits = await submission.prediction

@@ -43,8 +43,8 @@ from guard.errors import (
 from guard.incidents import Witness
 from guard.messages import InferRequest, InferResponse, Relayed
 from guard.metrics import Metrics, Outcome, Stage
+from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel
-from guard.runtime.rounds import Row
 from guard.runtime.submission import Submission
 
 __all__ = ["Relay", "require_understood"]
@@ -174,7 +174,9 @@ class _Exchange:
 
     def _submit(self, *, answer_first: bool) -> Submission:
         question = self.question
-        return question.model.scheduler.submit(question.images, question.to_check, answer_first=answer_first)
+        return question.model.scheduler.submit(
+            question.images, question.to_check, answer_first=answer_first, client=question.request.client
+        )
 
     def _call(self, ends: float) -> asyncio.Task[Relayed]:
         question = self.question

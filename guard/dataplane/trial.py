@@ -30,8 +30,8 @@ from guard.dataplane.share import Share
 from guard.dataplane.validation import uncheckable_rows
 from guard.detection.strip import Decision
 from guard.errors import CheckFailedError, DeadlineError, UnavailableError, UncheckableInputError
+from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel
-from guard.runtime.rounds import Row
 from guard.runtime.slot import ModelSlot
 from guard.runtime.submission import Submission
 

@@ -22,10 +22,11 @@ from guard.messages import (
     Reading,
     ServerDescription,
 )
+from guard.rpc.client_name import client_of
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
 from guard.rpc.interceptors import ORIGINAL
 from guard.rpc.listing import encode_index, encode_statistics, refuse_other_repository
-from guard.rpc.outcome import Context, OnRpc, address_of, answering, ignore_rpc
+from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.places import Places
@@ -119,11 +120,18 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             named for ModelInfer only, and only when the data plane knows it, so that the set of
             names stays closed whatever callers ask for.
         max_concurrent_requests: Most requests under way at once, those of streams included.
+        client_header: Metadata key in which a trusted proxy says who asks; None where there is no proxy.
     """
 
     def __init__(
-        self, dataplane: DataPlane, *, on_rpc: OnRpc = ignore_rpc, max_concurrent_requests: int = 256
+        self,
+        dataplane: DataPlane,
+        *,
+        on_rpc: OnRpc = ignore_rpc,
+        max_concurrent_requests: int = 256,
+        client_header: str | None = None,
     ) -> None:
+        self._client_header = client_header
         self._dataplane = dataplane
         self._on_rpc = on_rpc
         self._places = Places(max_concurrent_requests)
@@ -217,7 +225,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         decoded = decode_request(
             request,
             timeout_s=context.time_remaining(),
-            client=address_of(context.peer()),
+            client=client_of(context, self._client_header),
             message=ORIGINAL.get(),
             read=self._dataplane.reads(request.model_name),
             metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),

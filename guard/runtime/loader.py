@@ -31,12 +31,14 @@ class RuntimeOptions:
         threads: CPU threads of one device call; None for one a core.
         max_batch_pairs: Pairs a device batch is filled up to.
         max_queue_rows: Rows that may wait or run before requests are shed.
+        max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
     """
 
     device: Device = "auto"
     threads: int | None = None
     max_batch_pairs: int = 64
     max_queue_rows: int = 1024
+    max_client_rows: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,7 @@ def load_model(
         Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
         max_batch_pairs=options.max_batch_pairs,
         max_queue_rows=options.max_queue_rows,
+        max_client_rows=options.max_client_rows,
         on_batch=on_batch,
         name=name,
     )

@@ -3,12 +3,13 @@
 Theory of operation. Every submitted image is a row that needs one or more rounds: round 0 is
 the image itself together with its first overlays, later rounds are more overlays while the
 detector is undecided. A device batch is filled until it holds ``max_pairs`` pairs, one round of
-one row of each submission in turn, beginning with the submission served longest ago: rows in
-their last round and rows that just arrived share one call (continuous batching), and a caller who
-sends many rows, or rows that cost all passes, cannot starve the others. A round is never split,
-and a batch takes at least one, so nobody who waits for an answer waits for ever. Checks of tasks that were
-answered first (policy ``monitor``) come after everybody who still waits, and are given up, and
-reported so, where the line would overflow. Background tasks (a candidate's shadows) share a call with nobody:
+one row of each client in turn, beginning with the client served longest ago, and of the client's
+submissions in turn (:mod:`guard.runtime.turns`): rows in their last round and rows that just arrived share
+one call (continuous batching), and a client who sends many requests, many rows, or rows that cost all
+passes, cannot starve the others. A round is never split, and a batch takes at least one, so nobody who
+waits for an answer waits for ever. Checks of tasks that were answered first (policy ``monitor``) come after
+everybody who still waits, and are given up, and reported so, where the line would overflow: those of the
+client that has most of them first. Background tasks (a candidate's shadows) share a call with nobody:
 they run when there is nothing else in the line, and are the first to be given up. A row's evidence depends on
 its own blends only, never on which batch they ran in.
 
@@ -26,73 +27,18 @@ loop around this.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-from jaxtyping import Bool
 
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
-from guard.detection.strip import Decision, Evidence, Strip
+from guard.detection.strip import Strip
 from guard.errors import QueueFullError
+from guard.runtime.check_task import CheckTask
+from guard.runtime.turns import Turns
 
-__all__ = ["Batch", "CheckTask", "Line", "Row"]
-
-
-@dataclass
-class Row:
-    """What is known of one row.
-
-    Attributes:
-        wanted: Whether the row is checked; if not, it only gets its prediction.
-        predicted: Whether its logits are there.
-        decision: The detector's decision; stays None where no check was wanted or finished.
-    """
-
-    wanted: bool
-    predicted: bool = False
-    evidence: Evidence = field(default_factory=Evidence)
-    decision: Decision | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to run for this row."""
-        return self.predicted and (not self.wanted or self.decision is not None)
-
-
-@dataclass(eq=False)
-class CheckTask:
-    """One submission: images that arrived together and are answered together.
-
-    Attributes:
-        images: Rows in the model's input space.
-        rows: State of each row.
-        answer_first: Whether the prediction is wanted before the check (policy ``monitor``):
-            round 0 is then the image alone.
-        background: Whether it only runs while nothing else waits, and makes room for everything else.
-        logits: The model's output for each row, filled in by round 0.
-        answered: Whether an ``answer_first`` task's prediction is complete.
-        error: Why the task failed, if it did.
-    """
-
-    images: Images
-    rows: list[Row]
-    answer_first: bool = False
-    background: bool = False
-    logits: np.ndarray | None = None
-    answered: bool = False
-    error: BaseException | None = None
-
-    @classmethod
-    def of(
-        cls,
-        images: Images,
-        to_check: Bool[np.ndarray, " n"],
-        *,
-        answer_first: bool = False,
-        background: bool = False,
-    ) -> CheckTask:
-        """Return a task for these images; rows outside ``to_check`` only get their prediction."""
-        return cls(images, [Row(bool(wanted)) for wanted in to_check], answer_first, background)
+__all__ = ["Batch", "Line"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +73,19 @@ class Batch:
         """The tasks in the batch, in their turn, each once."""
         return list(dict.fromkeys(unit.task for unit in self.units))
 
+    def check_sizes(self, logits: np.ndarray, entropies: np.ndarray) -> None:
+        """Refuse results that are not of this batch.
+
+        Raises:
+            ValueError: If there are not as many of each as pairs.
+        """
+        pairs = len(self.image_index)
+        if logits.ndim != 2 or len(logits) != pairs or entropies.shape != (pairs,):
+            raise ValueError(
+                f"expected a row of output and an entropy for each of {pairs} pairs, got the shapes "
+                f"{logits.shape} and {entropies.shape}"
+            )
+
 
 class Line:
     """Tasks in their turn, and the batches made of them.
@@ -134,13 +93,22 @@ class Line:
     Attributes:
         max_pairs: Pairs a batch is filled up to.
         max_rows: Rows that may wait; a submission beyond that is refused.
+        max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
     """
 
-    def __init__(self, strip: Strip, *, max_pairs: int, max_rows: int) -> None:
+    def __init__(
+        self, strip: Strip, *, max_pairs: int, max_rows: int, max_client_rows: int | None = None
+    ) -> None:
         self.max_pairs = max_pairs
         self.max_rows = max_rows
+        self.max_client_rows = max_client_rows
         self._strip = strip
-        self._tasks: dict[CheckTask, None] = {}
+        self._tasks: dict[CheckTask, Turns[CheckTask]] = {}  # which of the three each is in
+        self._waiting, self._answered, self._background = (
+            Turns[CheckTask](),
+            Turns[CheckTask](),
+            Turns[CheckTask](),
+        )
         self._rows = 0
 
     @property
@@ -156,8 +124,9 @@ class Line:
             room; they are out of the line, their remaining rows undecided.
 
         Raises:
-            QueueFullError: If the task does not fit even so.
+            QueueFullError: If the task does not fit even so, or its client has too many waiting.
         """
+        self._refuse_a_flood(task)
         room = self.max_rows - self._rows - len(task.images)
         evicted: list[CheckTask] = []
         victims = self._victims(task)
@@ -171,14 +140,14 @@ class Line:
             )
         for victim in evicted:
             self.discard(victim)
-        self._tasks[task] = None
+        self._put(task, self._background if task.background else self._waiting)
         self._rows += len(task.images)
         return evicted
 
     def discard(self, task: CheckTask) -> None:
         """Take a task out of the line; what is running of it is dropped when it comes back."""
         if task in self._tasks:
-            del self._tasks[task]
+            self._tasks.pop(task).remove(task)
             self._rows -= len(task.images)
 
     def next_batch(self, only: Iterable[CheckTask] | None = None) -> Batch | None:
@@ -189,13 +158,13 @@ class Line:
         """
         units: list[_Unit] = []
         pairs = 0
-        for unit in self._units(self._in_turn() if only is None else only):
+        for unit in self._in_turn() if only is None else self._units_of_all(only):
             if units and pairs + unit.pairs > self.max_pairs:
                 break
             units.append(unit)
             pairs += unit.pairs
-        for served in dict.fromkeys(unit.task for unit in units):
-            self._tasks[served] = self._tasks.pop(served)  # to the end of the line
+        for unit in units:
+            self._tasks[unit.task].served(unit.task)
         return self._batch(tuple(units)) if units else None
 
     def complete(self, batch: Batch, logits: Logits, entropies: EntropyBits) -> list[CheckTask]:
@@ -223,21 +192,30 @@ class Line:
     def _victims(self, task: CheckTask) -> Iterator[CheckTask]:
         """Yield what makes room for a task; nothing does for one in the background."""
         if not task.background:
-            yield from (waiting for waiting in self._tasks if waiting.background)
-            yield from (waiting for waiting in self._tasks if waiting.answered and not waiting.background)
+            yield from self._background.of_the_fullest()
+            yield from self._answered.of_the_fullest()
 
-    def _in_turn(self) -> Iterator[CheckTask]:
-        waiting = [task for task in self._tasks if not task.background] or list(self._tasks)
-        yield from (task for task in waiting if not task.answered)
-        yield from (task for task in waiting if task.answered)
+    def _refuse_a_flood(self, task: CheckTask) -> None:
+        if self.max_client_rows is None or task.background:
+            return
+        waiting = self._waiting.size_of(task.client)
+        if waiting + task.size > self.max_client_rows:
+            raise QueueFullError(
+                f"{waiting} rows of this client are waiting and {task.size} more came, expected at most "
+                f"{self.max_client_rows} (max_client_rows); wait for answers before sending more"
+            )
 
-    def _units(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
-        """Yield the next round of one undecided row of each task in turn, then of their next rows."""
-        waiting = [self._units_of(task) for task in tasks if task in self._tasks]
-        while waiting:
-            nexts = [(units, next(units, None)) for units in waiting]
-            yield from (unit for _, unit in nexts if unit is not None)
-            waiting = [units for units, unit in nexts if unit is not None]
+    def _put(self, task: CheckTask, turns: Turns[CheckTask]) -> None:
+        self._tasks[task] = turns
+        turns.add(task)
+
+    def _in_turn(self) -> Iterator[_Unit]:
+        """Yield the next round of one undecided row of each client in turn, then of their next rows."""
+        classes = (self._waiting, self._answered) if self._waiting or self._answered else (self._background,)
+        return chain.from_iterable(turns.units(self._units_of) for turns in classes)
+
+    def _units_of_all(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
+        return chain.from_iterable(self._units_of(task) for task in tasks if task in self._tasks)
 
     def _units_of(self, task: CheckTask) -> Iterator[_Unit]:
         return (self._unit(task, index) for index, row in enumerate(task.rows) if not row.done)
@@ -270,5 +248,9 @@ class Line:
             self.discard(task)
             return True
         just_answered = task.answer_first and not task.answered and all(row.predicted for row in task.rows)
-        task.answered = task.answered or just_answered
+        if just_answered:
+            task.answered = True
+            if not task.background:
+                self._tasks[task].remove(task)
+                self._put(task, self._answered)
         return just_answered

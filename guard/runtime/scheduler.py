@@ -41,7 +41,8 @@ from jaxtyping import Bool
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import Strip
 from guard.errors import CheckFailedError, ShuttingDownError, UnavailableError
-from guard.runtime.rounds import Batch, CheckTask, Line
+from guard.runtime.check_task import CheckTask
+from guard.runtime.rounds import Batch, Line
 from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
 
 __all__ = ["CheckedClassifier", "Scheduler"]
@@ -70,6 +71,7 @@ class Scheduler:
         strip: The detector.
         max_batch_pairs: Pairs a device batch is filled up to.
         max_queue_rows: Rows that may wait or run; more are refused.
+        max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
         on_batch: Told the pairs and seconds of each device call, from the device thread; what it raises
             is logged.
         name: For the thread and the log.
@@ -82,11 +84,14 @@ class Scheduler:
         *,
         max_batch_pairs: int,
         max_queue_rows: int,
+        max_client_rows: int | None = None,
         on_batch: Callable[[int, float], None] = lambda _pairs, _seconds: None,
         name: str = "model",
     ) -> None:
         self._classifier = classifier
-        self._new_line = partial(Line, strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows)
+        self._new_line = partial(
+            Line, strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows, max_client_rows=max_client_rows
+        )
         self._line = self._new_line()
         self._on_batch = on_batch
         self._name = name
@@ -114,6 +119,7 @@ class Scheduler:
         *,
         answer_first: bool = False,
         background: bool = False,
+        client: str = "",
     ) -> Submission:
         """Put images in line; call it on the event loop.
 
@@ -123,13 +129,14 @@ class Scheduler:
             answer_first: Resolve the prediction before the check runs.
             background: Run while nothing else waits; what had to make room for others resolves ``rows``
                 alone, with some undecided.
+            client: Who sent them; clients take turns.
 
         Raises:
-            QueueFullError: If too many rows are waiting.
+            QueueFullError: If too many rows are waiting, of all or of that client.
             ShuttingDownError: If the scheduler is closing.
         """
         loop = asyncio.get_running_loop()
-        task = CheckTask.of(images, to_check, answer_first=answer_first, background=background)
+        task = CheckTask.of(images, to_check, answer_first=answer_first, background=background, client=client)
         submission = Submission(task, loop.create_future(), loop.create_future())
         with self._changed:
             if self._closing:
@@ -240,7 +247,7 @@ class Scheduler:
         start = time.perf_counter()
         try:
             logits, entropies = self._classifier.check(batch.images, batch.image_index, batch.overlay_index)
-            _check_sizes(len(batch.image_index), logits, entropies)
+            batch.check_sizes(logits, entropies)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error
         self._tell(len(batch.image_index), time.perf_counter() - start)
@@ -288,11 +295,3 @@ class Scheduler:
             loop = done[0][1].rows.get_loop()
             with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
                 loop.call_soon_threadsafe(deliver, [submission for _, submission in done])
-
-
-def _check_sizes(pairs: int, logits: np.ndarray, entropies: np.ndarray) -> None:
-    if logits.ndim != 2 or len(logits) != pairs or entropies.shape != (pairs,):
-        raise ValueError(
-            f"expected a row of output and an entropy for each of {pairs} pairs, got the shapes "
-            f"{logits.shape} and {entropies.shape}"
-        )

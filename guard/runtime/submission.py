@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from guard.runtime.rounds import CheckTask, Row
+from guard.runtime.check_task import CheckTask, Row
 
 Value = TypeVar("Value")
 

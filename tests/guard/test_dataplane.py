@@ -36,8 +36,8 @@ from guard.errors import (
 from guard.incidents import NO_LABEL, Incident, Witness
 from guard.messages import InferRequest, InferResponse, ModelDescription, Tensor, TensorSpec
 from guard.metrics import Metrics
+from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
-from guard.runtime.rounds import Row
 from guard.runtime.slot import ModelSlot
 from tests import tiny_models
 from tests.artifacts import random_images, write_tiny_artifact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count, zip_longest
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Decision, Evidence, Strip
 from guard.errors import QueueFullError
-from guard.runtime.rounds import Batch, CheckTask, Line
+from guard.runtime.check_task import CheckTask
+from guard.runtime.rounds import Batch, Line
 
 ROUNDS = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 BOUNDARY = st.floats(0.0, 2.1)
@@ -30,9 +32,11 @@ def line_of(strip: Strip, max_pairs: int = 64, max_rows: int = 100) -> Line:
     return Line(strip, max_pairs=max_pairs, max_rows=max_rows)
 
 
-def task_of(numbers: list[int], mask: list[bool] | None = None, *, answer_first: bool = False) -> CheckTask:
+def task_of(
+    numbers: list[int], mask: list[bool] | None = None, *, answer_first: bool = False, client: str = ""
+) -> CheckTask:
     to_check = np.array(mask or [True] * len(numbers))
-    return CheckTask.of(numbered_images(numbers), to_check, answer_first=answer_first)
+    return CheckTask.of(numbered_images(numbers), to_check, answer_first=answer_first, client=client)
 
 
 def run(line: Line, classifier: TableClassifier) -> list[CheckTask]:
@@ -65,6 +69,11 @@ def expect_own_answers(task: CheckTask, numbers: list[int], strip: Strip, table:
             assert row.evidence.passes == 0
 
 
+def alternating(lists: Iterable[list[tuple[CheckTask, int]]]) -> list[tuple[CheckTask, int]]:
+    """Return the first of each, then the second of each that has one, and so on."""
+    return [unit for some in zip_longest(*lists) for unit in some if unit is not None]
+
+
 class LineMachine(RuleBasedStateMachine):
     """Submissions, batches and callers who leave, in any order; a plain list is the model."""
 
@@ -84,14 +93,16 @@ class LineMachine(RuleBasedStateMachine):
         self.line = line_of(self.strip, max_pairs, max_rows)
         self.numbers: dict[CheckTask, list[int]] = {}
         self.waiting: list[CheckTask] = []
+        self.clock = count()
+        self.turn_of: dict[object, int] = {}
         self.answered: list[CheckTask] = []
         self.running: Batch | None = None
         self.next_number = count()
 
-    @rule(mask=MASK, answer_first=st.booleans())
-    def submit(self, mask: list[bool], answer_first: bool) -> None:
+    @rule(mask=MASK, answer_first=st.booleans(), client=st.sampled_from("abc"))
+    def submit(self, mask: list[bool], answer_first: bool, client: str) -> None:
         numbers = [next(self.next_number) % IMAGES for _ in mask]
-        task = task_of(numbers, mask, answer_first=answer_first)
+        task = task_of(numbers, mask, answer_first=answer_first, client=client)
         evicted = self.who_must_go(len(mask))
         before = self.line.rows
         if evicted is None:
@@ -103,8 +114,22 @@ class LineMachine(RuleBasedStateMachine):
             )
             return
         assert self.line.add(task) == evicted
-        self.waiting = [old for old in self.waiting if old not in evicted] + [task]
+        self.leave(evicted)
+        self.come(task)
         self.numbers[task] = numbers
+
+    def come(self, task: CheckTask) -> None:
+        """Note that a task has come to those who wait, or to those who were answered, as the last of them."""
+        if task not in self.waiting:
+            self.waiting.append(task)
+        self.turn_of[task] = next(self.clock)
+        answered = task in self.answered
+        beside = [old for old in self.waiting if old.client == task.client]
+        if [old in self.answered for old in beside].count(answered) == 1:
+            self.turn_of[task.client, answered] = next(self.clock)
+
+    def leave(self, gone: list[CheckTask]) -> None:
+        self.waiting = [old for old in self.waiting if old not in gone]
 
     @precondition(lambda self: self.running is None)
     @rule()
@@ -125,14 +150,31 @@ class LineMachine(RuleBasedStateMachine):
             overlays, with_image = self.whole_round_of(*undone[len(units)])
             assert pairs + len(overlays) + with_image > self.line.max_pairs
 
-        served = list(dict.fromkeys(unit.task for unit in units))
-        self.waiting = [task for task in self.waiting if task not in served] + served
+        for unit in units:
+            self.turn_of[unit.task] = self.turn_of[unit.task.client, unit.task.answered] = next(self.clock)
 
     def undone_in_turn(self) -> list[tuple[CheckTask, int]]:
-        """Return one undecided row of each task, then another, those already answered last in each."""
-        turn = sorted(self.waiting, key=lambda task: task.answered)
-        rows = [[(task, i) for i, row in enumerate(task.rows) if not row.done] for task in turn]
-        return [unit for some in zip_longest(*rows) for unit in some if unit is not None]
+        """Return one undecided row of each client, then another; those already answered after all others.
+
+        Of a client it is one row of each of its tasks, then another.
+        """
+        undone: list[tuple[CheckTask, int]] = []
+        for answered in (False, True):
+            tasks = sorted(
+                (task for task in self.waiting if task.answered is answered), key=self.turn_of.__getitem__
+            )
+            clients = sorted(
+                {task.client for task in tasks}, key=lambda client: self.turn_of[client, answered]
+            )
+            undone += alternating(
+                alternating(
+                    [(task, i) for i, row in enumerate(task.rows) if not row.done]
+                    for task in tasks
+                    if task.client == client
+                )
+                for client in clients
+            )
+        return undone
 
     @precondition(lambda self: self.running is not None)
     @rule()
@@ -144,19 +186,21 @@ class LineMachine(RuleBasedStateMachine):
         for task in news:
             assert task in self.waiting
             if all(row.done for row in task.rows):
-                self.waiting.remove(task)
+                self.leave([task])
                 expect_own_answers(task, self.numbers[task], self.strip, self.table)
             else:
                 assert task.answer_first
                 assert task not in self.answered
                 np.testing.assert_array_equal(task.logits, answers_to(self.numbers[task]))
                 self.answered.append(task)
+                self.come(task)
         assert not any(all(row.done for row in task.rows) for task in self.waiting)
 
     @precondition(lambda self: self.waiting)
     @rule(which=st.integers(0, 99))
     def lose_a_caller(self, which: int) -> None:
-        gone = self.waiting.pop(which % len(self.waiting))
+        gone = self.waiting[which % len(self.waiting)]
+        self.leave([gone])
         self.line.discard(gone)
         self.line.discard(gone)  # twice does no harm
 
@@ -180,11 +224,13 @@ class LineMachine(RuleBasedStateMachine):
         """Return which answered tasks make room for so many rows, None if that is not enough."""
         room = self.line.max_rows - self.line.rows
         gone: list[CheckTask] = []
-        for task in [task for task in self.waiting if task in self.answered]:
-            if room >= rows:
-                break
-            gone.append(task)
-            room += len(task.rows)
+        left = sorted((task for task in self.waiting if task.answered), key=self.turn_of.__getitem__)
+        while room < rows and left:
+            turns = sorted({task.client for task in left}, key=lambda client: self.turn_of[client, True])
+            fullest = max(turns, key=lambda client: sum(len(t.rows) for t in left if t.client == client))
+            gone.append(next(task for task in left if task.client == fullest))
+            left.remove(gone[-1])
+            room += len(gone[-1].rows)
         return gone if room >= rows else None
 
     def whole_round_of(self, task: CheckTask, index: int) -> tuple[range, bool]:
@@ -462,3 +508,57 @@ def test_submissions_that_did_not_fit_into_a_batch_begin_the_next() -> None:
     second = line.next_batch()
     assert second is not None
     assert second.tasks == tasks[2:]
+
+
+def test_a_client_with_many_costly_submissions_does_not_starve_one_with_a_single_row() -> None:
+    line = line_of(
+        strip_of(boundary=100.0), max_pairs=3, max_rows=400
+    )  # a unit fills a batch; all are suspicious
+    classifier = TableClassifier(random_table(300, 8, seed=0))
+    for number in range(200):
+        line.add(task_of([number], client="flood"))
+    run(line, classifier)
+    bystander = task_of([250], client="bystander")
+    line.add(bystander)
+
+    batches = 0
+    while bystander not in run(line, classifier):
+        batches += 1
+    assert batches <= 2 * 3  # its own three rounds, and before each one of the other's
+    assert line.rows == 200
+
+
+def test_the_rows_of_one_client_that_wait_are_bounded_and_the_others_are_not() -> None:
+    line = Line(strip_of(), max_pairs=64, max_rows=10, max_client_rows=3)
+    line.add(task_of([1, 2], client="a"))
+    with pytest.raises(QueueFullError) as refused:
+        line.add(task_of([3, 4], client="a"))
+    line.add(task_of([3], client="a"))
+    line.add(task_of([4, 5, 6], client="b"))
+    line.add(in_background([7, 8]))
+
+    assert str(refused.value) == (
+        "2 rows of this client are waiting and 2 more came, expected at most 3 (max_client_rows); wait for "
+        "answers before sending more"
+    )
+    run_to_the_end(line, TableClassifier(random_table(9, 8, seed=0)))
+    line.add(task_of([1, 2, 3], client="a"))
+
+
+def test_checks_of_what_was_answered_count_for_nobodys_bound() -> None:
+    line = Line(strip_of(boundary=100.0), max_pairs=64, max_rows=10, max_client_rows=2)
+    first = task_of([1, 2], answer_first=True, client="a")
+    line.add(first)
+
+    assert run(line, TableClassifier(random_table(9, 8, seed=0))) == [first]
+    assert line.add(task_of([3, 4], client="a")) == []
+
+
+def test_room_is_made_by_the_client_with_most_unfinished_checks() -> None:
+    line = line_of(strip_of(boundary=100.0), max_rows=5)
+    few, *many = (task_of([n], answer_first=True, client="b" if n else "a") for n in range(4))
+    for task in (few, *many):
+        line.add(task)
+    run(line, TableClassifier(random_table(9, 8, seed=0)))
+
+    assert line.add(task_of([5, 6], client="c")) == many[:1]

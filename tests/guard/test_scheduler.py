@@ -26,7 +26,8 @@ from fake_classifier import (
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Decision, Evidence, Strip
 from guard.errors import CheckFailedError, QueueFullError, ShuttingDownError
-from guard.runtime.rounds import Line, Row
+from guard.runtime.check_task import Row
+from guard.runtime.rounds import Line
 from guard.runtime.scheduler import Scheduler
 from guard.runtime.submission import Submission
 

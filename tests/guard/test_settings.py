@@ -56,6 +56,8 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "threads": 0,
         "max_batch_pairs": 64,
         "max_queue_rows": 1024,
+        "max_client_rows": None,
+        "client_header": None,
         "max_request_rows": 64,
         "max_message_bytes": 64 * 1024 * 1024,
         "workers": 1,
@@ -200,6 +202,15 @@ def test_settings_cannot_be_changed_afterwards(tmp_path: Path) -> None:
         (
             {"max_request_rows": 65, "max_queue_rows": 64},
             "settings: expected max_request_rows to be at most max_queue_rows, got 65 and 64",
+        ),
+        (
+            {"max_request_rows": 65, "max_client_rows": 64},
+            "settings: expected max_request_rows to be at most max_client_rows, got 65 and 64",
+        ),
+        (
+            {"client_header": "X-Client"},
+            "setting 'client_header': String should match pattern '^[a-z0-9_.][a-z0-9_.-]{0,63}$', got "
+            "'X-Client'",
         ),
         (
             {"port": "none"},
