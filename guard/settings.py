@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         client_header: Metadata key in which a trusted proxy in front says who asks; None for the address of
             the caller.
         max_request_rows: Most rows in one request.
-        max_message_bytes: Largest gRPC message, either way.
+        max_message_bytes: Largest gRPC message that is taken, from callers and from model servers.
         max_image_pixels: Most pixels of an encoded image (BYTES), as its file declares them.
         max_concurrent_requests: Calls, and requests on streams, taken in at a time, of all models together;
             with max_message_bytes it bounds the memory that requests hold.

@@ -46,7 +46,7 @@ class DataServer:
 
     Args:
         doors: Where; files are read here, so that a wrong setting is told before a model is loaded.
-        max_message_bytes: Largest message, either way.
+        max_message_bytes: Largest request.
         max_concurrent_requests: Calls taken in at a time, by all doors together.
         on_rpc: Told of each call that reaches no method.
 
@@ -108,7 +108,7 @@ class DataServer:
             options=[
                 # Twice the limit: up to there the guard refuses by itself, and counts it.
                 ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
-                ("grpc.max_send_message_length", limit),
+                ("grpc.max_send_message_length", -1),  # what a model server answered, and findings beside it
                 ("grpc.so_reuseport", int(self._doors.shared)),
             ],
         )

@@ -51,7 +51,7 @@ async def test_nothing_of_the_admin_face_is_on_the_data_port(repository: Path, t
                 grpc.StatusCode.UNIMPLEMENTED,
                 f"method '/guard.admin.v1.GuardAdmin/{name}' is not served; ask for the server's metadata",
             )
-        for name in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"):
+        for name in ("RepositoryModelLoad", "RepositoryModelUnload"):
             call = getattr(client.stub, name)
             assert await refusal(call(getattr(v2, f"{name}Request")(), metadata=bearer())) == (
                 grpc.StatusCode.UNIMPLEMENTED,

@@ -224,9 +224,7 @@ async def test_a_port_is_held_while_models_load_and_answers_only_after(
         assert await verdict(f"127.0.0.1:{port}") == "accept"
 
 
-async def test_the_limit_of_a_message_holds_in_and_out_at_every_door(
-    repository: Path, tmp_path: Path
-) -> None:
+async def test_the_limit_of_a_message_holds_at_every_door(repository: Path, tmp_path: Path) -> None:
     path, images = tmp_path / "grpc.sock", CLEAN[:1].repeat(8, axis=0)
     size = len(infer_request(images).SerializeToString())
     async with started(repository, socket=path, max_message_bytes=size) as server:

@@ -229,3 +229,33 @@ async def test_several_models_of_several_servers_stand_behind_one_guard(tmp_path
         assert told == {"tiny": ("1", "accept"), "far": ("5", "accept"), "words": ("7", "unguarded")}
         assert refusals == {"tiny": "PERMISSION_DENIED", "far": "PERMISSION_DENIED", "unlisted": "NOT_FOUND"}
         assert values(passed.parameters)["guard_verdict"] == "unguarded"
+
+
+@pytest.mark.parametrize("model", ["words", "tiny"])
+async def test_the_limit_of_a_message_holds_for_what_a_model_server_answers(
+    tmp_path: Path, model: str
+) -> None:
+    limit = 4000
+    async with ModelServer(linear_classifier(), name=model) as upstream:
+        own = {"upstream": upstream.address, "guarded": model == "tiny"}
+        settings = {**QUICK, "max_message_bytes": limit}
+        repository = tiny_repository(tmp_path)
+        async with serving(repository, models={model: own}, **settings) as client:
+            told = []
+            for size in (limit, limit + 1):
+                answer = pb.ModelInferResponse(model_name=model, model_version="1")
+                answer.raw_output_contents.append(b"")
+                answer.raw_output_contents[0] = bytes(size - answer.ByteSize() - 1)  # a longer length
+                assert answer.ByteSize() == size
+                upstream.raw = answer.SerializeToString()
+                try:
+                    passed = await client.infer(sent(CLEAN[:1], model=model))
+                    told.append(("OK", len(passed.raw_output_contents[0])))
+                except grpc.aio.AioRpcError as error:
+                    told.append((error.code().name, trailing(error)))
+
+            assert told == [
+                ("OK", len(answer.raw_output_contents[0]) - 1),
+                ("RESOURCE_EXHAUSTED", {"guard-upstream": "true"}),
+            ]
+            assert client.infers_counted() == {(model, "OK"): 1, (model, "RESOURCE_EXHAUSTED"): 1}
