@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from jaxtyping import Bool
 
 from guard.arrays import Images
-from guard.artifact import InputSpec, Profile
+from guard.artifact import InputSpec, OutputSpec, Profile
 from guard.dataplane.answer import GUARD_OUTPUTS
 from guard.errors import InvalidRequestError, UnsupportedRequestError
 from guard.messages import InferRequest, Tensor
@@ -19,6 +21,8 @@ __all__ = [
     "uncheckable_rows",
     "unread_rows",
 ]
+
+_MAX_WORDS: Final = 16_384  # of a classification; each costs the event loop more than a microsecond
 
 
 def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> Images:
@@ -38,6 +42,7 @@ def accepted_images(request: InferRequest, profile: Profile, max_rows: int) -> I
     tensor = _only_input(request, profile.input)
     _check_tensor(tensor, profile.input)
     require_rows(tensor.data.shape[0], tensor.name, max_rows)
+    _check_classification(request, profile.output, tensor.data.shape[0])
     return tensor.data
 
 
@@ -84,20 +89,6 @@ def require_rows(rows: int, name: str, max_rows: int) -> None:
         raise InvalidRequestError(
             f"input {name!r} has a batch of {rows} rows, expected 1 to {max_rows}; "
             f"{'send at least one image' if not rows else 'split the request'}"
-        )
-
-
-def _refuse_classified_findings(request: InferRequest) -> None:
-    """Refuse to classify by what the guard found.
-
-    Raises:
-        InvalidRequestError: If classes are asked for in place of an output of the guard's own.
-    """
-    ours = [name for name in request.classifications if name in GUARD_OUTPUTS]
-    if ours:
-        raise InvalidRequestError(
-            f"output {ours[0]!r} holds no class scores, so 'classification' cannot be asked of it; "
-            f"leave it out"
         )
 
 
@@ -151,7 +142,16 @@ def _check_outputs(request: InferRequest, profile: Profile) -> None:
                 f"output {name!r} is not one of model {request.model_name!r}; "
                 f"expected one of {', '.join(known)}"
             )
-    _refuse_classified_findings(request)
+
+
+def _check_classification(request: InferRequest, sink: OutputSpec, rows: int) -> None:
+    """Refuse more classes than can be put into words on the event loop; a model server has its own limit."""
+    count = min(request.classifications.get(sink.name, 0), sink.classes)
+    if sink.name in request.outputs and rows * count > _MAX_WORDS:
+        raise InvalidRequestError(
+            f"output {sink.name!r}: {count} classes of each of {rows} rows are {rows * count} words, "
+            f"expected at most {_MAX_WORDS}; ask for fewer classes, for fewer rows, or for the scores"
+        )
 
 
 def _only_input(request: InferRequest, spec: InputSpec) -> Tensor:

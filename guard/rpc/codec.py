@@ -235,7 +235,13 @@ def _classification(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> 
     if not output.parameters:
         return None
     refuse_shared_memory(f"output {output.name!r}", output.parameters)
-    return classification_of(f"output {output.name!r}", output.parameters)
+    count = classification_of(f"output {output.name!r}", output.parameters)
+    if count is not None and output.name in GUARD_OUTPUTS:
+        raise InvalidRequestError(
+            f"output {output.name!r} holds no class scores, so 'classification' cannot be asked of it; "
+            f"leave it out"
+        )
+    return count
 
 
 def _refuse_repeats(kind: str, names: Iterable[str]) -> None:

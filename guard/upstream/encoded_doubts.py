@@ -2,7 +2,7 @@
 
 The images stored then do not show all that a server does with files, see :mod:`guard.pixels.readings`; and
 who knows that it reads some of them otherwise than the guard can send a file in which the server sees a
-trigger, and the guard none. Other decoders and resizers may differ from the guard's by a little. So a server's
+trigger, and the guard none. Other decoders and resizers may differ from the guard's by a little. So its
 answers have only to be nearer to what the model answers to files as declared than to what it answers to them
 read otherwise.
 """

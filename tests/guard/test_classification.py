@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -13,10 +14,13 @@ from hypothesis.extra import numpy as hnp
 
 from guard.artifact import OutputSpec
 from guard.dataplane.classification import classification
+from guard.dataplane.validation import accepted_images
+from guard.errors import InvalidRequestError
+from guard.messages import InferRequest, Tensor
 from guard.rpc.pb import open_inference_pb2 as pb
-from tests.artifacts import write_tiny_artifact
+from tests.artifacts import make_profile, write_tiny_artifact
 from tests.serving import infer_request, serving
-from tests.tiny_models import linear_weights
+from tests.tiny_models import linear_classifier, linear_weights
 
 NAMES = tuple(f"name {index}" for index in range(10))
 
@@ -103,6 +107,22 @@ async def test_findings_are_not_classified(tmp_path: Path) -> None:
     assert refused.value.details() == (
         "output 'guard_score' holds no class scores, so 'classification' cannot be asked of it; leave it out"
     )
+
+
+@pytest.mark.parametrize(("asked_for", "rows"), [(257, 64), (2**63 - 1, 40)])
+def test_more_words_than_the_event_loop_has_time_for_are_refused(asked_for: int, rows: int) -> None:
+    profile = make_profile(linear_classifier())
+    sink = profile.output.model_copy(update={"classes": 500})
+    profile = profile.model_copy(update={"output": sink})
+    tensor = Tensor("images", "FP32", np.zeros((rows, 3, 8, 8), np.float32))
+    request = InferRequest(
+        "tiny", (tensor,), outputs=(sink.name,), classifications={sink.name: 16_384 // rows}
+    )
+    too_many = replace(request, classifications={sink.name: asked_for})
+
+    assert len(accepted_images(request, profile, 64)) == rows
+    with pytest.raises(InvalidRequestError, match=r"words, expected at most 16384; ask for fewer classes"):
+        accepted_images(too_many, profile, 64)
 
 
 def test_labels_must_name_every_class() -> None:

@@ -193,3 +193,18 @@ async def test_what_could_be_refused_is_always_read(tmp_path: Path) -> None:
         plane = client.server._dataplane
         assert plane is not None
         assert {plane.reads("tiny") for _ in range(20)} == {Reading.TENSORS}
+
+
+async def test_findings_are_not_classified_for_anyone_drawn_or_not(tmp_path: Path) -> None:
+    request = sent(SUSPICIOUS[:1])
+    request.outputs.add(name="guard_score").parameters["classification"].int64_param = 1
+    async with ModelServer(linear_classifier()) as upstream:
+        for share in (0.0, 1.0):
+            async with in_front_of(
+                upstream, tiny_repository(tmp_path / f"{share}"), policy="monitor", sampling=share
+            ) as client:
+                error = await refused(client, request)
+
+            assert "output 'guard_score' holds no class scores" in error.details()
+
+    assert upstream.predictions == []
