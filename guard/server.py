@@ -149,6 +149,7 @@ class GuardServer:
                 dataplane,
                 on_rpc=self._metrics.rpc,
                 max_concurrent_requests=settings.max_concurrent_requests,
+                max_queue_rows=settings.max_queue_rows,
                 client_header=settings.client_header,
             )
             await doors.start(servicer, self._health, keep=self._relays)
@@ -164,14 +165,8 @@ class GuardServer:
             self._exit = self._exit.pop_all()  # started: nothing to undo here any more
         ports = {"port": self.port, "metrics_port": self.metrics_port, "admin_port": self.admin_port}
         self._records.event("server_started", {"guard": __version__, **ports})
-        _log.info(
-            "worker ready" if self._place.shared else "ready",
-            extra={
-                **ports,
-                "models": sorted(self._keeper.models),
-                "unguarded": sorted(self._neighbours.models),
-            },
-        )
+        names = {"models": sorted(self._keeper.models), "unguarded": sorted(self._neighbours.models)}
+        _log.info("worker ready" if self._place.shared else "ready", extra={**ports, **names})
 
     async def stop(self) -> None:
         """Report not ready, finish what was accepted, close the models and the ports.

@@ -120,6 +120,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             named for ModelInfer only, and only when the data plane knows it, so that the set of
             names stays closed whatever callers ask for.
         max_concurrent_requests: Most requests under way at once, those of streams included.
+        max_queue_rows: Rows that may wait for a model; streams leave a quarter of them to calls.
         client_header: Metadata key in which a trusted proxy says who asks; None where there is no proxy.
     """
 
@@ -129,12 +130,13 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         *,
         on_rpc: OnRpc = ignore_rpc,
         max_concurrent_requests: int = 256,
+        max_queue_rows: int = 1024,
         client_header: str | None = None,
     ) -> None:
         self._client_header = client_header
         self._dataplane = dataplane
         self._on_rpc = on_rpc
-        self._places = Places(max_concurrent_requests)
+        self._places = Places(max_concurrent_requests, max_queue_rows)
         self._streams = Streams(self._answer_streamed, self._label, self._places, on_rpc)
 
     def end_streams(self) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 from guard.errors import QueueFullError, RequestError, ShuttingDownError
@@ -135,11 +136,11 @@ class _Stream:
     async def _read(self) -> None:
         await self._window.acquire()
         async for request in self._requests:
-            await self._streams.places.take_for_stream()
+            taken = await self._streams.places.take_for_stream(_rows_of(request))
             task = asyncio.create_task(self._answer(request))
             del request  # however long the stream is silent, it holds no message
             ORIGINAL.set(b"")
-            task.add_done_callback(self._done)
+            task.add_done_callback(partial(self._done, taken))
             self._under_way.add(task)
             self._line.put_nowait(task)
             await self._window.acquire()
@@ -152,9 +153,9 @@ class _Stream:
             await self._context.write(answer)
             self._window.release()
 
-    def _done(self, task: asyncio.Task[_Answered]) -> None:
+    def _done(self, taken: int, task: asyncio.Task[_Answered]) -> None:
         self._under_way.discard(task)
-        self._streams.places.leave_by_stream()
+        self._streams.places.leave_by_stream(taken)
 
     async def _answer(self, request: Request) -> _Answered:
         """Return the answer to a message, or how it is refused."""
@@ -168,6 +169,13 @@ class _Stream:
         answer.infer_response.parameters[_FINAL].bool_param = True
         ORIGINAL.set(b"")  # which the task holds until its answer is sent
         return answer, call.refusal
+
+
+def _rows_of(request: Request) -> int:
+    """Return how many rows a message says that it brings."""
+    if isinstance(request, RequestError) or not request.inputs or not request.inputs[0].shape:
+        return 1
+    return request.inputs[0].shape[0]
 
 
 def _refused(request: Request, refusal: Refusal) -> pb.ModelStreamInferResponse:

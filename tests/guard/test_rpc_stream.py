@@ -401,6 +401,32 @@ async def test_calls_and_streams_together_stay_below_the_limit_and_calls_find_ro
     await house.stub.ModelInfer(echo("after"))
 
 
+async def test_streams_leave_a_quarter_of_the_rows_to_calls_and_wait_rather_than_be_refused() -> None:
+    plane, context = GatedDataPlane(), Unread()
+    plane.gated = True
+    context.empty.set()
+    servicer = InferenceServicer(plane, max_concurrent_requests=1000, max_queue_rows=16)
+    sizes = {"a": 8, "b": 4, "c": 1, "d": 100, "e": 1}
+
+    async def requests() -> AsyncIterator[pb.ModelInferRequest]:
+        for name, rows in sizes.items():
+            yield echo(name, rows=rows)
+
+    serving = asyncio.create_task(servicer.ModelStreamInfer(requests(), context))
+    seen = []
+    for done, inside in (("", 2), ("a", 2), ("b", 1), ("c", 1), ("d", 1), ("e", 0)):
+        if done:
+            plane.gates[done].set()
+        await plane.until(inside=inside)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        seen.append("".join(plane.inside))
+    await serving
+
+    assert seen == ["ab", "bc", "c", "d", "e", ""]
+    assert [answer.infer_response.id for answer in context.written] == list(sizes)
+
+
 async def test_more_streams_than_half_the_calls_are_refused(house: House) -> None:
     calls = []
     for number in range(CONCURRENT // 2):
