@@ -87,6 +87,8 @@ class ControlRoom:
             ValueError: If the share is not above 0 and at most 1.
         """
         keeper = self._keeper.keeper_of(model)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"share: expected a number above 0 and at most 1, got {share:g}")
         picked = Share(share, self._generator)
         return await keeper.exclusively(
             partial(self._start, keeper, version, picked, share, actor, agreement)

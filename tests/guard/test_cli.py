@@ -414,7 +414,7 @@ def test_serve_with_settings_for_a_model_that_is_not_there(guard: Guard, tmp_pat
         ("--port", "80x", "setting 'port': Input should be a valid integer, "),
         ("--policy", "off", "setting 'policy': Input should be 'enforce', 'flag' or 'monitor', got 'off'"),
         ("--config", "nope.toml", "settings file nope.toml is not there; "),
-        ("--host", "nope.invalid", "metrics_port 0 cannot be listened on at host 'nope.invalid': "),
+        ("--host", "nope.invalid", "cannot listen on port 8001 of nope.invalid (setting 'port': "),
     ],
 )
 def test_serve_with_a_wrong_flag(guard: Guard, tmp_path: Path, flag: str, value: str, expected: str) -> None:
