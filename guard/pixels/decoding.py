@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from guard.errors import InvalidRequestError
-from guard.pixels.structure import scans_of
+from guard.pixels.structure import png_is_whole, scans_of
 
 __all__ = ["COLOUR_MODES", "GRAY_MODES", "decode_image", "encode_png", "pixels_of", "target_mode"]
 
@@ -66,8 +66,9 @@ def decode_image(
             mode = target_mode(image.mode, channels)
             if mode is None:
                 raise _unfit(image.mode, channels, where)
+            image.load()
+            _check_rows(image, blob, where)
             if upright:
-                image.load()  # behind the pixels of a PNG may be more that is said of them
                 _check_turn(image, where, plain=plain)
             turned = ImageOps.exif_transpose(image) if upright else image
             return pixels_of(turned, mode, channels)
@@ -186,6 +187,14 @@ def _check_png(image: Image.Image, blob: bytes, where: str) -> None:
             f"{where} is a PNG of {blob[_PNG_DEPTH_AT]} bits a channel, expected at most 8; convert it"
         )
     if _PNG_END not in blob:
+        raise InvalidRequestError(f"{where} is a PNG file that ends early; send a whole JPEG or PNG file")
+
+
+def _check_rows(image: Image.Image, blob: bytes, where: str) -> None:
+    """Refuse a PNG whose data end before its rows do, which Pillow fills up with zeros."""
+    if image.format != "PNG" or (not image.info.get("interlace") and np.asarray(image)[-1].any()):
+        return
+    if not png_is_whole(blob):
         raise InvalidRequestError(f"{where} is a PNG file that ends early; send a whole JPEG or PNG file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from guard.errors import InvalidRequestError
 from guard.pixels.decoding import decode_image, encode_png
-from guard.pixels.structure import scans_of
+from guard.pixels.structure import png_is_whole, scans_of
 from tests.guard.image_files import chunk, encoded, noise, orientation_of, picture, png_declaring, turned
 
 PIXELS = noise((6, 5))
@@ -233,6 +234,36 @@ def test_scans_are_counted_in_the_image_alone_not_in_what_lies_beside_it() -> No
     assert scans_of(blob) == 1
     assert scans_of(thumbnail) > 5
     assert scans_of(encoded(pixels)) >= 0, "of another format, and it ends"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_png_whose_data_end_before_its_rows_do_is_refused(rows: int) -> None:
+    whole, row = png_declaring(5, 4, data=(b"\0" + bytes(15)) * 4), b"\0" + bytes([200] * 15)
+
+    assert not decoded(whole).any(), "a black image is one"
+    assert "is a PNG file that ends early" in refusal(png_declaring(5, 4, data=row * rows))
+    assert "image file is truncated" in refusal(png_declaring(5, 4, data=row * 3 + row[:-1]))
+
+
+# An image of Adam7 interlacing, 9 x 9 in grey: the bytes of its passes by their rows and columns.
+PASSES = [(2, 2), (1, 2), (3, 1), (2, 3), (5, 2), (4, 5), (9, 4)]
+ADAM7 = b"".join((b"\0" + bytes(wide)) * high for wide, high in PASSES)
+    (b"\0" + bytes(wide)) * high for wide, high in [(2, 2), (1, 2), (3, 1), (2, 3), (5, 2), (4, 5), (9, 4)]
+)
+
+
+def interlaced(data: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 1)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_an_interlaced_png_is_whole_with_the_last_of_its_passes() -> None:
+    assert png_is_whole(interlaced(ADAM7))
+    assert not png_is_whole(interlaced(ADAM7[:-1]))
+    with pytest.raises(InvalidRequestError, match="ends early"):
+        decode_image(interlaced(ADAM7[:-10]), "image 0", channels=1, max_pixels=81)
+    assert decode_image(interlaced(ADAM7), "image 0", channels=1, max_pixels=81).shape == (9, 9, 1)
 
 
 @settings(max_examples=150, deadline=None)
