@@ -236,7 +236,7 @@ def test_scans_are_counted_in_the_image_alone_not_in_what_lies_beside_it() -> No
     assert scans_of(encoded(pixels)) >= 0, "of another format, and it ends"
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_png_whose_data_end_before_its_rows_do_is_refused(rows: int) -> None:
     whole, row = png_declaring(5, 4, data=(b"\0" + bytes(15)) * 4), b"\0" + bytes([200] * 15)
 
@@ -248,8 +248,6 @@ def test_a_png_whose_data_end_before_its_rows_do_is_refused(rows: int) -> None:
 # An image of Adam7 interlacing, 9 x 9 in grey: the bytes of its passes by their rows and columns.
 PASSES = [(2, 2), (1, 2), (3, 1), (2, 3), (5, 2), (4, 5), (9, 4)]
 ADAM7 = b"".join((b"\0" + bytes(wide)) * high for wide, high in PASSES)
-    (b"\0" + bytes(wide)) * high for wide, high in [(2, 2), (1, 2), (3, 1), (2, 3), (5, 2), (4, 5), (9, 4)]
-)
 
 
 def interlaced(data: bytes) -> bytes:
