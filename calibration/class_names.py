@@ -11,6 +11,7 @@ from calibration.errors import OptionError
 __all__ = ["class_names_of"]
 
 _LONGEST: Final = 200
+_SHOWN: Final = 40
 
 
 def class_names_of(
@@ -38,7 +39,7 @@ def class_names_of(
 
 def _read(file: Path, classes: int) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in file.read_text("utf-8").splitlines())
+        names = tuple(line.strip() for line in file.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"--class-names {file} cannot be read ({error}); give a text file in UTF-8"
@@ -50,6 +51,7 @@ def _read(file: Path, classes: int) -> tuple[str, ...]:
     for number, name in enumerate(names, start=1):
         if not name or len(name) > _LONGEST or not name.isprintable():
             raise OptionError(
-                f"--class-names {file}, line {number}: expected 1 to {_LONGEST} printable characters"
+                f"--class-names {file}, line {number}: expected 1 to {_LONGEST} printable characters, got "
+                f"{name[:_SHOWN]!r}; give each class its name on a line of its own"
             )
     return names

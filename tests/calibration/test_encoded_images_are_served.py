@@ -145,7 +145,7 @@ NAMES = "\n".join(f"name {index}" for index in range(10))
 
 def test_class_names_of_a_file_are_the_labels(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text(NAMES + "\n")
+    names.write_text(NAMES + "\n", "utf-8-sig")  # as editors on Windows save it
 
     profile = read_artifact(
         calibrate(options_of(tmp_path, "as they are", "PNG", class_names=names)).artifact
@@ -165,7 +165,10 @@ def test_four_class_folders_do_not_name_ten_classes(tmp_path: Path) -> None:
     [
         (b"one\ntwo\n", "has 2 lines, expected 10, one for each class"),
         (NAMES.replace("name 3", "").encode(), "line 4: expected 1 to 200 printable characters"),
-        (NAMES.replace("name 9", "a\tb").encode(), "line 10: expected 1 to 200 printable characters"),
+        (
+            NAMES.replace("name 9", "a\tb").encode(),
+            "line 10: expected 1 to 200 printable characters, got 'a\\tb'",
+        ),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
