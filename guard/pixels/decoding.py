@@ -20,7 +20,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from guard.errors import InvalidRequestError
 from guard.pixels.structure import png_is_whole, scans_of
 
-__all__ = ["COLOUR_MODES", "GRAY_MODES", "decode_image", "encode_png", "pixels_of", "target_mode"]
+__all__ = [
+    "COLOUR_MODES",
+    "GRAY_MODES",
+    "decode_image",
+    "encode_png",
+    "encode_turned",
+    "pixels_of",
+    "target_mode",
+]
 
 GRAY_MODES: Final = frozenset({"1", "L", "LA"})
 COLOUR_MODES: Final = frozenset({"RGB", "RGBA", "P", "CMYK", "YCbCr"})
@@ -112,6 +120,15 @@ def encode_png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
     """Return pixels of 1, 3 or 4 channels as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def encode_turned(pixels: UInt8[np.ndarray, "h w c"], orientation: int) -> bytes:
+    """Return pixels of 1 or 3 channels as a JPEG with an orientation by EXIF."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[_ORIENTATION] = orientation
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(file, "JPEG", quality=95, exif=exif)
     return file.getvalue()
 
 

@@ -6,19 +6,17 @@ are to be seen: whether it turns photographs as EXIF says, and whether it averag
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from guard.arrays import Images
 from guard.artifact import InputSpec, Preprocessing
 from guard.pixels.declared import DeclaredImages
-from guard.pixels.decoding import encode_png
+from guard.pixels.decoding import encode_png, encode_turned
 from guard.pixels.resizing import Sizing
 from guard.pixels.rows import stored_pixels
 
@@ -27,8 +25,7 @@ __all__ = ["SHRUNK", "TURNED", "Readings", "readings_of"]
 TURNED: Final = "JPEG files that EXIF has turned"
 SHRUNK: Final = "PNG files that become smaller"
 
-_ORIENTATION: Final = 0x0112
-_UPSIDE_DOWN: Final = 3  # keeps height and width
+_UPSIDE_DOWN: Final = 3  # of EXIF's orientations; keeps height and width
 _TIMES: Final = 4
 _MAX_PIXELS: Final = 2**26
 
@@ -70,7 +67,7 @@ def readings_of(images: Images, record: Preprocessing, source: InputSpec) -> lis
 
 
 def _turned(pixels: Sequence[_Pixels], record: Preprocessing, source: InputSpec) -> Readings:
-    files = [_upside_down(one) for one in pixels]
+    files = [encode_turned(one, _UPSIDE_DOWN) for one in pixels]
     other = "ignore" if record.orientation == "apply" else "apply"
     otherwise = _rows(files, record.model_copy(update={"orientation": other}), source)
     return Readings(TURNED, files, _rows(files, record, source), (otherwise,))
@@ -98,12 +95,3 @@ def _ramp(source: InputSpec) -> _Pixels:
     height, width = source.size
     column = np.linspace(0, 255, height).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(column[:, None, None], (height, width, source.channels)))
-
-
-def _upside_down(pixels: _Pixels) -> bytes:
-    exif = Image.Exif()
-    exif[_ORIENTATION] = _UPSIDE_DOWN
-    file = io.BytesIO()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    image.save(file, "JPEG", quality=95, exif=exif)
-    return file.getvalue()

@@ -12,18 +12,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from guard.arrays import Images, Logits
-from guard.artifact import InputSpec, Preprocessing
+from guard.artifact import Preprocessing
 from guard.errors import ProbeError
 from guard.runtime.loader import LoadedModel
 from guard.runtime.probing import FLOOR, TOLERANCE
-
-if TYPE_CHECKING:
-    from guard.pixels.readings import Readings
 
 __all__ = ["Doubt", "doubts_of"]
 
@@ -90,21 +87,16 @@ async def doubts_of(images: Images, model: LoadedModel, record: Preprocessing) -
         InvalidRequestError: If what is declared makes no rows of the files.
         UnavailableError: If the model takes nothing just now, or fails.
     """
-    several = await asyncio.to_thread(_readings, images[:_IMAGES], record, model.profile.input)
-    return [await _doubt(one, model) for one in several]
-
-
-def _readings(images: Images, record: Preprocessing, source: InputSpec) -> list[Readings]:
     from guard.pixels.readings import readings_of  # noqa: PLC0415  Pillow is needed only here
 
-    return readings_of(images, record, source)
-
-
-async def _doubt(readings: Readings, model: LoadedModel) -> Doubt:
-    files = np.empty(len(readings.files), np.object_)
-    files[:] = list(readings.files)
-    otherwise = [await _answers(model, rows) for rows in readings.otherwise]
-    return Doubt(readings.what, files, await _answers(model, readings.declared), tuple(otherwise))
+    doubts = []
+    source = model.profile.input
+    for one in await asyncio.to_thread(readings_of, images[:_IMAGES], record, source):
+        files = np.empty(len(one.files), np.object_)
+        files[:] = list(one.files)
+        otherwise = [await _answers(model, rows) for rows in one.otherwise]
+        doubts.append(Doubt(one.what, files, await _answers(model, one.declared), tuple(otherwise)))
+    return doubts
 
 
 async def _answers(model: LoadedModel, rows: Images) -> Logits:
