@@ -110,6 +110,9 @@ class DataServer:
                 ("grpc.max_receive_message_length", min(2 * limit, 2**31 - 1)),
                 ("grpc.max_send_message_length", -1),  # what a model server answered, and findings beside it
                 ("grpc.so_reuseport", int(self._doors.shared)),
+                # A client that is gone without a word gives back its places; gRPC would wait two hours.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
