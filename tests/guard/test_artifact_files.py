@@ -173,7 +173,10 @@ def put(value: object, *path: str) -> Callable[[Json], None]:
         (put("multiply", "check", "blend"), r"check\.blend: Input should be 'add'.*, got 'multiply'"),
         (put([], "check", "rounds"), r"check\.rounds: Tuple should have at least 1 item"),
         (put([4, 0], "check", "rounds"), r"check\.rounds\.1: Input should be greater than or equal to 1"),
-        (put("FP64", "input", "datatype"), r"input\.datatype: Input should be 'FP32', 'FP16', 'BF16' or 'UINT8'"),
+        (
+            put("FP64", "input", "datatype"),
+            r"input\.datatype: Input should be 'FP32', 'FP16', 'BF16' or 'UINT8'",
+        ),
         (put([3, 8], "input", "shape"), r"input\.shape\.2: Field required"),
         (put([0.0, 0.0], "input", "low"), r"input: .*must both hold 1 or 3 values, got 2 and 1"),
         (put([1.0], "input", "low"), r"input: .*low must be below high in every channel"),
