@@ -42,6 +42,8 @@ __all__ = ["Supervisor", "serve"]
 _log = logging.getLogger(__name__)
 
 _RECORDS_S: Final = 2.0
+_LONGEST_PATH: Final = 100  # of a unix socket
+_LONGEST_NAME: Final = "256-metrics.sock"
 _WORDS: Final = {CALL: (logging.INFO, "admin call"), DENIED: (logging.WARNING, "admin calls denied")}
 
 
@@ -78,6 +80,8 @@ class Supervisor:
         _refuse_what_one_process_has_to_do(settings)
         admin = AdminServer(access_of(settings), on_rpc=self._metrics.rpc, on_event=self._tell)
         async with stack:
+            stack.callback(admin.let_go)
+            admin.hold()  # what is taken is told before models are loaded, which takes long
             self.port = stack.enter_context(HeldPort(settings.host, settings.port or 0)).number
             folder = _private_folder(stack)
             crew = Crew(
@@ -87,6 +91,7 @@ class Supervisor:
                 counts=self._counts,
                 joins=self._control.joins,
                 said=self._control.said,
+                drain_timeout_s=settings.drain_timeout_s,
             )
             self._control.crew = crew
             self._open_metrics_port(crew)
@@ -186,7 +191,7 @@ def _private_folder(stack: AsyncExitStack) -> Path:
     """Make a folder that nobody else may look into, for as long as the guard runs.
 
     Raises:
-        SettingsError: If there is no place for one.
+        SettingsError: If there is no place for one, or its path is too long.
     """
     try:
         made = tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True)
@@ -194,7 +199,14 @@ def _private_folder(stack: AsyncExitStack) -> Path:
         raise SettingsError(
             f"workers: no folder can be made for their sockets ({error}); set TMPDIR to one that is writable"
         ) from error
-    return Path(stack.enter_context(made))
+    folder = Path(stack.enter_context(made))
+    longest = len(os.fsencode(folder / _LONGEST_NAME))
+    if longest > _LONGEST_PATH:
+        raise SettingsError(
+            f"workers: the folder for their sockets is {folder}, so that the path of one has up to {longest} "
+            f"bytes, expected at most {_LONGEST_PATH}; set TMPDIR to a shorter one"
+        )
+    return folder
 
 
 async def serve(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -47,7 +48,10 @@ async def _serve(settings: Settings, seat: Seat, lifeline: Lifeline) -> None:
 
     def parent_gone() -> None:
         _log.error("the parent of this worker is gone; it finishes what it accepted and ends")
-        threading.Timer(settings.drain_timeout_s + _GRACE_S, os._exit, (_EXIT_ERROR,)).start()
+        last_moment = threading.Timer(settings.drain_timeout_s + _GRACE_S, os._exit, (_EXIT_ERROR,))
+        last_moment.daemon = True  # or one that has ended in time would wait for it
+        last_moment.start()
+        shutil.rmtree(seat.folder, ignore_errors=True)  # nobody else is left to do so
         loop.call_soon_threadsafe(stopping.set)
 
     lifeline.on_loss(parent_gone)

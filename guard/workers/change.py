@@ -46,6 +46,10 @@ async def change_all(workers: Sequence[Worker], step: pb.ChangeStep) -> list[Res
         await _raising_first([change.prepare(step) for change in others])
         for change in others:
             _require_same(change, first)
+    except asyncio.CancelledError:
+        for change in changes:
+            change.give_up()
+        raise
     except BaseException as error:
         await asyncio.gather(*(change.refuse(error) for change in changes))
         raise
@@ -89,24 +93,31 @@ class _Change:
 
     async def refuse(self, error: BaseException) -> None:
         """Have it change nothing, and wait until it has put everything back."""
-        if self._call is None or self.could is None:
-            if self._call is not None:
-                self._call.cancel()
+        if self.could is None:
+            self.give_up()
             return
         try:
             await self._say(pb.ChangeStep(refuse=encode_failure(_told(error))))
         except (WorkerError, asyncio.CancelledError):
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Wait for it no more; the worker changes nothing, unless it was told to."""
+        if self._call is not None:
             self._call.cancel()
 
     async def _say(self, step: pb.ChangeStep) -> pb.ChangeState:
         try:
-            await self._call.write(step)
-            state = await self._call.read()
+            state = await self.worker.answering(self._exchange(step))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise WorkerError(f"{self.worker.name} has ended meanwhile or failed; see its log") from error
         if not isinstance(state, pb.ChangeState):
             raise WorkerError(f"{self.worker.name} has ended meanwhile; it is started again")
         return state
+
+    async def _exchange(self, step: pb.ChangeStep) -> Any:
+        await self._call.write(step)
+        return await self._call.read()
 
     def _result_of(self, state: pb.ChangeState) -> Result:
         match state.WhichOneof("state"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from guard.control.api import CanaryStatus, ModelStatus, SwapReport
 from guard.control.watcher import ACTOR
-from guard.errors import GuardError, OperationError, ShuttingDownError, WorkerError
+from guard.errors import BusyError, GuardError, OperationError, ShuttingDownError, WorkerError
 from guard.rpc.pb import guard_admin_pb2 as admin
 from guard.rpc.pb import guard_worker_pb2 as pb
 from guard.workers.change import Result, change_all
@@ -23,6 +23,8 @@ from guard.workers.worker import Worker
 __all__ = ["CrewControl"]
 
 _log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 0.5
 
 _Answer = TypeVar("_Answer")
 
@@ -41,6 +43,7 @@ class CrewControl:
 
     def __init__(self) -> None:
         self._canaries: dict[str, tuple[str, float]] = {}
+        self._endings: Counter[str] = Counter()  # candidates that exceeded a limit, by model
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -86,16 +89,23 @@ class CrewControl:
         """Have a worker that was started again try what the others try.
 
         Raises:
-            GuardError: If it cannot.
+            GuardError: If it cannot, or they try something else meanwhile.
         """
-        for model, (version, share) in dict(self._canaries).items():
+        tried = dict(self._canaries)
+        for model, (version, share) in tried.items():
             start = admin.StartCanaryRequest(model=model, version=version, share=share)
             await change_all([worker], pb.ChangeStep(actor="start", start_canary=start))
+        if tried != self._canaries:
+            raise WorkerError("a candidate came or went while it started; it is started again")
 
     def said(self, worker: Worker, kind: str, fields: Mapping[str, Any]) -> None:
         """Take note of what a worker says that concerns all."""
-        if kind == CANARY_ENDED and self._canaries.pop(fields["model"], None) is not None:
-            self._begin(self._follow(worker, fields["model"]))
+        if self._closing:
+            return
+        if kind == CANARY_ENDED:
+            self._endings[fields["model"]] += 1
+            if self._canaries.pop(fields["model"], None) is not None:
+                self._begin(self._follow(fields["model"], worker))
         elif kind == NEWER:
             self._begin(self._watched(fields["model"], fields["version"]))
 
@@ -108,29 +118,35 @@ class CrewControl:
             await asyncio.wait(set(self._tasks))
 
     async def _start_canary(self, step: pb.ChangeStep) -> CanaryStatus:
-        start = step.start_canary
+        start, endings = step.start_canary, self._endings[step.start_canary.model]
         canaries = [each for each in await self._change(step) if isinstance(each, CanaryStatus)]
-        self._canaries[start.model] = (start.version, start.share)
+        if self._endings[start.model] == endings:
+            self._canaries[start.model] = (start.version, start.share)
+        else:  # it exceeded a limit in one worker before the last one had begun
+            await self._follow(start.model)
         return one_canary(canaries)
 
     async def _stop_canary(self, model: str) -> CanaryStatus:
-        self._canaries.pop(model, None)
+        tried, endings = self._canaries.pop(model, None), self._endings[model]
         parts = [worker.stop_canary(model) for worker in self.crew.serving]
         answers = await asyncio.gather(*parts, return_exceptions=True)
         stopped = [answer for answer in answers if isinstance(answer, CanaryStatus)]
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if any(map(_says_nothing_of_it, errors)):
+            if stopped or self._endings[model] != endings:
+                self._begin(self._follow(model))  # it goes on in some
+            elif tried is not None:
+                self._canaries.setdefault(model, tried)  # nobody has stopped it
         if not stopped:
-            raise next((each for each in answers if isinstance(each, BaseException)), self._nobody())
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, OperationError):
-                raise answer
+            raise next(iter(errors), self._nobody())
+        for error in errors:
+            if not isinstance(error, OperationError):
+                raise error
         return one_canary(stopped)
 
-    async def _follow(self, worker: Worker, model: str) -> None:
-        """Take a candidate off the traffic of the others, which has exceeded a limit in one worker."""
-        for other in self.crew.serving:
-            if other is not worker:
-                with suppress(GuardError):  # it has none, or is gone
-                    await other.stop_canary(model)
+    async def _follow(self, model: str, worker: Worker | None = None) -> None:
+        """Take a candidate off the traffic of all but one worker, in which it exceeded a limit."""
+        await asyncio.gather(*(_take_off(other, model) for other in self.crew.serving if other is not worker))
 
     async def _watched(self, model: str, version: str) -> None:
         try:
@@ -168,6 +184,24 @@ class CrewControl:
 
     def _nobody(self) -> WorkerError:
         return WorkerError("no worker serves just now; they are started again: see the log")
+
+
+async def _take_off(worker: Worker, model: str) -> None:
+    """Have a worker stop its candidate, however long that takes; one that ends comes back without it."""
+    process = worker.process
+    while worker.serves and worker.process is process:
+        try:
+            await worker.stop_canary(model)
+        except GuardError as error:
+            if not _says_nothing_of_it(error):
+                return  # it has none
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
+
+
+def _says_nothing_of_it(error: BaseException) -> bool:
+    return isinstance(error, BusyError | WorkerError)
 
 
 def _by_model(said: Mapping[str, tuple[ModelStatus, ...]]) -> list[ModelStatus]:

@@ -44,6 +44,7 @@ class Crew:
         joins: Called with a worker that serves again, before changes include it; where it raises, that one is
             started again.
         said: Told which worker said what, but for what is kept here.
+        drain_timeout_s: Longest that one may take to answer what it accepted, when it is to be started again.
 
     Attributes:
         workers: All of them, in order.
@@ -60,8 +61,10 @@ class Crew:
         counts: WorkerCounts,
         joins: Callable[[Worker], Awaitable[None]],
         said: Callable[[Worker, str, Mapping[str, Any]], None],
+        drain_timeout_s: float,
     ) -> None:
-        self.workers = tuple(Worker(number, folder) for number in range(1, count + 1))
+        patience_s = drain_timeout_s + _GRACE_S
+        self.workers = tuple(Worker(each, folder, patience_s=patience_s) for each in range(1, count + 1))
         self.records: dict[str, ModelRecord] = {}
         self.models: list[str] = []
         self._order = order

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,13 +12,15 @@ from guard.control.control_room import ControlRoom
 from guard.control.model_keeper import ModelKeeper
 from guard.control.served_versions import ModelRecord, ServedVersions
 from guard.control.watcher import TakeOver, take_over
-from guard.errors import WorkerError
+from guard.errors import SettingsError, WorkerError
 from guard.rpc.pb.guard_worker_pb2_grpc import add_GuardWorkerServicer_to_server
 from guard.workers.change_servicer import ChangeServicer
 from guard.workers.lifeline import NEWER, Lifeline
 from guard.workers.seat import Seat
 
 __all__ = ["Place", "WorkerPlace"]
+
+_log = logging.getLogger(__name__)
 
 _LOOKS_UNTIL_TOLD_AGAIN: Final = 5
 
@@ -114,8 +118,25 @@ class _ToldVersions(ServedVersions):
         self._lifeline = lifeline
 
     def read(self) -> dict[str, ModelRecord]:
-        on_disk = super().read()
-        return self._records or on_disk
+        if not self._records:
+            return super().read()
+        with suppress(SettingsError):  # what the others serve is known better than from there
+            super().read()
+        for model, record in self._records.items():
+            self._catch_up(model, record)
+        return dict(self._records)
+
+    def _catch_up(self, model: str, record: ModelRecord) -> None:
+        """Write down a change that the others made while the process ended that had to write it down."""
+        if self._content.models.get(model) == record:
+            return
+        try:
+            super().write(model, record)
+        except OSError as error:
+            _log.error(
+                "what serves cannot be written down; a restart may serve another version: see to state_dir",
+                extra={"model": model, "why": str(error)},
+            )
 
     def write(self, model: str, record: ModelRecord) -> None:
         self._lifeline.record(model, record)

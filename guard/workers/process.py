@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from guard.workers.lifeline import FAILED, READY
 from guard.workers.seat import Order
 
 __all__ = ["Process", "Said"]
+
+_log = logging.getLogger(__name__)
 
 Said = Callable[[str, Mapping[str, Any]], None]
 """Told the kind of a line that a worker says, and what else is in it; see :mod:`guard.workers.lifeline`."""
@@ -82,17 +85,22 @@ class Process:
     async def _listen(self) -> int:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            fields = json.loads(line)
-            kind = fields.pop("kind")
-            if kind == READY and not self.ready.done():
-                self.ready.set_result(fields)
-            elif kind == FAILED:
-                self._error = fields["error"]
-            else:
-                self._said(kind, fields)
+            try:
+                self._hear(json.loads(line))
+            except Exception:  # noqa: BLE001 - a line cut off by a kill, for one; its end is to be noticed still
+                _log.exception("what a worker said came to nothing", extra={"worker": self._name})
         code = await self._process.wait()
         if not self.ready.done():
             words = self._error or f"it ended with exit code {code} before it served; its log says why"
             self.ready.set_exception(WorkerError(f"{self._name} cannot start: {words}"))
             self.ready.exception()  # seen, whether or not anybody waits for it
         return code
+
+    def _hear(self, fields: dict[str, Any]) -> None:
+        kind = fields.pop("kind")
+        if kind == READY and not self.ready.done():
+            self.ready.set_result(fields)
+        elif kind == FAILED:
+            self._error = fields["error"]
+        else:
+            self._said(kind, fields)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -23,7 +23,11 @@ from guard.workers.seat import Seat
 
 __all__ = ["Worker"]
 
+_Answer = TypeVar("_Answer")
+
 _ANSWER_S: Final = 5.0
+_LOOK_S: Final = 1.0
+_SILENCES: Final = 2
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
@@ -42,6 +46,8 @@ class Worker:
     Args:
         number: Which it is, from 1.
         folder: Where its sockets are.
+        patience_s: Longest that a process may take to end before it is killed.
+        answer_s: Longest that it may take to say how it does.
 
     Attributes:
         seat: What a process is told that takes this place now.
@@ -50,11 +56,13 @@ class Worker:
         generation: How many there have been.
     """
 
-    def __init__(self, number: int, folder: Path) -> None:
+    def __init__(self, number: int, folder: Path, *, patience_s: float, answer_s: float = _ANSWER_S) -> None:
         self.seat = Seat(number=number, folder=folder)
         self.process: Process | None = None
         self.serves = False
         self.generation = 0
+        self._patience_s = patience_s
+        self._answer_s = answer_s
         self._channel: Any = None
 
     @property
@@ -76,10 +84,12 @@ class Worker:
             await channel.close()
 
     def start_again(self) -> None:
-        """End the process, for another to take its place."""
+        """End the process, for another to take its place; one that does not end in time is killed."""
         self.serves = False
         if self.process is not None:
             self.process.signal(signal.SIGTERM)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._patience_s, self.process.signal, signal.SIGKILL)
 
     def told(self, records: Mapping[str, ModelRecord]) -> None:
         """Have the next process serve what the others do."""
@@ -111,10 +121,32 @@ class Worker:
         """
         return decode_canary(await self._ask("StopCanary", pb.StopCanaryRequest(model=model)))
 
+    async def answering(self, call: Coroutine[Any, Any, _Answer]) -> _Answer:
+        """Await a call that may take long, for as long as the process answers anything at all.
+
+        Raises:
+            WorkerError: If it is silent: stopped, or stuck.
+        """
+        asked, silences = asyncio.ensure_future(call), 0
+        try:
+            while not (await asyncio.wait({asked}, timeout=_LOOK_S))[0]:
+                try:
+                    await self.status()
+                    silences = 0
+                except WorkerError as error:
+                    silences += 1
+                    if silences == _SILENCES and not asked.done():
+                        raise WorkerError(
+                            f"{error}; if it goes on, end that process: it is started again"
+                        ) from error
+            return asked.result()
+        finally:
+            asked.cancel()
+
     async def _ask(self, method: str, request: Any) -> Any:
         stub = GuardAdminStub(self._open_channel())  # type: ignore[no-untyped-call]
         try:
-            return await getattr(stub, method)(request, timeout=_ANSWER_S)
+            return await getattr(stub, method)(request, timeout=self._answer_s)
         except grpc.aio.AioRpcError as error:
             kind = _ERROR_OF.get(error.code())
             if kind is None:
