@@ -92,6 +92,7 @@ def test_the_alerts_are_these() -> None:
         "GuardRejectionBurst",
         "GuardUpstreamNotReady",
         "GuardVersionFailed",
+        "GuardWorkerRestarting",
     ]
 
 
@@ -120,6 +121,7 @@ def test_the_alerts_use_the_metrics_they_are_about() -> None:
         "guard_shed_requests_total",
         "guard_uncheckable_inputs_total",
         "guard_upstream_ready",
+        "guard_worker_restarts_total",
     }
 
 
