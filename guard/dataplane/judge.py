@@ -127,13 +127,15 @@ class Judge:
 
     def _rejection(self, rows: list[int], findings: list[Finding]) -> InputRejectedError:
         several = len(rows) > 1
+        them = "them" if several else "it"
+        others = f"send the other rows without {them}, or " if len(rows) < len(findings) else ""
         scores = tuple(findings[index].score for index in rows)
         return InputRejectedError(
             f"rejected: row{'s' if several else ''} {', '.join(map(str, rows))} of {len(findings)} "
             f"look{'' if several else 's'} triggered (mean entropy {-max(scores):.4f} bits, below the "
             f"boundary of model {self.model.name!r}, {self.model.profile.boundary.boundary_bits:.4f}); "
-            f"nothing was answered: send the other rows without {'them' if several else 'it'}, or have the "
-            f"operator set the policy 'flag' to get answers with verdicts",
+            f"nothing was answered: {others}have the operator set the policy 'flag' to get answers with "
+            f"verdicts",
             rows=tuple(rows),
             scores=scores,
         )

@@ -295,6 +295,15 @@ async def test_enforce_names_every_suspicious_row_and_the_lowest_entropy(build: 
     assert house.verdicts() == {"accept": 1, "reject": 2}
 
 
+async def test_where_every_row_is_suspicious_nobody_is_told_to_send_others(build: Build) -> None:
+    house = build("enforce")
+
+    with pytest.raises(InputRejectedError) as rejected:
+        await house.infer(SUSPICIOUS[:1])
+
+    assert "nothing was answered: have the operator set the policy 'flag'" in str(rejected.value)
+
+
 async def test_monitor_answers_before_the_check_and_counts_after_it(build: Build) -> None:
     house = build("monitor", gated=True)
     images = np.concatenate([SUSPICIOUS, CLEAN])
