@@ -133,7 +133,7 @@ class UpstreamError(UnavailableError):
 
 
 class WorkerError(UnavailableError):
-    """A worker process cannot be started, is not there, or does not answer."""
+    """A worker process cannot be started, is not there, or does not answer; told as if it were busy."""
 
 
 class UpstreamDeadlineError(DeadlineError):

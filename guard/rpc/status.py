@@ -63,7 +63,7 @@ STATUS_OF: Final[Mapping[type[errors.GuardError], grpc.StatusCode]] = MappingPro
         errors.ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
         errors.CheckFailedError: grpc.StatusCode.INTERNAL,
         errors.UpstreamError: grpc.StatusCode.UNAVAILABLE,
-        errors.WorkerError: grpc.StatusCode.UNAVAILABLE,
+        errors.WorkerError: grpc.StatusCode.ABORTED,
         errors.UpstreamDeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
         errors.UpstreamStatusError: grpc.StatusCode.INTERNAL,  # it brings its own, see status_of
         errors.ArtifactError: grpc.StatusCode.FAILED_PRECONDITION,

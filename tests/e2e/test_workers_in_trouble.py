@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guard.admin.client import AdminClient, Connection
 from guard.control.served_versions import FILE_NAME
 from guard.errors import OperationError
 from tests.e2e.guard_process import LOCAL, Process
@@ -145,3 +146,24 @@ def test_an_admin_socket_that_somebody_has_is_told_before_anything_is_loaded(
 
     assert code == 2
     assert [line.startswith("error: admin_socket") for line in process.lines] == [True]
+
+
+def test_a_change_while_a_worker_is_started_again_is_refused_as_busy_and_made_by_who_waits(
+    models: Path, tmp_path: Path
+) -> None:
+    crew = Crew.of(models, tmp_path)
+    served, away = models / "tiny" / "2", tmp_path / "away"
+    served.rename(away)  # which the worker needs that is started again
+    os.kill(crew.pid(2), signal.SIGKILL)
+    crew.process.wait_for("a worker cannot join the others")
+
+    at_once = AdminClient(Connection(f"unix:{crew.socket}", timeout_s=PATIENCE_S))
+    with at_once as admin, pytest.raises(OperationError) as refused:
+        admin.swap("tiny", "1")
+    away.rename(served)
+    with crew.admin() as admin:  # which waits
+        changed = admin.swap("tiny", "1").changed
+
+    assert str(refused.value) == "worker-2 is being started again; try again in a while"
+    assert changed
+    assert crew.process.end(signal.SIGTERM) == 0
