@@ -98,7 +98,7 @@ async def get_acquainted(
     """
     address, form = link.address, form_of(metadata, model.profile.input, encoded)
     if metadata is not None:
-        _check_metadata(metadata, model.profile, address, form)
+        _check_metadata(metadata, model.profile, address, form, encoded)
     if address.same and await _knows_every_version(link):
         raise UpstreamError(
             f"{address} says of every version that it is ready, so it does not tell them apart; leave out "
@@ -136,18 +136,27 @@ async def _if_served(link: Link, method: str, request: object) -> Any:
 
 
 def _check_metadata(
-    metadata: pb.ModelMetadataResponse, profile: Profile, address: Address, form: InputForm
+    metadata: pb.ModelMetadataResponse,
+    profile: Profile,
+    address: Address,
+    form: InputForm,
+    encoded: EncodedInput | None,
 ) -> None:
     """Compare what a server says of its model with what was calibrated; one that names no tensors passes."""
     source, sink = profile.input, profile.output
     inputs = [(tensor.name, tensor.datatype) for tensor in metadata.inputs]
-    expected = (form.name, form.datatype if form.datatype == "BYTES" else source.datatype)
+    expected = (form.name, source.datatype if encoded is None else "BYTES")
     if inputs and not _fits(inputs, expected):
+        if encoded is not None:
+            raise UpstreamError(
+                f"{address} takes {inputs}, expected {[expected]} as encoded_images says; leave that out "
+                f"where the server takes tensors, or name its input (encoded_images.input)"
+            )
         raise _differs(address, f"takes {inputs}", f"{[expected]}")
     outputs = {tensor.name: tensor for tensor in metadata.outputs}
     if outputs and sink.name not in outputs:
         raise _differs(address, f"gives {sorted(outputs)}", f"{sink.name!r}")
-    for tensor in metadata.inputs if form.datatype != "BYTES" else ():
+    for tensor in metadata.inputs if encoded is None else ():
         _check_row(tensor, list(source.shape), address)
     if outputs:
         _check_row(outputs[sink.name], [sink.classes], address)

@@ -244,6 +244,32 @@ async def test_a_server_of_encoded_images_that_nobody_declared_gets_no_request(t
     assert server.predictions == []
 
 
+async def test_a_server_of_encoded_images_that_nobody_declared_is_no_server_of_tensors(
+    tmp_path: Path,
+) -> None:
+    async with ImageServer(name="images") as server:
+        quick = {"upstream_wait_s": 0.2}
+        async with in_front_of(server, eight_bit_repository(tmp_path), **quick) as client:
+            error = await refused(client, sent(CLEAN[:1]))
+
+    assert "takes [('images', 'BYTES')], expected [('images', 'FP32')] as calibrated" in error.details()
+    assert server.predictions == []
+
+
+async def test_a_server_of_tensors_that_is_declared_to_take_files_is_told_by_the_setting(
+    tmp_path: Path,
+) -> None:
+    quick = {"upstream_wait_s": 0.2}
+    async with (
+        ModelServer(linear_classifier()) as server,
+        in_front_of(server, eight_bit_repository(tmp_path), own={"encoded_images": {}}, **quick) as client,
+    ):
+        error = await refused(client, files_request([encoded(noise((8, 8)))], "images"))
+
+    assert "expected [('images', 'BYTES')] as encoded_images says; leave that out" in error.details()
+    assert server.predictions == []
+
+
 async def test_a_server_of_tensors_is_sent_no_encoded_images(tmp_path: Path) -> None:
     async with (
         ModelServer(linear_classifier()) as server,
