@@ -19,6 +19,8 @@ from guard.export.export_command import Export
 __all__ = ["Command", "Serve", "Unavailable", "Verify", "main"]
 
 EXIT_ERROR = 2
+EXIT_UNREAD = 141
+"""As of a program that the signal SIGPIPE ended."""
 _PROBED = "passed: it answers here as it did at calibration"
 _UNPROBED = "none: written by an older guard; calibrate again to have one"
 
@@ -154,7 +156,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     arguments = parser.parse_args(argv)
     try:
-        return commands[arguments.command].run(arguments)
+        code = commands[arguments.command].run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has read enough: `guard status | head -2`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at the exit
+        return EXIT_UNREAD
     except (GuardError, OSError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

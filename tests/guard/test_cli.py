@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -434,3 +435,17 @@ def test_the_log_of_grpc_is_off_unless_the_operator_wants_it(
             monkeypatch.setenv("GRPC_VERBOSITY", before)
         guard("serve", "--repository", tmp_path / "nope")
         assert os.environ["GRPC_VERBOSITY"] == after
+
+
+def test_who_reads_no_further_is_no_error(tmp_path: Path) -> None:
+    write_tiny_artifact(tmp_path)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "guard.cli", "verify", str(tmp_path / "tiny" / "1")],
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
