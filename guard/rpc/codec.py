@@ -29,11 +29,13 @@ from guard.messages import (
 from guard.rpc.contents import decode_raw, decode_typed, encode_raw, encode_typed
 from guard.rpc.form import OF_CLASSIFIERS, has_unknown_fields, refuse_excess
 from guard.rpc.parameters import (
+    SIZE,
     classification_of,
     encode_parameters,
     own_parameters,
     refuse_shared_memory,
     refuse_tensor_parameters,
+    refuse_wrong_size,
 )
 from guard.rpc.passed import decode_passed
 from guard.rpc.pb import open_inference_pb2 as pb
@@ -188,11 +190,20 @@ def _drop_pretended_findings(answer: pb.ModelInferResponse) -> None:
 
 def _named_inputs(request: pb.ModelInferRequest) -> tuple[TensorSpec, ...]:
     """Return what the input tensors are said to be."""
-    for tensor in request.inputs:
-        refuse_shared_memory(f"input {tensor.name!r}", tensor.parameters)
-        refuse_tensor_parameters(f"input {tensor.name!r}", tensor.parameters)
+    for place, tensor in enumerate(request.inputs):
+        if tensor.parameters:
+            _refuse_parameters(request, place)
     _refuse_repeats("input", (tensor.name for tensor in request.inputs))
     return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in request.inputs)
+
+
+def _refuse_parameters(request: pb.ModelInferRequest, place: int) -> None:
+    """Refuse what is said of an input besides its tensor, unless it changes nothing."""
+    tensor, blobs = request.inputs[place], request.raw_input_contents
+    name = f"input {tensor.name!r}"
+    refuse_shared_memory(name, tensor.parameters)
+    refuse_wrong_size(name, tensor.parameters, len(blobs[place]) if place < len(blobs) else None)
+    refuse_tensor_parameters(name, (one for one in tensor.parameters if one != SIZE))
 
 
 def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:

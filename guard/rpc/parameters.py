@@ -15,12 +15,14 @@ from guard.messages import Parameter
 from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = [
+    "SIZE",
     "classification_of",
     "decode_parameters",
     "encode_parameters",
     "own_parameters",
     "refuse_shared_memory",
     "refuse_tensor_parameters",
+    "refuse_wrong_size",
 ]
 
 OWN_PREFIX: Final = "guard_"
@@ -32,6 +34,9 @@ WITHOUT_EFFECT: Final = (
     "triton_enable_empty_final_response",
 )
 TENSOR_WITHOUT_EFFECT: Final = ("binary_data",)
+SIZE: Final = "binary_data_size"
+"""Of HTTP's bodies, where it says how many bytes a tensor takes; KServe's client says it over gRPC too."""
+
 CLASSIFICATION: Final = "classification"
 
 _INT64_MIN, _INT64_MAX, _UINT64_MAX = -(2**63), 2**63 - 1, 2**64 - 1
@@ -120,6 +125,28 @@ def refuse_tensor_parameters(tensor: str, parameters: Iterable[str]) -> None:
     if unknown:
         raise UnsupportedRequestError(
             f"{tensor}: parameters {', '.join(map(repr, unknown))} are not supported; send it without them"
+        )
+
+
+def refuse_wrong_size(tensor: str, parameters: Mapping[str, pb.InferParameter], count: int | None) -> None:
+    """Refuse a tensor that says another size of itself than it has, so that nobody can read it otherwise.
+
+    Args:
+        tensor: The input, for errors.
+        parameters: Its parameters.
+        count: Bytes of its raw contents; None where it has none.
+
+    Raises:
+        InvalidRequestError: If ``binary_data_size`` is there and is anything else.
+    """
+    if SIZE not in parameters:
+        return
+    choice = parameters[SIZE].WhichOneof("parameter_choice")
+    said = getattr(parameters[SIZE], choice) if choice in {"int64_param", "uint64_param"} else None
+    if count is None or said != count:
+        raise InvalidRequestError(
+            f"{tensor}: {SIZE}: expected the size of its raw contents, "
+            f"{'of which there are none' if count is None else f'{count} bytes'}, got {said!r}; leave it out"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from tests.tiny_models import linear_classifier
 
 pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
 
+KSERVE_CALLS = Path(__file__).with_name("kserve_client_calls.py")
+CALLS_S = 60.0
 MODES = pytest.mark.parametrize("check", ["local", "upstream"])
 
 
@@ -102,3 +105,25 @@ async def test_an_input_name_that_the_server_ignores_would_have_gone_past_a_chec
 
     logits = np.frombuffer(answer.raw_output_contents[0], "<f4").reshape(1, 10)
     np.testing.assert_allclose(logits, linear_logits(SUSPICIOUS[:1]), atol=1e-4)
+
+
+async def test_the_client_of_kserve_takes_the_guard_for_a_server(server: PeerProcess, tmp_path: Path) -> None:
+    home = await asyncio.to_thread(peers.environment, "kserve")
+    np.savez(tmp_path / "images.npz", clean=CLEAN, suspicious=SUSPICIOUS)
+    repository = tiny_repository(tmp_path / "repository")
+    async with in_front_of(server, repository, own={"upstream_model": "signs"}) as client:
+        address = f"127.0.0.1:{client.server.port}"
+        process = await asyncio.create_subprocess_exec(
+            *(home / "bin" / "python", KSERVE_CALLS, address, "tiny", tmp_path / "images.npz"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(CALLS_S):
+            said, _ = await process.communicate()
+    seen = json.loads(said)
+
+    assert seen["ready"] == [True, True, True]
+    for how in ("raw", "typed"):
+        assert (seen[how]["id"], seen[how]["verdict"]) == ("id-7", "accept")
+        np.testing.assert_allclose(seen[how]["logits"], linear_logits(CLEAN[:2]), atol=1e-4)
+    assert seen["suspicious"]["status"] == "PERMISSION_DENIED"
+    assert "row 0" in seen["suspicious"]["words"]

@@ -266,6 +266,35 @@ def test_an_input_cannot_be_classified() -> None:
     assert words == "input 'x': parameters 'classification' are not supported; send it without them"
 
 
+@pytest.mark.parametrize("said", [11, 13, -12, None])
+def test_a_size_that_is_not_that_of_the_tensor_is_refused(said: int | None) -> None:
+    """Of an input of three FP32 in raw contents; who reads by it would read something else."""
+    request = raw("FP32", [3], bytes(12))
+    if said is None:
+        request.inputs[0].parameters["binary_data_size"].string_param = "12"
+    else:
+        request.inputs[0].parameters["binary_data_size"].int64_param = said
+
+    words = refusal(request, InvalidRequestError)
+
+    expected = "input 'x': binary_data_size: expected the size of its raw contents, 12 bytes"
+    assert words == f"{expected}, got {said}; leave it out"
+
+
+def test_a_size_of_raw_contents_that_are_not_there_is_refused() -> None:
+    request = typed("FP32", [1], fp32_contents=[1.0])
+    request.inputs[0].parameters["binary_data_size"].int64_param = 4
+
+    assert "of which there are none" in refusal(request, InvalidRequestError)
+
+
+def test_the_size_that_a_tensor_has_changes_nothing() -> None:
+    request = raw("FP32", [3], bytes(12))
+    request.inputs[0].parameters["binary_data_size"].int64_param = 12
+
+    assert decode_request(request).inputs[0].data.tolist() == [0.0, 0.0, 0.0]
+
+
 def test_an_unknown_input_parameter_is_named() -> None:
     words = refusal(with_parameter("input", "content_type"), UnsupportedRequestError)
 
