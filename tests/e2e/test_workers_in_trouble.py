@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import tempfile
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -105,9 +106,10 @@ def test_one_that_is_stuck_in_the_middle_of_a_change_is_killed_and_the_guard_sti
 def test_workers_whose_parent_is_gone_end_at_once_and_leave_nothing_behind(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    short = tempfile.TemporaryDirectory(prefix="g")  # a socket's path has 100 bytes at most
+    monkeypatch.setenv("TMPDIR", short.name)
     crew = Crew.of(models, tmp_path, drain_timeout_s=10 * PATIENCE_S)
-    [folder] = tmp_path.glob("guard-*")
+    [folder] = Path(short.name).glob("guard-*")
     handles = [os.pidfd_open(crew.pid(number)) for number in (1, 2)]
 
     crew.process.end(signal.SIGKILL)
@@ -116,6 +118,7 @@ def test_workers_whose_parent_is_gone_end_at_once_and_leave_nothing_behind(
         assert select.select([handle], [], [], PATIENCE_S)[0]  # though requests were to have longer
         os.close(handle)
     assert not folder.exists()
+    short.cleanup()
 
 
 def test_a_folder_whose_path_is_too_long_for_sockets_is_named(
