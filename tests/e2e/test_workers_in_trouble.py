@@ -6,8 +6,8 @@ import json
 import os
 import select
 import signal
-import tempfile
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
