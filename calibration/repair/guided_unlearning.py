@@ -43,9 +43,10 @@ class GuidedUnlearning(Repair):
     The gradient's norm is bounded: the first perturbed images are answered with such certainty that their
     gradients would tear through all that the network knows.
 
-    Triggers that a scan found, where they are given, take part of the perturbed images, as they are and in
-    grids of four and nine: it is they that this network is known to answer, and what was only weakened
-    shows under many copies.
+    Triggers that a scan found, where they are given, are put on some more images, as they are and in grids of
+    four and nine: it is they that this network is known to answer, and what was only weakened shows under
+    many copies. They take nothing from what was sought, for a scan may have found the wrong ones, but come
+    to the sum as a third term of the same form.
 
     Args:
         rounds: Times that it is sought and unlearned: what moves most may hide what moves less.
@@ -64,7 +65,8 @@ class GuidedUnlearning(Repair):
         floor: Share of the unlearning that goes to what moves the network at all, to every label by how well
             it is reached; the rest goes by what a label gains over the runner-up.
         search_steps: Steps of each search.
-        given: Share of the perturbed images that carry a trigger, where any was given.
+        given: Images a step that carry a trigger, where any was given, as a share of the perturbed ones; and
+            what they weigh beside those.
         precision: What the network computes in.
 
     Raises:
@@ -130,6 +132,10 @@ class GuidedUnlearning(Repair):
         """Return how many perturbed images go with so many clean ones."""
         return max(1, int(self.perturbed * images))
 
+    def stamped_of(self, images: int) -> int:
+        """Return how many images with a trigger that was given go with so many clean ones."""
+        return max(1, round(self.given * self.perturbed_of(images)))
+
     def repair(
         self, model: fx.GraphModule, supplies: Supplies, *, generator: torch.Generator, sitting: Sitting
     ) -> RepairResult:
@@ -168,7 +174,8 @@ class GuidedUnlearning(Repair):
                 hooks=_Lesson(self, teacher, found, ends, stamps).hooks(),
             )
             each = min(self.batch, len(train))
-            sent = unlearning.images // each * (each + self.perturbed_of(each))
+            more = self.stamped_of(each) if triggers else 0
+            sent = unlearning.images // each * (each + self.perturbed_of(each) + more)
             stages.append(replace(unlearning, images=sent))
         return RepairResult(student, tuple(stages), facts)
 
@@ -245,22 +252,25 @@ class _Lesson:
         count = self.options.perturbed_of(len(images))
         which = torch.multinomial(self.found.weights, count, replacement=True, generator=generator)
         units = self.ends.unit(images[:count])
-        perturbed = self.ends.full(self.found.perturbations.put(units, which))
+        parts = [images, self.ends.full(self.found.perturbations.put(units, which))]
         if self.stamps.each:
-            carrying = torch.arange(max(1, round(self.options.given * count)))
+            carrying = torch.arange(self.options.stamped_of(len(images)))
             first = int(torch.randint(len(self.stamps.each), (), generator=generator))
             stamped = hand_out(images[: len(carrying)], carrying, self.stamps.each, first)
-            perturbed[: len(carrying)] = stamped.to(perturbed.dtype)
-        return torch.cat([images, perturbed])
+            parts.append(stamped.to(images.dtype))
+        return torch.cat(parts)
 
     def _loss(self, student: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         clean = len(targets)
         with torch.no_grad():
             taught = self.teacher(images[:clean]).float()
         answers = student(images).float()
-        count = len(images) - clean
-        perturbed = divergence(taught[:count], answers[clean:])
-        return divergence(taught, answers[:clean]) + self.options.weight * perturbed
+        count = self.options.perturbed_of(clean)
+        sought, stamped = answers[clean : clean + count], answers[clean + count :]
+        unlearned = divergence(taught[:count], sought)
+        if len(stamped):
+            unlearned = unlearned + self.options.given * divergence(taught[: len(stamped)], stamped)
+        return divergence(taught, answers[:clean]) + self.options.weight * unlearned
 
 
 def _fixed(model: fx.GraphModule) -> fx.GraphModule:
