@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
 from guard.control.api import Control
-from guard.errors import SettingsError
 from guard.rpc.access import Access, OnEvent, TokenKeeper, ignore_event
 from guard.rpc.admin import AdminServicer
 from guard.rpc.held_port import HeldPort
 from guard.rpc.interceptors import Doorkeeper
+from guard.rpc.listening import open_port, open_socket
 from guard.rpc.outcome import OnRpc, ignore_rpc
 from guard.rpc.pb.guard_admin_pb2_grpc import add_GuardAdminServicer_to_server
 from guard.rpc.reception import CALL, Reception
 from guard.rpc.repository_servicer import RepositoryServicer, add_repository_servicer
-from guard.rpc.unix_socket import (
-    address_of_socket,
-    files_for,
-    remove_socket,
-    take_place_of_a_dead_one,
-)
+from guard.rpc.unix_socket import remove_socket, take_place_of_a_dead_one
 
 __all__ = ["AdminServer"]
 
@@ -98,9 +92,18 @@ class AdminServer:
             SettingsError: If one of them is taken.
         """
         if self._access.port is not None:
-            self.port = self._open_port(self._add_server(control), self._access.host, self._access.port)
+            self.let_go()
+            self.port = open_port(
+                self._add_server(control),
+                self._access.host,
+                self._access.port,
+                self._credentials,
+                "'admin_port', 'admin_host'",
+            )
         if self._access.socket is not None:
-            self._open_socket(self._add_server(control), self._access.socket)
+            self._inode = open_socket(
+                self._add_server(control), self._access.socket, "admin_socket", group=False
+            )
         for server in self._servers:
             for add in services:
                 add(server)
@@ -140,29 +143,3 @@ class AdminServer:
         self._on_rpc(method, model, code, seconds)
         shown = method[:_MAX_METHOD_CHARACTERS]
         self._on_event(CALL, {"method": shown, "model": model, "actor": "", "code": code})
-
-    def _open_port(self, server: Any, host: str, port: int) -> int:
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6
-        self.let_go()
-        try:
-            if self._credentials is None:
-                bound: int = server.add_insecure_port(address)
-            else:
-                bound = server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise SettingsError(
-                f"cannot listen on port {port} of {host} ('admin_port', 'admin_host'); choose another"
-            ) from error
-        return bound
-
-    def _open_socket(self, server: Any, path: Path) -> None:
-        take_place_of_a_dead_one(path, "admin_socket")
-        try:
-            with files_for(group=False):
-                server.add_insecure_port(address_of_socket(path))
-        except RuntimeError as error:
-            raise SettingsError(
-                f"cannot listen on admin_socket {path}; choose a path of at most 100 bytes that the guard's "
-                f"user may write to"
-            ) from error
-        self._inode = path.lstat().st_ino

@@ -9,15 +9,15 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from guard.errors import SettingsError
 from guard.rpc.health import HealthServicer
 from guard.rpc.held_port import HeldPort
 from guard.rpc.interceptors import Doorkeeper
+from guard.rpc.listening import open_port, open_socket
 from guard.rpc.outcome import OnRpc
 from guard.rpc.pb.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guard.rpc.server_tls import ServerTls
 from guard.rpc.servicer import InferenceServicer
-from guard.rpc.unix_socket import address_of_socket, files_for, remove_socket, take_place_of_a_dead_one
+from guard.rpc.unix_socket import remove_socket, take_place_of_a_dead_one
 
 __all__ = ["DataServer", "Doors"]
 
@@ -118,9 +118,12 @@ class DataServer:
         add_GRPCInferenceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
         add_HealthServicer_to_server(health, server)
         if self._doors.port is not None:
-            self.port = self._open_port(server, self._doors.port)
+            self.let_go()
+            self.port = open_port(
+                server, self._doors.host, self._doors.port, self._credentials, "setting 'port'"
+            )
         if self._doors.socket is not None:
-            self._open_socket(server, self._doors.socket)
+            self._inode = open_socket(server, self._doors.socket, "socket", group=True)
         await server.start()
         self._server, self._servicer = server, servicer
 
@@ -137,30 +140,3 @@ class DataServer:
         held, self._held = self._held, None
         if held is not None:
             held.close()
-
-    def _open_port(self, server: Any, port: int) -> int:
-        host = self._doors.host
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # IPv6
-        self.let_go()
-        try:
-            if self._credentials is None:
-                bound: int = server.add_insecure_port(address)
-            else:
-                bound = server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise SettingsError(
-                f"cannot listen on port {port} of {host} (setting 'port'); choose another"
-            ) from error
-        return bound
-
-    def _open_socket(self, server: Any, path: Path) -> None:
-        take_place_of_a_dead_one(path, "socket")
-        try:
-            with files_for(group=True):
-                server.add_insecure_port(address_of_socket(path))
-        except RuntimeError as error:
-            raise SettingsError(
-                f"cannot listen on socket {path}; choose a path of at most 100 bytes that the guard's user "
-                f"may write to"
-            ) from error
-        self._inode = path.lstat().st_ino

@@ -1,6 +1,6 @@
-"""A port that several processes of ours listen on, and nobody else.
+"""A port held before anybody listens on it: by the parent of several workers, or by a guard that loads models.
 
-The parent binds it and never listens, so that no connection comes to it. It binds without ``SO_REUSEPORT``
+Who holds it binds it and never listens, so that no connection comes to it. It binds without ``SO_REUSEPORT``
 and sets that afterwards: a port that anybody has, another guard with workers included, is refused in the one
 call that takes it, and the workers, of the same user, are let in.
 """
@@ -16,7 +16,7 @@ __all__ = ["HeldPort"]
 
 
 class HeldPort:
-    """A port held for workers; a context manager.
+    """A port held for whoever is to listen on it; a context manager.
 
     Args:
         host: Address or name that the workers listen on.
