@@ -1,4 +1,4 @@
-"""A port held before anybody listens on it: by the parent of several workers, or by a guard that loads models.
+"""A port held before anybody listens on it: by the parent of workers, or by a guard that loads models.
 
 Who holds it binds it and never listens, so that no connection comes to it. It binds without ``SO_REUSEPORT``
 and sets that afterwards: a port that anybody has, another guard with workers included, is refused in the one

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from tests.e2e.peer_process import PeerProcess
+from tests.e2e.peer_process import PeerProcess, row_shape
 
 __all__ = ["KServe"]
 
@@ -55,7 +55,8 @@ class KServe(PeerProcess):
     def write(self, name: str, model: onnx.ModelProto) -> None:
         """Write program and model."""
         self.name = name
-        (self.folder / "server.py").write_text(SERVER)
+        shape = str([-1, *row_shape(model)])
+        (self.folder / "server.py").write_text(SERVER.replace("[-1, 3, 8, 8]", shape))
         (self.folder / "model.onnx").write_bytes(model.SerializeToString())
 
     def command(self) -> list[str]:

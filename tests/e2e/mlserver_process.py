@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from tests.e2e.peer_process import PeerProcess, free_port
+from tests.e2e.peer_process import PeerProcess, free_port, row_shape
 
 __all__ = ["MLServer"]
 
@@ -48,7 +48,7 @@ class MLServer(PeerProcess):
             "metrics_port": free_port(),
         }
         tensors = {
-            "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 3, 8, 8]}],
+            "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, *row_shape(model)]}],
             "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
         }
         settings = {"host": "127.0.0.1", "parallel_workers": 0, "metrics_dir": str(self.folder), **ports}

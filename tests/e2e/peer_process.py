@@ -11,9 +11,11 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
 from peers.environments import scripts_alone
 
-__all__ = ["PeerProcess", "free_port"]
+__all__ = ["PeerProcess", "free_port", "row_shape"]
 
 READY_S = 60.0
 
@@ -24,6 +26,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def row_shape(model: onnx.ModelProto) -> list[int]:
+    """Return the shape of one row of a model's input."""
+    return [one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim][1:]
 
 
 @dataclass

@@ -72,7 +72,7 @@ def triton_on(repository: Path, folder: Path, more_config: str) -> Triton:
     folder.mkdir()
     (folder / "models").symlink_to(repository)
     (repository / "tiny" / "config.pbtxt").write_text(
-        CONFIG.format(name="tiny", max_batch_size=8, instances=1) + more_config
+        CONFIG.format(name="tiny", max_batch_size=8, instances=1, dims=[3, 8, 8]) + more_config
     )
     (repository / "tiny" / "1" / "model.py").write_text(MODEL)
     return Triton(peers.environment("triton"), folder, "tiny")

@@ -13,7 +13,7 @@ import onnx
 
 import peers
 from peers.environments import packages, scripts_alone
-from tests.e2e.peer_process import PeerProcess, free_port
+from tests.e2e.peer_process import PeerProcess, free_port, row_shape
 
 __all__ = ["Triton", "environment", "free_port", "write_model"]
 
@@ -21,7 +21,7 @@ CONFIG = """
 name: "{name}"
 backend: "python"
 max_batch_size: {max_batch_size}
-input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, 8, 8 ] }} ]
+input [ {{ name: "images" data_type: TYPE_FP32 dims: {dims} }} ]
 output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ 10 ] }} ]
 instance_group [ {{ kind: KIND_CPU count: {instances} }} ]
 """
@@ -59,7 +59,8 @@ def write_model(
     """Write a model into a Triton repository."""
     version = repository / name / "1"
     version.mkdir(parents=True)
-    config = CONFIG.format(name=name, max_batch_size=max_batch_size, instances=instances)
+    dims = row_shape(model)
+    config = CONFIG.format(name=name, max_batch_size=max_batch_size, instances=instances, dims=dims)
     (repository / name / "config.pbtxt").write_text(config)
     (version / "model.py").write_text(MODEL)
     (version / "model.onnx").write_bytes(model.SerializeToString())

@@ -60,12 +60,17 @@ def asked(
     values = result.as_numpy("logits")
     return {
         "logits": [] if class_count else values.tolist(),
-        "classes": [value.decode() for value in values.ravel()] if class_count else [],
+        "classes": [shown(value) for value in values.ravel()] if class_count else [],
         "outputs": [one.name for one in response.outputs],
         "id": response.id,
         "version": response.model_version,
         "verdict": response.parameters["guard_verdict"].string_param,
     }
+
+
+def shown(value: Any) -> Any:
+    """Return a class in words; some servers know nothing of classes, and give the logits."""
+    return value.decode() if isinstance(value, bytes) else float(value)
 
 
 if __name__ == "__main__":
