@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from benchmarks.detection.answers import Answers
 from guard.detection.entropy import entropy_of_probabilities
 from guard.detection.fusion import fit_fusion
+from guard.detection.measurements import Measures
 from guard.detection.responses import fit_responses
 from guard.detection.stratified import fit_strata
 
@@ -47,9 +48,8 @@ def fused_ladder(answers: Answers, rounds: tuple[int, ...], shares: tuple[float,
         shares: Share of the fitted clean inputs that each of those rounds would accept.
     """
     fit, predicted = answers.part(0), answers.predicted
-    responses = fit_responses(predicted[fit], answers.under[fit])
-    departures = responses.departures(predicted, answers.under)
-    surprises = responses.surprises(predicted, answers.under)
+    measured = _measured(answers)
+    departures, surprises = measured[:, :, 1], measured[:, :, 2]
     open_still = np.ones(len(predicted), bool)
     passes = np.full(len(predicted), float(answers.under.shape[1]))
     for seen, share in zip(rounds, shares, strict=True):
@@ -62,14 +62,16 @@ def fused_ladder(answers: Answers, rounds: tuple[int, ...], shares: tuple[float,
 
 
 def _statistics(answers: Answers) -> Float64[np.ndarray, "n 3"]:
+    return _measures(answers).statistics(("departure", "surprise", "stratified"), _measured(answers))
+
+
+def _measures(answers: Answers) -> Measures:
     fit, predicted, under = answers.part(0), answers.predicted, answers.under
-    responses = fit_responses(predicted[fit], under[fit])
-    strata = fit_strata(predicted[fit], under[fit], answers.overlay_classes)
-    return np.stack(
-        [
-            responses.departures(predicted, under).mean(axis=1),
-            responses.surprises(predicted, under).mean(axis=1),
-            strata.scores(predicted, under),
-        ],
-        axis=1,
-    )
+    kept = under[np.arange(len(under)), :, predicted]
+    strata = fit_strata(predicted[fit], kept[fit], answers.overlay_classes, under.shape[2])
+    return Measures(fit_responses(predicted[fit], under[fit]), strata)
+
+
+def _measured(answers: Answers) -> Float64[np.ndarray, "n m 4"]:
+    entropies = entropy_of_probabilities(answers.under)
+    return _measures(answers).of_inputs(answers.predicted, answers.under, entropies)

@@ -11,8 +11,9 @@ from guard.arrays import Logits
 from guard.dataplane.answer import Finding
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
-from guard.detection.strip import Decision
-from guard.detection.threshold import Verdict, p_value, verdict_of
+from guard.detection.base import Decision
+from guard.detection.p_values import p_value
+from guard.detection.threshold import Verdict, verdict_of
 from guard.errors import CheckFailedError, InputRejectedError
 from guard.incidents import NO_LABEL
 from guard.messages import InferRequest

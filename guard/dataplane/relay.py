@@ -31,7 +31,7 @@ from guard.dataplane.model_server import ModelServer
 from guard.dataplane.question import Question
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
-from guard.detection.strip import Decision
+from guard.detection.base import Decision
 from guard.detection.threshold import Policy
 from guard.errors import (
     CheckFailedError,

@@ -28,7 +28,7 @@ import numpy as np
 from guard.dataplane.question import Question, Reply
 from guard.dataplane.share import Share
 from guard.dataplane.validation import uncheckable_rows
-from guard.detection.strip import Decision
+from guard.detection.base import Decision
 from guard.errors import CheckFailedError, DeadlineError, UnavailableError, UncheckableInputError
 from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel

@@ -24,6 +24,7 @@ Both are means over blends of numbers that are never negative, so partial sums o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -49,28 +50,49 @@ class Responses:
     expected: Float32[np.ndarray, "k m k"]
 
     def departures(
-        self, predicted: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n m k"]
-    ) -> Float64[np.ndarray, "n m"]:
+        self,
+        predicted: Int64[np.ndarray, " p"],
+        overlays: Int64[np.ndarray, " p"],
+        probabilities: Float[np.ndarray, "p k"],
+    ) -> Float64[np.ndarray, " p"]:
         """Return the squared Hellinger distance of each blend's answer from what is expected, in [0, 1].
 
         Args:
-            predicted: Class that the model gives to each input itself.
-            probabilities: Of each input under each overlay.
+            predicted: Class that the model gives to the blended input itself.
+            overlays: Which overlay it was blended with.
+            probabilities: What the model answers.
         """
-        expected = np.sqrt(self.expected.astype(np.float64))[predicted]
-        overlap = (np.sqrt(probabilities.astype(np.float64)) * expected).sum(axis=2)
+        overlap = (np.sqrt(probabilities) * self._roots[predicted, overlays]).sum(axis=1, dtype=np.float64)
         departures: np.ndarray = np.clip(1.0 - overlap, 0.0, 1.0)
         return departures
 
     def surprises(
-        self, predicted: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n m k"]
-    ) -> Float64[np.ndarray, "n m"]:
-        """Return the cross-entropy of each blend's answer with what is expected, in bits, never negative."""
-        classes = self.expected.shape[0]
-        mixed = (1 - EPSILON) * self.expected.astype(np.float64) + EPSILON / classes
-        bits = -np.log2(np.minimum(mixed, 1.0))[predicted]
-        surprises: np.ndarray = (probabilities.astype(np.float64) * bits).sum(axis=2)
+        self,
+        predicted: Int64[np.ndarray, " p"],
+        overlays: Int64[np.ndarray, " p"],
+        probabilities: Float[np.ndarray, "p k"],
+    ) -> Float64[np.ndarray, " p"]:
+        """Return the cross-entropy of each blend's answer with what is expected, in bits, never negative.
+
+        Args:
+            predicted: Class that the model gives to the blended input itself.
+            overlays: Which overlay it was blended with.
+            probabilities: What the model answers.
+        """
+        bits = (probabilities * self._bits[predicted, overlays]).sum(axis=1, dtype=np.float64)
+        surprises: np.ndarray = np.maximum(bits, 0.0)
         return surprises
+
+    @cached_property
+    def _roots(self) -> Float32[np.ndarray, "k m k"]:
+        roots: np.ndarray = np.sqrt(self.expected)
+        return roots
+
+    @cached_property
+    def _bits(self) -> Float32[np.ndarray, "k m k"]:
+        mixed = (1 - EPSILON) * self.expected.astype(np.float64) + EPSILON / self.expected.shape[0]
+        bits: np.ndarray = -np.log2(np.minimum(mixed, 1.0))
+        return bits.astype(np.float32)
 
 
 def fit_responses(predicted: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n m k"]) -> Responses:

@@ -12,6 +12,7 @@ leave that of clean inputs. The mean over all overlays, which STRIP takes, hides
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -40,58 +41,77 @@ class Strata:
     means: Float64[np.ndarray, "k s"]
     spreads: Float64[np.ndarray, " s"]
 
-    def scores(
-        self, predicted: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n m k"]
-    ) -> Float64[np.ndarray, " n"]:
-        """Return z of each input; higher is more suspicious.
+    def residuals(
+        self,
+        predicted: Int64[np.ndarray, " p"],
+        overlays: Int64[np.ndarray, " p"],
+        kept: Float[np.ndarray, " p"],
+    ) -> Float64[np.ndarray, " p"]:
+        """Return how far above clean inputs each blend keeps its input's class, in spreads.
 
         Args:
-            predicted: Class that the model gives to each input itself.
-            probabilities: Of each input under each overlay.
+            predicted: Class that the model gives to the blended input itself.
+            overlays: Which overlay it was blended with.
+            kept: Probability of the input's class.
+
+        Returns:
+            Minus infinity where the overlay is of the input's own class, which says nothing.
         """
-        kept = _kept(predicted, probabilities, self.overlay_classes, self.classes)
-        standardised = (kept - self.means[predicted]) / self.spreads
-        own = self.classes[None] == predicted[:, None]
-        highest: np.ndarray = np.where(own, -np.inf, standardised).max(axis=1)
+        stratum = self._stratum[overlays]
+        residuals = (kept - self.means[predicted, stratum]) / self.spreads[stratum]
+        own: np.ndarray = np.where(self.overlay_classes[overlays] == predicted, -np.inf, residuals)
+        return own
+
+    def highest(self, residuals: Float64[np.ndarray, "n m"]) -> Float64[np.ndarray, " n"]:
+        """Return z of each input, from the residuals of its blends; higher is more suspicious."""
+        highest: np.ndarray = np.stack([residuals[:, own].mean(axis=1) for own in self._members]).max(axis=0)
         return highest
+
+    @cached_property
+    def _stratum(self) -> Int64[np.ndarray, " m"]:
+        return np.searchsorted(self.classes, self.overlay_classes)
+
+    @cached_property
+    def _members(self) -> list[Int64[np.ndarray, " o"]]:
+        return [np.flatnonzero(self.overlay_classes == one) for one in self.classes]
 
 
 def fit_strata(
     predicted: Int64[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n m k"],
+    kept: Float[np.ndarray, "n m"],
     overlay_classes: Int64[np.ndarray, " m"],
+    classes: int,
 ) -> Strata:
     """Return what the overlays of each class leave of these inputs' predictions; they must be clean.
 
     Args:
         predicted: Class that the model gives to each input itself.
-        probabilities: Of each input under each overlay.
+        kept: Probability of that class under each overlay.
         overlay_classes: Class of each overlay.
+        classes: k, how many the model has.
 
     Raises:
         ValueError: If there are fewer than two inputs, or overlays of fewer than two classes.
     """
-    classes = np.unique(overlay_classes)
-    if len(classes) < 2:
-        raise ValueError(f"overlay_classes: expected overlays of two classes or more, got {len(classes)}")
+    strata = np.unique(overlay_classes)
+    if len(strata) < 2:
+        raise ValueError(f"overlay_classes: expected overlays of two classes or more, got {len(strata)}")
     if len(predicted) < 2:
         raise ValueError(f"predicted: expected two clean inputs or more, got {len(predicted)}")
-    kept = _kept(predicted, probabilities, overlay_classes, classes)
-    sums = np.zeros((probabilities.shape[2], len(classes)))
-    np.add.at(sums, predicted, kept)
-    seen = np.bincount(predicted, minlength=len(sums))[:, None]
-    means = (sums + SHRINKAGE * kept.mean(axis=0)) / (seen + SHRINKAGE)
-    spreads = np.maximum((kept - means[predicted]).std(axis=0), _LEAST_SPREAD)
-    return Strata(overlay_classes, classes, means, spreads)
+    means_of_inputs = _by_stratum(kept, overlay_classes, strata)
+    sums = np.zeros((classes, len(strata)))
+    np.add.at(sums, predicted, means_of_inputs)
+    seen = np.bincount(predicted, minlength=classes)[:, None]
+    means = (sums + SHRINKAGE * means_of_inputs.mean(axis=0)) / (seen + SHRINKAGE)
+    spreads = np.maximum((means_of_inputs - means[predicted]).std(axis=0), _LEAST_SPREAD)
+    return Strata(overlay_classes, strata, means, spreads)
 
 
-def _kept(
-    predicted: Int64[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n m k"],
+def _by_stratum(
+    kept: Float[np.ndarray, "n m"],
     overlay_classes: Int64[np.ndarray, " m"],
     classes: Int64[np.ndarray, " s"],
 ) -> Float64[np.ndarray, "n s"]:
     """Return the mean probability of each input's own class under the overlays of each class."""
-    rows = np.arange(len(predicted))
-    of_own = probabilities[rows, :, predicted].astype(np.float64)
+    of_own = kept.astype(np.float64)
     return np.stack([of_own[:, overlay_classes == one].mean(axis=1) for one in classes], axis=1)

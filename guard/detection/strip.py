@@ -20,36 +20,17 @@ early acceptance it is never seen.) Only inputs that are rejected, or nearly so,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 
+from guard.arrays import EntropyBits, Logits
+from guard.detection.base import Decision, Evidence
+from guard.detection.p_values import p_value
 from guard.detection.plan import CheckPlan
 
-__all__ = ["Decision", "Evidence", "Strip", "mean_entropies", "passes_needed"]
-
-
-class Decision(Enum):
-    """What the check makes of an input."""
-
-    CLEAN = "clean"
-    SUSPICIOUS = "suspicious"
-    FAILED = "failed"
-    """An entropy was not finite, so nothing can be said."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one input so far.
-
-    Attributes:
-        entropy_sum: Sum of the entropies seen, bits.
-        passes: Number of blends seen.
-    """
-
-    entropy_sum: float = 0.0
-    passes: int = 0
+__all__ = ["Strip", "mean_entropies", "passes_needed"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +40,27 @@ class Strip:
     Attributes:
         plan: Rounds over the N ordered overlays.
         boundary_bits: τ; a mean entropy strictly below it is suspicious.
+        block_bits: A lower boundary; what is between the two is only doubtful. None for no such tier.
     """
 
     plan: CheckPlan
     boundary_bits: float
+    block_bits: float | None = None
+    by_class: ClassVar[bool] = False
 
-    def update(self, evidence: Evidence, entropies: Float[np.ndarray, " r"]) -> Evidence:
+    def measure(
+        self,
+        predicted: Int64[np.ndarray, " p"],
+        overlays: Int64[np.ndarray, " p"],
+        logits: Logits,
+        entropies: EntropyBits,
+    ) -> Float[np.ndarray, " p"]:
+        """Return the entropies as they are."""
+        return entropies
+
+    def update(self, evidence: Evidence, measured: Float[np.ndarray, " r"]) -> Evidence:
         """Return the evidence after the next round's entropies, in the plan's overlay order."""
-        bits = np.maximum(entropies.astype(np.float64), 0.0)
+        bits = np.maximum(measured.astype(np.float64), 0.0)
         partial = np.cumsum(np.concatenate(([evidence.entropy_sum], bits)))
         return replace(evidence, entropy_sum=float(partial[-1]), passes=evidence.passes + len(bits))
 
@@ -76,7 +70,10 @@ class Strip:
             return Decision.FAILED
         if evidence.entropy_sum / self.plan.n_overlays >= self.boundary_bits:
             return Decision.CLEAN
-        return Decision.SUSPICIOUS if evidence.passes >= self.plan.n_overlays else None
+        if evidence.passes < self.plan.n_overlays:
+            return None
+        mean = evidence.entropy_sum / self.plan.n_overlays
+        return Decision.SUSPICIOUS if self.block_bits is None or mean < self.block_bits else Decision.DOUBTFUL
 
     def score(self, evidence: Evidence) -> float:
         """Return minus the mean entropy, in bits; higher is more suspicious.
@@ -85,6 +82,15 @@ class Strip:
         score over all N; it is the score itself once ``evidence.passes`` equals N.
         """
         return -evidence.entropy_sum / self.plan.n_overlays
+
+    def p_value(self, evidence: Evidence, clean_values: Float64[np.ndarray, " n"]) -> float:
+        """Return the p-value; a lower bound after curtailment, as the mean entropy is then.
+
+        Args:
+            evidence: Of the input.
+            clean_values: Mean entropies of clean inputs, bits, ascending.
+        """
+        return p_value(-self.score(evidence), clean_values)
 
 
 def mean_entropies(entropies: Float[np.ndarray, "n m"]) -> Float64[np.ndarray, " n"]:

@@ -19,7 +19,8 @@ from jaxtyping import Float32
 from guard.arrays import DATATYPES, Images
 from guard.artifact import Artifact, Profile
 from guard.artifact.probe import Probe
-from guard.detection.threshold import Policy, p_value
+from guard.detection.p_values import p_value
+from guard.detection.threshold import Policy
 from guard.errors import UnfitModelError
 from guard.export.fused_graph import P_VALUE, SCORE, VERDICT, with_boundary
 from guard.runtime.onnx_classifier import ORT_ERRORS

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from guard.arrays import Images
-from guard.detection.strip import Decision, Evidence
+from guard.detection.base import Decision, Evidence
 
 __all__ = ["CheckTask", "Row"]
 

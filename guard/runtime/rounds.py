@@ -33,7 +33,7 @@ from itertools import chain
 import numpy as np
 
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
-from guard.detection.strip import Strip
+from guard.detection.base import Detector, predicted_classes
 from guard.errors import QueueFullError
 from guard.runtime.check_task import CheckTask
 from guard.runtime.turns import Turns
@@ -53,6 +53,13 @@ class _Unit:
     @property
     def pairs(self) -> int:
         return len(self.overlays) + self.with_image
+
+    @property
+    def logits(self) -> np.ndarray:
+        """What the model answered to the image itself, in an earlier round."""
+        assert self.task.logits is not None
+        logits: np.ndarray = self.task.logits[self.index]
+        return logits
 
     @property
     def overlay_index(self) -> PairIndex:
@@ -97,12 +104,12 @@ class Line:
     """
 
     def __init__(
-        self, strip: Strip, *, max_pairs: int, max_rows: int, max_client_rows: int | None = None
+        self, detector: Detector, *, max_pairs: int, max_rows: int, max_client_rows: int | None = None
     ) -> None:
         self.max_pairs = max_pairs
         self.max_rows = max_rows
         self.max_client_rows = max_client_rows
-        self._strip = strip
+        self._detector = detector
         self._tasks: dict[CheckTask, Turns[CheckTask]] = {}  # which of the three each is in
         self._waiting, self._answered, self._background = (
             Turns[CheckTask](),
@@ -175,11 +182,12 @@ class Line:
             ones whose prediction is now complete.
         """
         news: dict[CheckTask, None] = {}
+        measured = self._measure(batch, logits, entropies)
         start = 0
         for unit in batch.units:
             stop = start + unit.pairs
             if unit.task in self._tasks:
-                self._take_in(unit, logits[start:stop], entropies[start:stop])
+                self._take_in(unit, logits[start:stop], measured[start:stop])
                 news[unit.task] = None
             start = stop
         return [task for task in news if self._settle(task)]
@@ -223,7 +231,7 @@ class Line:
     def _unit(self, task: CheckTask, index: int) -> _Unit:
         row = task.rows[index]
         alone = not row.predicted and (task.answer_first or not row.wanted)
-        overlays = range(0) if alone else self._strip.plan.next_round(row.evidence.passes)
+        overlays = range(0) if alone else self._detector.plan.next_round(row.evidence.passes)
         return _Unit(task, index, overlays, with_image=not row.predicted)
 
     def _batch(self, units: tuple[_Unit, ...]) -> Batch:
@@ -232,7 +240,18 @@ class Line:
         images = np.stack([unit.task.images[unit.index] for unit in units])
         return Batch(units, images, image_index, overlay_index)
 
-    def _take_in(self, unit: _Unit, logits: Logits, entropies: EntropyBits) -> None:
+    def _measure(self, batch: Batch, logits: Logits, entropies: EntropyBits) -> np.ndarray:
+        predicted = np.full(len(logits), -1, np.int64)
+        if self._detector.by_class:
+            first = np.cumsum([0, *(unit.pairs for unit in batch.units[:-1])])
+            alone = [
+                logits[start] if unit.with_image else unit.logits
+                for unit, start in zip(batch.units, first, strict=True)
+            ]
+            predicted = predicted_classes(np.stack(alone))[batch.image_index]
+        return self._detector.measure(predicted, batch.overlay_index, logits, entropies)
+
+    def _take_in(self, unit: _Unit, logits: Logits, measured: np.ndarray) -> None:
         task, row = unit.task, unit.task.rows[unit.index]
         if unit.with_image:
             if task.logits is None:
@@ -240,8 +259,8 @@ class Line:
             task.logits[unit.index] = logits[0]
             row.predicted = True
         if unit.overlays:
-            row.evidence = self._strip.update(row.evidence, entropies[int(unit.with_image) :])
-            row.decision = self._strip.decide(row.evidence)
+            row.evidence = self._detector.update(row.evidence, measured[int(unit.with_image) :])
+            row.decision = self._detector.decide(row.evidence)
 
     def _settle(self, task: CheckTask) -> bool:
         if all(row.done for row in task.rows):

@@ -39,7 +39,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from guard.arrays import EntropyBits, Images, Logits, PairIndex
-from guard.detection.strip import Strip
+from guard.detection.base import Detector
 from guard.errors import CheckFailedError, ShuttingDownError, UnavailableError
 from guard.runtime.check_task import CheckTask
 from guard.runtime.rounds import Batch, Line
@@ -68,7 +68,7 @@ class Scheduler:
 
     Args:
         classifier: Called from the device thread only.
-        strip: The detector.
+        detector: Decides of each input.
         max_batch_pairs: Pairs a device batch is filled up to.
         max_queue_rows: Rows that may wait or run; more are refused.
         max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
@@ -80,7 +80,7 @@ class Scheduler:
     def __init__(
         self,
         classifier: CheckedClassifier,
-        strip: Strip,
+        detector: Detector,
         *,
         max_batch_pairs: int,
         max_queue_rows: int,
@@ -90,7 +90,11 @@ class Scheduler:
     ) -> None:
         self._classifier = classifier
         self._new_line = partial(
-            Line, strip, max_pairs=max_batch_pairs, max_rows=max_queue_rows, max_client_rows=max_client_rows
+            Line,
+            detector,
+            max_pairs=max_batch_pairs,
+            max_rows=max_queue_rows,
+            max_client_rows=max_client_rows,
         )
         self._line = self._new_line()
         self._on_batch = on_batch

@@ -10,8 +10,9 @@ import pytest
 
 from calibration.calibrate import calibrate
 from guard.artifact import read_artifact
+from guard.detection.base import Decision
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Decision, Strip, mean_entropies
+from guard.detection.strip import Strip, mean_entropies
 from guard.runtime.loader import RuntimeOptions, load_model
 from guard.runtime.scheduler import Scheduler
 from tests.calibration.calibration_subjects import N_OVERLAYS, model_rows, options_for, pixels

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from guard.detection.strip import Decision, Evidence, Strip
+from guard.detection.base import Decision, Evidence
+from guard.detection.strip import Strip
 from guard.detection.superimpose import BLEND_RULES
 
 ADD = BLEND_RULES["add"]

@@ -19,8 +19,9 @@ from guard.dataplane import DataPlane, ServedModel
 from guard.dataplane.answer import Finding, worst
 from guard.dataplane.judge import Judge
 from guard.dataplane.reporter import Reporter
+from guard.detection.base import Decision, Evidence
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Decision, Evidence, Strip, passes_needed
+from guard.detection.strip import Strip, passes_needed
 from guard.detection.threshold import Policy, Verdict
 from guard.errors import (
     CheckFailedError,

@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from guard.artifact import Profile
+from guard.detection.p_values import p_value
 from guard.detection.strip import mean_entropies
 from guard.detection.superimpose import BLEND_RULES, superimpose
-from guard.detection.threshold import Policy, p_value
+from guard.detection.threshold import Policy
 from guard.errors import UnfitModelError
 from guard.export.fused_check import parts_of
 from guard.runtime.check_graph import build_check_graph

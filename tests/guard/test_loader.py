@@ -14,8 +14,9 @@ import pytest
 
 from guard.artifact import MANIFEST_NAME, Profile, write_artifact
 from guard.artifact.manifest import sha256_of
+from guard.detection.base import Decision
 from guard.detection.entropy import entropy_of_logits
-from guard.detection.strip import Decision, mean_entropies
+from guard.detection.strip import mean_entropies
 from guard.detection.superimpose import BLEND_RULES, superimpose
 from guard.errors import MissingFileError, ProfileError, SettingsError, UnfitModelError
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model

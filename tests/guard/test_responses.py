@@ -18,16 +18,16 @@ TWO = np.array([[[0.5, 0.5]], [[1.0, 0.0]]], np.float32)
 
 def test_a_departure_is_half_the_squared_distance_of_the_roots() -> None:
     """Of (1, 0) from (1/2, 1/2): ½ ((1 - √½)² + ½) = 1 - √½; from (1, 0) nothing; of (0, 1) from it, 1."""
-    answers = np.array([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
-    departures = Responses(TWO).departures(np.array([0, 1, 1]), answers)
-    np.testing.assert_allclose(departures[:, 0], [1 - math.sqrt(0.5), 0.0, 1.0], atol=1e-7)
+    answers = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
+    departures = Responses(TWO).departures(np.array([0, 1, 1]), np.zeros(3, np.int64), answers)
+    np.testing.assert_allclose(departures, [1 - math.sqrt(0.5), 0.0, 1.0], atol=1e-7)
 
 
 def test_a_surprise_is_the_cross_entropy_with_what_is_expected_in_bits() -> None:
     """(1/4, 3/4) against (1/2, 1/2) is one bit, whatever the answer; what is never expected has a bound."""
-    answers = np.array([[[0.25, 0.75]], [[0.0, 1.0]]], np.float32)
-    surprises = Responses(TWO).surprises(np.array([0, 1]), answers)
-    np.testing.assert_allclose(surprises[:, 0], [1.0, -math.log2(EPSILON / 2)], rtol=1e-6)
+    answers = np.array([[0.25, 0.75], [0.0, 1.0]], np.float32)
+    surprises = Responses(TWO).surprises(np.array([0, 1]), np.zeros(2, np.int64), answers)
+    np.testing.assert_allclose(surprises, [1.0, -math.log2(EPSILON / 2)], rtol=1e-6)
 
 
 def test_expected_is_the_mean_of_a_class_drawn_to_the_mean_of_all() -> None:
@@ -53,11 +53,12 @@ def test_both_are_means_of_what_is_never_negative_and_bounded(seed: int, classes
     predicted = random.integers(0, classes, 9)
     responses = fit_responses(predicted, answers)
     np.testing.assert_allclose(responses.expected.sum(axis=2), 1.0, rtol=1e-5)
-    departures, surprises = responses.departures(predicted, answers), responses.surprises(predicted, answers)
+    each = np.repeat(predicted, overlays), np.tile(np.arange(overlays), 9), answers.reshape(-1, classes)
+    departures, surprises = responses.departures(*each), responses.surprises(*each)
     assert ((departures >= 0) & (departures <= 1)).all()
     assert ((surprises >= 0) & (surprises <= -math.log2(EPSILON / classes) + 1e-6)).all()
     slack = 2 * EPSILON + 1e-5  # what is expected is drawn a little to the uniform
-    assert (surprises >= entropy_of_probabilities(answers) - slack).all()  # Gibbs
+    assert (surprises >= entropy_of_probabilities(each[2]) - slack).all()  # Gibbs
 
 
 @pytest.mark.parametrize("predicted", [[], [3], [-1]])

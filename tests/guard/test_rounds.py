@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from guard.detection.base import Decision, Evidence
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Decision, Evidence, Strip
+from guard.detection.strip import Strip
 from guard.errors import QueueFullError
 from guard.runtime.check_task import CheckTask
 from guard.runtime.rounds import Batch, Line

@@ -23,8 +23,9 @@ from fake_classifier import (
     random_table,
 )
 
+from guard.detection.base import Decision, Evidence
 from guard.detection.plan import CheckPlan
-from guard.detection.strip import Decision, Evidence, Strip
+from guard.detection.strip import Strip
 from guard.errors import CheckFailedError, QueueFullError, ShuttingDownError
 from guard.runtime.check_task import Row
 from guard.runtime.rounds import Line

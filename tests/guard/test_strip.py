@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from guard.detection.base import Decision, Evidence
+from guard.detection.p_values import p_value
 from guard.detection.plan import CheckPlan, default_rounds
-from guard.detection.strip import Decision, Evidence, Strip, mean_entropies, passes_needed
-from guard.detection.threshold import p_value
+from guard.detection.strip import Strip, mean_entropies, passes_needed
 
 some_rounds = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
 # Entropies from a coarse grid collide with boundaries and with each other; the others do not.

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.detection.strip import Decision
-from guard.detection.threshold import Policy, Verdict, p_value, verdict_of
+from guard.detection.base import Decision
+from guard.detection.p_values import p_value
+from guard.detection.threshold import Policy, Verdict, verdict_of
 
 CLEAN = np.array([0.5, 1.0, 1.0, 2.0])
 

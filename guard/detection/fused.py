@@ -1,0 +1,196 @@
+r"""The fused detector: several statistics of the same blends, one score, one certified boundary.
+
+The score of an input is the highest of its standardised statistics over all N blends
+(:mod:`guard.detection.fusion`); it is suspicious when the score is above the boundary, which was set on
+the scores of other clean inputs. That false-rejection rate is certified for the score over all N blends.
+
+*Accepting early.* After some rounds an input is accepted when the statistics of the blends seen so far, on
+scales of their own, are those of most clean inputs. That takes inputs out of those rejected and puts none
+in, so the certified rate holds whatever the rules of acceptance are; only detections are at stake.
+
+*Rejecting early.* Departure and surprise are means of numbers that are never negative. Once the sums seen so
+far, divided by N, bring a statistic above the boundary, no later blend takes the score back below it, so
+the input is rejected there and then. Those are inputs that the full score rejects, so the rate holds too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
+
+from guard.arrays import EntropyBits, Logits
+from guard.detection.base import Decision, Evidence
+from guard.detection.entropy import softmax
+from guard.detection.fusion import Fusion
+from guard.detection.measurements import ENTROPY, MEANS, Measures, Statistic
+from guard.detection.p_values import p_value
+from guard.detection.plan import CheckPlan
+
+__all__ = ["Early", "Fused", "outcomes"]
+
+_NEVER_NEGATIVE: Final = ("departure", "surprise")
+
+
+@dataclass(frozen=True, eq=False)
+class Early:
+    """When an input is accepted before all N blends.
+
+    Attributes:
+        passes: Blends after which that may be; the end of a round.
+        fusion: Scales of the statistics over these blends.
+        below: A fused score strictly below it is accepted.
+    """
+
+    passes: int
+    fusion: Fusion
+    below: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The detector.
+
+    Attributes:
+        plan: Rounds over the N ordered overlays.
+        measures: What clean inputs answer.
+        statistics: Which are fused.
+        fusion: Their scales over all N blends.
+        early: Rounds after which inputs may be accepted; their scales are those of the statistics that are
+            means, in the same order.
+        boundary: A score strictly above it is suspicious.
+        block_boundary: A higher one; what is between the two is only doubtful. None for no such tier.
+        takes_logits: Whether the model answers logits; else probabilities.
+    """
+
+    plan: CheckPlan
+    measures: Measures
+    statistics: tuple[Statistic, ...]
+    fusion: Fusion
+    early: tuple[Early, ...]
+    boundary: float
+    block_boundary: float | None = None
+    takes_logits: bool = True
+    by_class: ClassVar[bool] = True
+
+    def measure(
+        self,
+        predicted: Int64[np.ndarray, " p"],
+        overlays: Int64[np.ndarray, " p"],
+        logits: Logits,
+        entropies: EntropyBits,
+    ) -> Float64[np.ndarray, "p 4"]:
+        """Return what is measured of each blend; see :meth:`Measures.of_blends`."""
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite fails the check
+            probabilities = softmax(logits) if self.takes_logits else logits
+            return self.measures.of_blends(predicted, overlays, probabilities, entropies)
+
+    def update(self, evidence: Evidence, measured: Float[np.ndarray, "r 4"]) -> Evidence:
+        """Return the evidence after the next round's blends, in the plan's order of overlays."""
+        entropies = float(measured[:, ENTROPY].sum())
+        return replace(
+            evidence,
+            entropy_sum=evidence.entropy_sum + entropies,
+            passes=evidence.passes + len(measured),
+            measured=(*evidence.measured, measured),
+        )
+
+    def decide(self, evidence: Evidence) -> Decision | None:
+        """Return the decision, or None while the next round is still needed."""
+        measured = _together(evidence)
+        if not np.isfinite(measured[:, :, :3]).all():
+            return Decision.FAILED
+        if evidence.passes >= self.plan.n_overlays:
+            return self._tier(float(self.scores(measured)[0]))
+        early = self._early_after(evidence.passes)
+        if early is not None and self._partial(early, measured)[0] < early.below:
+            return Decision.CLEAN
+        certain = self._certain(measured)[0] > self._highest_boundary
+        return Decision.SUSPICIOUS if certain else None
+
+    def score(self, evidence: Evidence) -> float:
+        """Return the score over the blends seen.
+
+        Over all N it is what boundaries are compared with. Of an input that was accepted early it is
+        that of the blends seen, on their own scale; of one that was rejected early a lower bound.
+        """
+        measured = _together(evidence)
+        if evidence.passes >= self.plan.n_overlays:
+            return float(self.scores(measured)[0])
+        early = self._early_after(evidence.passes)
+        if early is not None and (partial := float(self._partial(early, measured)[0])) < early.below:
+            return partial
+        return float(self._certain(measured)[0])
+
+    def p_value(self, evidence: Evidence, clean_values: Float64[np.ndarray, " n"]) -> float:
+        """Return the p-value of a decided input: 1 if accepted early, an upper bound if rejected early.
+
+        Args:
+            evidence: Of the input.
+            clean_values: Minus the scores over all N blends of clean inputs, ascending.
+        """
+        if evidence.passes < self.plan.n_overlays and self.decide(evidence) is Decision.CLEAN:
+            return 1.0
+        return p_value(-self.score(evidence), clean_values)
+
+    def scores(self, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
+        """Return the scores of inputs of which all N blends were measured."""
+        return self.fusion.scores(self.measures.statistics(self.statistics, measured))
+
+    @property
+    def means(self) -> tuple[Statistic, ...]:
+        """Those of the statistics that say something before all blends are seen."""
+        return tuple(name for name in self.statistics if name in MEANS)
+
+    @property
+    def _highest_boundary(self) -> float:
+        return self.boundary if self.block_boundary is None else self.block_boundary
+
+    def _tier(self, score: float) -> Decision:
+        if score > self._highest_boundary:
+            return Decision.SUSPICIOUS
+        return Decision.DOUBTFUL if score > self.boundary else Decision.CLEAN
+
+    def _early_after(self, passes: int) -> Early | None:
+        return next((early for early in self.early if early.passes == passes), None)
+
+    def _partial(self, early: Early, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
+        return early.fusion.scores(self.measures.statistics(self.means, measured))
+
+    def _certain(self, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
+        """Return what the score over all N blends is at least."""
+        least = np.full(len(measured), -np.inf)
+        for place, name in enumerate(self.statistics):
+            if name in _NEVER_NEGATIVE:
+                mean = measured[:, :, MEANS[name]].sum(axis=1) / self.plan.n_overlays
+                least = np.maximum(least, (mean - self.fusion.centres[place]) / self.fusion.scales[place])
+        return least
+
+
+def outcomes(
+    detector: Fused, measured: Float64[np.ndarray, "n m 4"]
+) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Return of inputs of which all N blends were measured what the detector makes of each.
+
+    Returns:
+        Whether it is beyond the lower boundary, and the passes that are spent on it.
+    """
+    passes = np.full(len(measured), detector.plan.n_overlays, np.int64)
+    found = detector.scores(measured) > detector.boundary
+    undecided = np.ones(len(measured), bool)
+    for end in np.cumsum(detector.plan.rounds)[:-1]:
+        seen, early = measured[:, :end], detector._early_after(int(end))
+        accepted = np.zeros(len(measured), bool)
+        if early is not None:
+            accepted = undecided & (detector._partial(early, seen) < early.below)
+        rejected = undecided & ~accepted & (detector._certain(seen) > detector._highest_boundary)
+        found[accepted] = False
+        passes[accepted | rejected] = end
+        undecided &= ~(accepted | rejected)
+    return found, passes
+
+
+def _together(evidence: Evidence) -> Float64[np.ndarray, "1 m 4"]:
+    return np.concatenate(evidence.measured)[None] if evidence.measured else np.empty((1, 0, 4))
