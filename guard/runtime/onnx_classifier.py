@@ -8,42 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from guard.arrays import EntropyBits, Images, Logits, Overlays, PairIndex, held
+from guard.artifact.precision import Precision
 from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
-from guard.errors import SettingsError, UnfitModelError
+from guard.errors import UnfitModelError
 from guard.runtime import check_graph
+from guard.runtime.bound_calls import BoundCalls, Calls, FixedCalls
+from guard.runtime.capture_gate import GPU
+from guard.runtime.half import in_half_precision
+from guard.runtime.padding import sizes_up_to
+from guard.runtime.session import ORT_ERRORS, Device, first_line, is_on_cuda, open_session
 
-__all__ = ["ORT_ERRORS", "Device", "OnnxClassifier"]
+__all__ = ["ORT_ERRORS", "Device", "OnnxClassifier", "Precision"]
 
-Device = Literal["auto", "cpu", "cuda"]
-
-_QUIETLY = ort.RunOptions()  # errors come as exceptions; standard error is for our own log
-_QUIETLY.log_severity_level = 4
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _PARITY_TOLERANCE = 1e-3
 _ROUGH_PARITY_TOLERANCE = 1e-2
 """For float16 and bfloat16, which keep 11 and 8 bits, and for CUDA, whose kernels differ with the batch."""
-
-ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
-    ort_state.EPFail,
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
-"""What ONNX Runtime raises when a model cannot be loaded or run."""
-
-_LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
 
 
 class OnnxClassifier:
@@ -54,13 +39,21 @@ class OnnxClassifier:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, source: InputSpec, sink: OutputSpec, fixed_batch: int | None
+        self,
+        calls: Calls,
+        source: InputSpec,
+        sink: OutputSpec,
+        fixed_batch: int | None,
+        *,
+        device: str,
+        precision: Precision,
     ) -> None:
-        self._session: ort.InferenceSession | None = session
+        self._calls: Calls | None = calls
         self._source = source
         self._sink = sink
         self._fixed_batch = fixed_batch
-        self.device = "cuda" if session.get_providers()[0] == _CUDA else "cpu"
+        self.device = device
+        self.precision = precision
 
     @classmethod
     def open(
@@ -74,6 +67,8 @@ class OnnxClassifier:
         blend: BlendRule,
         device: Device = "auto",
         threads: int | None = None,
+        precision: Precision = "exact",
+        cuda_graphs_up_to: int | None = None,
     ) -> OnnxClassifier:
         """Wrap the model in its check and load it on the device.
 
@@ -86,15 +81,31 @@ class OnnxClassifier:
             blend: The blend rule.
             device: ``auto`` takes CUDA where there is one.
             threads: CPU threads for one call; None for one a core.
+            precision: What the model computes in.
+            cuda_graphs_up_to: Pairs of the largest call, to fill calls up to sizes that repeat, which CUDA
+                captures and replays; the CPU fills them up too. None to take calls as they come.
 
         Raises:
-            UnfitModelError: If ONNX Runtime cannot load the model.
+            UnfitModelError: If ONNX Runtime cannot load the model, or it cannot be converted or captured.
             SettingsError: If ``cuda`` is asked for and there is none.
         """
         wrapped = check_graph.build_check_graph(
-            model, source=source, sink=sink, overlays=overlays, blend=blend
+            in_half_precision(model) if precision == "fp16" else model,
+            source=source,
+            sink=sink,
+            overlays=overlays,
+            blend=blend,
         )
-        return cls(_open_session(wrapped, device, threads), source, sink, fixed_batch)
+        graphs = cuda_graphs_up_to is not None
+        session = open_session(
+            wrapped, device=device, threads=threads, precision=precision, cuda_graphs=graphs
+        )
+        calls: Calls = BoundCalls(session)
+        if cuda_graphs_up_to is not None:
+            sizes = sizes_up_to(cuda_graphs_up_to) if fixed_batch is None else (fixed_batch,)
+            calls = FixedCalls(session, source, sink.classes, sizes)
+        where = "cuda" if is_on_cuda(session) else "cpu"
+        return cls(calls, source, sink, fixed_batch, device=where, precision=precision)
 
     def logits(self, images: Images) -> Logits:
         """Return the model's raw output for each image: logits or probabilities, as float32.
@@ -144,7 +155,8 @@ class OnnxClassifier:
 
     def close(self) -> None:
         """Let go of the session and its memory; further calls raise RuntimeError."""
-        self._session = None
+        with GPU.shared():
+            self._calls = None
 
     def __enter__(self) -> OnnxClassifier:
         return self
@@ -175,20 +187,14 @@ class OnnxClassifier:
     def _run(
         self, images: Images, image_index: PairIndex, overlay_index: PairIndex
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self._session is None:
+        if self._calls is None:
             raise RuntimeError("the classifier is closed")
-        feed = {
-            check_graph.IMAGES: images,
-            check_graph.IMAGE_INDEX: image_index,
-            check_graph.OVERLAY_INDEX: overlay_index,
-        }
-        logits, entropy = self._session.run([check_graph.LOGITS, check_graph.ENTROPY], feed, _QUIETLY)
-        return logits, entropy
+        return self._calls.run(images, image_index, overlay_index)
 
     def _tolerance(self, logits: np.ndarray) -> float:
         """Return how far an answer may move with the batch: rounding grows with the largest value."""
         halves = {"FP16", "BF16"} & {self._source.datatype, self._sink.datatype}
-        rough = bool(halves) or self.device == "cuda"
+        rough = bool(halves) or self.device == "cuda" or self.precision != "exact"
         largest = np.abs(logits[np.isfinite(logits)]).max(initial=1.0)
         return float(largest) * (_ROUGH_PARITY_TOLERANCE if rough else _PARITY_TOLERANCE)
 
@@ -206,7 +212,7 @@ class OnnxClassifier:
             logits, _ = self._run_all(images, index, np.full_like(index, -1))
         except ORT_ERRORS as error:
             raise UnfitModelError(
-                f"the model fails on a batch of {len(index)} images: {_first_line(error)}; expected an "
+                f"the model fails on a batch of {len(index)} images: {first_line(error)}; expected an "
                 f"output of shape {expected}: export it with a dynamic batch axis, or with one fixed size "
                 f"throughout"
             ) from error
@@ -216,35 +222,3 @@ class OnnxClassifier:
                 f"{expected} as the profile says; calibrate this model again"
             )
         return logits
-
-
-def _open_session(model: onnx.ModelProto, device: Device, threads: int | None) -> ort.InferenceSession:
-    available = ort.get_available_providers()
-    if device == "cuda" and _CUDA not in available:
-        raise SettingsError(
-            f"device 'cuda' was asked for, but ONNX Runtime offers only {', '.join(available)}; install "
-            f"inference-guard[gpu] in place of [cpu], or set device to 'cpu'"
-        )
-    # TF32 would move scores by about 1e-3 from those that the boundary was calibrated with elsewhere.
-    cuda = [(_CUDA, {"use_tf32": "0"})] if device != "cpu" and _CUDA in available else []
-    providers = [*cuda, _CPU]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-    except _LOAD_ERRORS as error:
-        raise UnfitModelError(
-            f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}; export it again, "
-            f"for a supported opset, and calibrate it"
-        ) from error
-    if device == "cuda" and session.get_providers()[0] != _CUDA:
-        raise SettingsError(
-            "device 'cuda' was asked for, but CUDA could not be started; see the log of ONNX Runtime"
-        )
-    return session
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
