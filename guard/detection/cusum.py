@@ -110,7 +110,7 @@ def mean_run_length(limit: float) -> float:
 
     Examples:
         >>> [round(mean_run_length(limit)) for limit in (5.0, 12.0)]
-        [938, 1044667]
+        [938, 1044574]
     """
     b = limit + _OVERSHOOT
     return (exp(2 * ALLOWANCE * b) - 2 * ALLOWANCE * b - 1) / (2 * ALLOWANCE**2)

@@ -44,6 +44,7 @@ class CheckTask:
         answer_first: Whether the prediction is wanted before the check (policy ``monitor``):
             round 0 is then the image alone.
         background: Whether it only runs while nothing else waits, and makes room for everything else.
+        whole: Whether nothing is decided before all N blends are seen, so that scores are exact.
         client: Whose it is; takes turns with the others.
         logits: The model's output for each row, filled in by round 0.
         answered: Whether an ``answer_first`` task's prediction is complete.
@@ -54,6 +55,7 @@ class CheckTask:
     rows: list[Row]
     answer_first: bool = False
     background: bool = False
+    whole: bool = False
     client: str = ""
     logits: np.ndarray | None = None
     answered: bool = False
@@ -67,10 +69,12 @@ class CheckTask:
         *,
         answer_first: bool = False,
         background: bool = False,
+        whole: bool = False,
         client: str = "",
     ) -> CheckTask:
         """Return a task for these images; rows outside ``to_check`` only get their prediction."""
-        return cls(images, [Row(bool(wanted)) for wanted in to_check], answer_first, background, client)
+        rows = [Row(bool(wanted)) for wanted in to_check]
+        return cls(images, rows, answer_first, background, whole, client)
 
     @property
     def size(self) -> int:

@@ -10,7 +10,8 @@ passes, cannot starve the others. A round is never split, and a batch takes at l
 waits for an answer waits for ever. Checks of tasks that were answered first (policy ``monitor``) come after
 everybody who still waits, and are given up, and reported so, where the line would overflow: those of the
 client that has most of them first. Background tasks (a candidate's shadows) share a call with nobody:
-they run when there is nothing else in the line, and are the first to be given up. A row's evidence depends on
+they run when there is nothing else in the line, and are the first to be given up. Tasks that are to be whole
+(scores for drift) are decided by all N blends only. A row's evidence depends on
 its own blends only, never on which batch they ran in.
 
 ::
@@ -260,7 +261,8 @@ class Line:
             row.predicted = True
         if unit.overlays:
             row.evidence = self._detector.update(row.evidence, measured[int(unit.with_image) :])
-            row.decision = self._detector.decide(row.evidence)
+            undecided = task.whole and row.evidence.passes < self._detector.plan.n_overlays
+            row.decision = None if undecided else self._detector.decide(row.evidence)
 
     def _settle(self, task: CheckTask) -> bool:
         if all(row.done for row in task.rows):

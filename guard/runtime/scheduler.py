@@ -33,15 +33,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool
 
-from guard.arrays import EntropyBits, Images, Logits, PairIndex
+from guard.arrays import Images
 from guard.detection.base import Detector
 from guard.errors import CheckFailedError, ShuttingDownError, UnavailableError
 from guard.runtime.check_task import CheckTask
+from guard.runtime.checked_classifier import CheckedClassifier
 from guard.runtime.rounds import Batch, Line
 from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
 
@@ -50,17 +51,6 @@ __all__ = ["CheckedClassifier", "Scheduler"]
 _LAST_CALL_S: Final = 1.0  # for a device call that runs when all else has been given up
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class CheckedClassifier(Protocol):
-    """What the scheduler needs of a classifier."""
-
-    def check(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[Logits, EntropyBits]:
-        """Return output and entropy of each pair, as ``OnnxClassifier.check`` does."""
-        ...
 
 
 class Scheduler:
@@ -123,6 +113,7 @@ class Scheduler:
         *,
         answer_first: bool = False,
         background: bool = False,
+        whole: bool = False,
         client: str = "",
     ) -> Submission:
         """Put images in line; call it on the event loop.
@@ -133,6 +124,7 @@ class Scheduler:
             answer_first: Resolve the prediction before the check runs.
             background: Run while nothing else waits; what had to make room for others resolves ``rows``
                 alone, with some undecided.
+            whole: Decide by all N blends only, so that scores are exact.
             client: Who sent them; clients take turns.
 
         Raises:
@@ -140,7 +132,14 @@ class Scheduler:
             ShuttingDownError: If the scheduler is closing.
         """
         loop = asyncio.get_running_loop()
-        task = CheckTask.of(images, to_check, answer_first=answer_first, background=background, client=client)
+        task = CheckTask.of(
+            images,
+            to_check,
+            answer_first=answer_first,
+            background=background,
+            whole=whole,
+            client=client,
+        )
         submission = Submission(task, loop.create_future(), loop.create_future())
         with self._changed:
             if self._closing:

@@ -563,3 +563,20 @@ def test_room_is_made_by_the_client_with_most_unfinished_checks() -> None:
     run(line, TableClassifier(random_table(9, 8, seed=0)))
 
     assert line.add(task_of([5, 6], client="c")) == many[:1]
+
+
+def test_a_whole_task_is_decided_by_all_blends_and_by_the_same_decision() -> None:
+    table = random_table(20, 8, seed=5)
+    classifier = TableClassifier(table)
+    strip = strip_of()
+    line = line_of(strip)
+    curtailed = task_of(list(range(20)))
+    whole = CheckTask.of(numbered_images(list(range(20))), np.ones(20, bool), background=True, whole=True)
+    for task in (curtailed, whole):
+        line.add(task)
+    run_to_the_end(line, classifier)
+    assert [row.evidence.passes for row in whole.rows] == [8] * 20
+    assert [row.decision for row in whole.rows] == [row.decision for row in curtailed.rows]
+    assert min(row.evidence.passes for row in curtailed.rows) < 8
+    for row, entropies in zip(whole.rows, table, strict=False):
+        assert row.evidence == strip.update(Evidence(), entropies)
