@@ -568,7 +568,7 @@ def test_room_is_made_by_the_client_with_most_unfinished_checks() -> None:
 def test_a_whole_task_is_decided_by_all_blends_and_by_the_same_decision() -> None:
     table = random_table(20, 8, seed=5)
     classifier = TableClassifier(table)
-    strip = strip_of()
+    strip = strip_of(boundary=0.5)
     line = line_of(strip)
     curtailed = task_of(list(range(20)))
     whole = CheckTask.of(numbered_images(list(range(20))), np.ones(20, bool), background=True, whole=True)
