@@ -12,6 +12,7 @@ the device, and N rows of scores copied back. Instead the model is wrapped once:
         blended_p = w₀ · images[image_index_p] + bank[overlay_index_p + 1]
         logits (p, k) = model(blended)
         entropy_bits (p) = −Σ_j softmax(logits)_j · log₂ softmax(logits)_j
+        features (p, d) = some layers' activations, averaged over space   only where asked for
 
 The bank is an initializer, so it lives on the device with the model's weights: row 0 is zero, and
 row o + 1 is overlay o times its blend weight. The image itself is thus the image plus zero, which
@@ -27,6 +28,7 @@ around a model of any later opset without converting the model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -34,11 +36,13 @@ from onnx import TensorProto, helper
 
 from guard.arrays import Overlays
 from guard.artifact.profile import InputSpec, OutputSpec
+from guard.detection.capabilities.layer_distances import Layer
 from guard.detection.superimpose import BlendRule
 from guard.errors import UnfitModelError
+from guard.runtime.layer_outputs import add_features
 from guard.runtime.node_list import NodeList
 
-__all__ = ["ENTROPY", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "build_check_graph"]
+__all__ = ["ENTROPY", "FEATURES", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "build_check_graph"]
 
 _PREFIX = "guard_check/"
 IMAGES = _PREFIX + "images"
@@ -46,6 +50,7 @@ IMAGE_INDEX = _PREFIX + "image_index"
 OVERLAY_INDEX = _PREFIX + "overlay_index"
 LOGITS = _PREFIX + "logits"
 ENTROPY = _PREFIX + "entropy_bits"
+FEATURES = _PREFIX + "features"
 
 _ELEMENT = {
     "FP32": TensorProto.FLOAT,
@@ -66,6 +71,7 @@ def build_check_graph(
     sink: OutputSpec,
     overlays: Overlays,
     blend: BlendRule,
+    layers: Sequence[Layer] = (),
 ) -> onnx.ModelProto:
     """Return the model wrapped in its check; ``model`` itself is left as it was.
 
@@ -75,9 +81,11 @@ def build_check_graph(
         sink: Its class output.
         overlays: Clean images in the model's input space.
         blend: The blend rule, which is built in.
+        layers: Activations to return of each pair as one more output, ``FEATURES``; none for no such output.
 
     Raises:
-        UnfitModelError: If the model's opset is older than 9 or a tensor is named like ours.
+        UnfitModelError: If the model's opset is older than 9, a tensor is named like ours, or a layer is not
+            there.
     """
     _check_fits(model)
     wrapped = onnx.ModelProto()
@@ -88,6 +96,8 @@ def build_check_graph(
     _add_entropy(after, sink)
     graph = wrapped.graph
     inner = list(graph.node)
+    if layers:
+        add_features(after, inner, layers, _PREFIX, FEATURES)
     del graph.node[:], graph.output[:], graph.value_info[:]
     graph.node.extend([*before.nodes, *inner, *after.nodes])
     graph.initializer.extend([*before.constants, *after.constants])
@@ -98,6 +108,9 @@ def build_check_graph(
             helper.make_tensor_value_info(ENTROPY, TensorProto.FLOAT, ["p"]),
         ]
     )
+    if layers:
+        width = sum(layer.width for layer in layers)
+        graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["p", width]))
     return wrapped
 
 
