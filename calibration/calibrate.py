@@ -14,48 +14,38 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
+from calibration.detector_choice import choose_detector
 from calibration.options import CalibrateOptions
 from calibration.outputs import accuracy_of, kind_of
 from calibration.picture import entropy_picture
 from calibration.progress import Progress, StageClock
 from calibration.report import CalibrationReport, Findings, machine, package_versions
-from calibration.scoring import most_uncertain_first, predict, score_images
+from calibration.scored import Scored, score
+from calibration.scoring import predict
 from calibration.split import Split, split_images
 from calibration.subject import Subject, read_subject
-from calibration.threshold import conformal_boundary, normal_boundary
-from guard.arrays import Logits, Overlays
+from calibration.threshold import conformal_boundary, normal_boundary, score_boundary
+from guard.arrays import Logits
 from guard.artifact import (
     BoundaryRecord,
     CalibrationRecord,
     CheckSettings,
-    Probe,
+    FusedRecord,
     Profile,
     write_artifact,
 )
-from guard.detection.plan import CheckPlan, default_rounds
+from guard.artifact.fused_record import fused_detector
+from guard.detection.fused import outcomes
+from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip, mean_entropies, passes_needed
 from guard.errors import UnfitModelError
 from guard.runtime.onnx_classifier import ORT_ERRORS
 
 __all__ = ["calibrate"]
-
-_PROBE_IMAGES = 4
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Overlays in the plan's order, the entropies of all calibration images in that order, and a probe."""
-
-    overlays: Overlays
-    entropies: Float32[np.ndarray, "n m"]
-    probe: Probe
-    device: str
 
 
 def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None = None) -> CalibrationReport:
@@ -78,14 +68,22 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
     with clock.stage("predict"):
         outputs = _predict(subject, options)
         subject = subject.with_kind(kind_of(outputs, str(options.model)))
+    choice = choose_detector(options, len(subject.images), subject.sink.classes)
+    predicted = outputs.argmax(axis=1)
     with clock.stage("split"):
-        split = split_images(subject.images.images, options.overlays, np.random.default_rng(seed))
+        split = split_images(
+            subject.images.images,
+            options.overlays,
+            np.random.default_rng(seed),
+            n_fit=choice.n_fit,
+            predicted=predicted if choice.fused else None,
+        )
     with clock.stage("score"):
-        scored = _score(subject, split, options)
+        scored = _score(subject, split, predicted, options)
     with clock.stage("boundary"):
         means = mean_entropies(scored.entropies)
-        boundary = _boundary(means, options)
-    profile = _profile(subject, outputs, split, scored, boundary, options)
+        boundary = _boundary(means, options.frr, options, choice.fused)
+        profile = _profile(subject, outputs, split, scored, boundary, options)
     findings = Findings(
         profile=profile,
         options=options,
@@ -93,6 +91,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         images=subject.images,
         prepare=subject.prepare,
         split=split,
+        why_strip=choice.why_not,
         overlay_entropies=mean_entropies(scored.entropies.T),
         device=scored.device,
         machine=machine(),
@@ -104,6 +103,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         overlays=scored.overlays,
         profile=profile,
         probe=scored.probe,
+        measures=None if scored.fit is None else scored.fit.measures,
         extra_files={
             "report.json": findings.to_json(),
             "entropies.png": entropy_picture(means, boundary, options.model_name),
@@ -126,49 +126,55 @@ def _predict(subject: Subject, options: CalibrateOptions) -> Logits:
         raise _failed(options, error) from error
 
 
-def _score(subject: Subject, split: Split, options: CalibrateOptions) -> _Scored:
-    overlays = subject.prepare(subject.images.images[split.overlays])
-    images = subject.images.images[split.calibration]
-    n_overlays = len(overlays)
+def _score(subject: Subject, split: Split, predicted: np.ndarray, options: CalibrateOptions) -> Scored:
     try:
-        with (
-            subject.open(overlays, options.blend_rule, options.device, options.threads) as classifier,
-            Progress(len(images) * n_overlays, "blends", options.quiet) as progress,
-        ):
-            entropies = score_images(classifier, images, subject.prepare, n_overlays, subject.batch, progress)
-            device = classifier.device
-            chosen = _spread(len(images), _PROBE_IMAGES)
-            probed = subject.prepare(images[chosen])
-            logits = classifier.logits(probed)
+        return score(subject, split, predicted, options)
     except ORT_ERRORS as error:
         raise _failed(options, error) from error
-    order = most_uncertain_first(entropies)
-    entropies = entropies[:, order]
-    probe = Probe(probed, logits, mean_entropies(entropies[chosen]))
-    return _Scored(overlays[order], entropies, probe, device)
 
 
-def _spread(count: int, wanted: int) -> Int64[np.ndarray, " w"]:
-    """Return up to ``wanted`` indices spread over ``count``, for images often come class by class."""
-    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
-
-
-def _boundary(means: np.ndarray, options: CalibrateOptions) -> BoundaryRecord:
+def _boundary(means: np.ndarray, frr: float, options: CalibrateOptions, fused: bool) -> BoundaryRecord:
+    """Return STRIP's boundary; where the fused detector decides it need not reject anything."""
     if options.threshold == "normal":
-        return normal_boundary(means, options.frr)
-    return conformal_boundary(means, options.frr, options.delta)
+        return normal_boundary(means, frr)
+    return conformal_boundary(means, frr, options.delta, may_be_zero=fused)
+
+
+def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:
+    fit, measured = scored.fit, scored.measured
+    if fit is None or measured is None:
+        return None
+    scores, block = fit.scores(measured), options.block_frr
+    return FusedRecord(
+        statistics=fit.statistics,
+        centres=tuple(fit.fusion.centres.tolist()),
+        scales=tuple(fit.fusion.scales.tolist()),
+        early=fit.early,
+        boundary=score_boundary(scores, options.frr, options.delta),
+        block=None if block is None else score_boundary(scores, block, options.delta),
+        clean_scores=tuple(np.sort(scores).tolist()),
+        n_fitted=fit.n_fitted,
+    )
+
+
+def _passes(scored: Scored, boundary: BoundaryRecord, fused: FusedRecord | None) -> np.ndarray:
+    """Return the blends that the check spends on each calibration image."""
+    if fused is None or scored.fit is None or scored.measured is None:
+        return passes_needed(scored.entropies, Strip(CheckPlan(scored.rounds), boundary.boundary_bits))
+    detector = fused_detector(fused, scored.fit.measures, scored.rounds, takes_logits=True)
+    return outcomes(detector, scored.measured)[1]
 
 
 def _profile(
     subject: Subject,
     outputs: Logits,
     split: Split,
-    scored: _Scored,
+    scored: Scored,
     boundary: BoundaryRecord,
     options: CalibrateOptions,
 ) -> Profile:
-    rounds = options.rounds or default_rounds(options.overlays)
-    passes = passes_needed(scored.entropies, Strip(CheckPlan(rounds), boundary.boundary_bits))
+    means, block = mean_entropies(scored.entropies), options.block_frr
+    fused = _fused(scored, options)
     labels = subject.images.labels
     rows = split.calibration
     return Profile(
@@ -178,11 +184,15 @@ def _profile(
         input=subject.prepare.source,
         output=subject.sink,
         preprocessing=subject.prepare.record,
-        check=CheckSettings(blend=options.blend, rounds=rounds),
+        check=CheckSettings(
+            detector="strip" if fused is None else "fused", blend=options.blend, rounds=scored.rounds
+        ),
         boundary=boundary,
+        block=None if block is None else _boundary(means, block, options, fused is not None),
+        fused=fused,
         calibration=CalibrationRecord(
-            clean_entropies_bits=tuple(np.sort(mean_entropies(scored.entropies)).tolist()),
-            mean_passes_clean=float(passes.mean()),
+            clean_entropies_bits=tuple(np.sort(means).tolist()),
+            mean_passes_clean=float(_passes(scored, boundary, fused).mean()),
             accuracy=None if labels is None else accuracy_of(outputs[rows], labels[rows]),
             seed=options.seed,
             n_images=len(subject.images),

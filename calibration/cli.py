@@ -68,8 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
 
     same_name = (
-        "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "threshold", "frr",
-        "confidence", "layout", "seed", "device", "threads", "quiet",
+        "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "detector",
+        "threshold", "frr", "block_frr", "confidence", "layout", "seed", "device", "threads", "quiet",
     )  # fmt: skip
     options = CalibrateOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
@@ -86,6 +86,13 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         "--blend", choices=tuple(BLEND_RULES), default="add", help="blend rule (default %(default)s)"
     )
     group.add_argument(
+        "--detector",
+        choices=("auto", "fused", "strip"),
+        default="auto",
+        help="fused sees more of the same passes and needs more clean images; auto takes it where there are "
+        "enough (default %(default)s)",
+    )
+    group.add_argument(
         "--threshold",
         choices=("conformal", "normal"),
         default="conformal",
@@ -93,6 +100,12 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--frr", type=float, default=0.01, help="most clean inputs that may be flagged (default %(default)s)"
+    )
+    group.add_argument(
+        "--block-frr",
+        type=float,
+        metavar="RATE",
+        help="most clean inputs that `enforce` may refuse, below --frr; between the two it flags",
     )
     group.add_argument(
         "--confidence", type=float, default=0.95, help="of the guarantee (default %(default)s)"

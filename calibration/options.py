@@ -15,10 +15,11 @@ from guard.artifact.signature import Layout
 from guard.detection.superimpose import BLEND_RULES, BlendRule
 from guard.runtime.onnx_classifier import Device
 
-__all__ = ["Blend", "CalibrateOptions", "Threshold"]
+__all__ = ["Blend", "CalibrateOptions", "Detector", "Threshold"]
 
 Blend = Literal["add", "add_clip", "half_clip", "convex"]
 Threshold = Literal["conformal", "normal"]
+Detector = Literal["auto", "fused", "strip"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[0-9]+")
@@ -39,8 +40,11 @@ class CalibrateOptions:
         overlays: N.
         rounds: Passes of each round of the check, N together; None for what is usual for N.
         blend: Name of the blend rule.
+        detector: ``fused``, ``strip``, or ``auto`` for the former where there are images enough.
         threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
         frr: False-rejection rate α.
+        block_frr: A lower rate, beyond which the policy ``enforce`` refuses; what is only beyond ``frr`` is
+            then flagged. None to refuse all of it.
         confidence: 1 − δ of the guarantee.
         transform: Preprocessing asked for.
         layout: The model's layout, where its shape does not tell.
@@ -62,8 +66,10 @@ class CalibrateOptions:
     overlays: int = 32
     rounds: tuple[int, ...] | None = None
     blend: Blend = "add"
+    detector: Detector = "auto"
     threshold: Threshold = "conformal"
     frr: float = 0.01
+    block_frr: float | None = None
     confidence: float = 0.95
     transform: Transform = field(default_factory=Transform)
     layout: Layout | None = None
@@ -85,6 +91,14 @@ class CalibrateOptions:
             f"passes of at least 1, {self.overlays} together, as there are overlays",
         )
         _require(0 < self.frr < 1, f"--frr {self.frr}", "a rate between 0 and 1, such as 0.01")
+        _require(
+            self.detector in {"auto", "fused", "strip"}, f"--detector {self.detector}", "auto, fused or strip"
+        )
+        _require(
+            self.block_frr is None or 0 < self.block_frr < self.frr,
+            f"--block-frr {self.block_frr}",
+            f"a rate between 0 and --frr, {self.frr}",
+        )
         _require(0 < self.confidence < 1, f"--confidence {self.confidence}", "between 0 and 1, such as 0.95")
         _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}", "at least 1")
         _require(self.seed is None or self.seed >= 0, f"--seed {self.seed}", "a whole number from 0")
@@ -99,6 +113,11 @@ class CalibrateOptions:
     def delta(self) -> float:
         """Risk δ that the guarantee does not hold."""
         return 1.0 - self.confidence
+
+    @property
+    def lowest_frr(self) -> float:
+        """The lowest rate that is asked for."""
+        return self.frr if self.block_frr is None else self.block_frr
 
     @property
     def blend_rule(self) -> BlendRule:

@@ -25,7 +25,7 @@ from calibration.split import Split
 from calibration.wording import command_line
 from guard import __version__
 from guard.arrays import Logits
-from guard.artifact import BoundaryRecord, Profile
+from guard.artifact import BoundaryRecord, Profile, ScoreBoundary
 
 __all__ = ["CalibrationReport", "Findings", "machine", "package_versions"]
 
@@ -39,6 +39,7 @@ class Findings:
 
     Attributes:
         outputs: The model's raw output on every image.
+        why_strip: Why the detector is STRIP where the choice was left open; empty else.
         overlay_entropies: Mean clean entropy under each overlay, bits, in the plan's order.
         device: Where the model ran.
         seconds: Seconds of each stage.
@@ -50,6 +51,7 @@ class Findings:
     images: ImageSet
     prepare: Prepare
     split: Split
+    why_strip: str
     overlay_entropies: Float64[np.ndarray, " m"]
     device: str
     machine: Mapping[str, str | int]
@@ -59,7 +61,7 @@ class Findings:
         """Yield what the user should look into, most serious first."""
         profile, split = self.profile, self.split
         yield from warnings_of(self.outputs, profile.output.kind, profile.calibration.accuracy)
-        if profile.boundary.boundary_bits < _NEARLY_ZERO_BITS:
+        if profile.fused is None and profile.boundary.boundary_bits < _NEARLY_ZERO_BITS:
             yield (
                 f"the boundary is only {profile.boundary.boundary_bits:.2g} bits: nearly every input will "
                 f"pass, triggered or not; check the preprocessing or try another --blend"
@@ -108,6 +110,7 @@ class Findings:
                 "images": len(self.images),
                 "calibration_images": len(self.split.calibration),
                 "overlays": len(self.split.overlays),
+                "fitted_on": len(self.split.fit),
                 "copies_of_overlays": self.split.n_copies,
                 "repeated_calibration_images": self.split.n_repeats,
                 "class_names": self.images.class_names,
@@ -116,7 +119,10 @@ class Findings:
                 "notes": list(self.images.notes),
             },
             "check": {**profile.check.model_dump(mode="json"), "n_overlays": profile.check.n_overlays},
+            "why_strip": self.why_strip,
             "boundary": profile.boundary.model_dump(mode="json"),
+            "block": profile.block and profile.block.model_dump(mode="json"),
+            "fused": profile.fused and profile.fused.model_dump(mode="json", exclude={"clean_scores"}),
             "accuracy": profile.calibration.accuracy,
             "mean_passes_clean": profile.calibration.mean_passes_clean,
             "entropy_bits": {
@@ -167,16 +173,27 @@ class CalibrationReport:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         profile = self.findings.profile
-        record, source, boundary, check = profile.calibration, profile.input, profile.boundary, profile.check
+        record, source, check = profile.calibration, profile.input, profile.check
         seed = "" if record.seed is None else f", seed {record.seed}"
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.2%}"
         yield "input", f"{source.datatype} {source.layout} {source.shape}, {_input_text(self.findings)}"
         yield "output", f"{profile.output.classes} classes, {profile.output.kind}{accuracy}"
         yield "overlays", f"N = {check.n_overlays}, blend {check.blend}{seed}"
-        yield "threshold", f"{boundary.boundary_bits:.4g} bits, {_method_text(boundary)}"
-        yield "false rejections", _promise_text(boundary)
+        yield "detector", self._detector_text()
+        yield "threshold", f"{_value_text(profile.promise)}, {_method_text(profile.promise)}"
+        yield "false rejections", _promise_text(profile.promise)
+        block = profile.block if profile.fused is None else profile.fused.block
+        if block is not None:
+            yield "refused from", f"{_value_text(block)}, {_method_text(block)}"
+            yield "", _promise_text(block)
         yield "mean passes", f"{record.mean_passes_clean:.2f} of {check.n_overlays} per clean input"
         yield "artifact", f"{self.artifact} (report.json and entropies.png inside)"
+
+    def _detector_text(self) -> str:
+        fused, why = self.findings.profile.fused, self.findings.why_strip
+        if fused is None:
+            return "strip" + (f" (fused: {why})" if why else "")
+        return f"fused ({', '.join(fused.statistics)}), fitted on {fused.n_fitted} other images"
 
 
 def package_versions() -> dict[str, str]:
@@ -224,13 +241,19 @@ def _row(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else "[" + ", ".join(f"{value:g}" for value in values) + "]"
 
 
-def _method_text(boundary: BoundaryRecord) -> str:
+def _value_text(boundary: BoundaryRecord | ScoreBoundary) -> str:
+    if isinstance(boundary, ScoreBoundary):
+        return f"score {boundary.boundary:.4g}"
+    return f"{boundary.boundary_bits:.4g} bits"
+
+
+def _method_text(boundary: BoundaryRecord | ScoreBoundary) -> str:
     if boundary.rank is None:
         return f"normal, the {boundary.frr:.3%} percentile"
     return f"conformal, rank {boundary.rank} of {boundary.n_scores}"
 
 
-def _promise_text(boundary: BoundaryRecord) -> str:
+def _promise_text(boundary: BoundaryRecord | ScoreBoundary) -> str:
     if boundary.certified_frr is None or boundary.confidence is None:
         return f"not guaranteed, aimed at {boundary.frr:.3%}"
     return (

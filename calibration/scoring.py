@@ -17,7 +17,18 @@ from guard.arrays import EntropyBits, Images, Logits, PairIndex
 from guard.detection.strip import mean_entropies
 from guard.errors import UnfitModelError
 
-__all__ = ["Checker", "batch_size", "most_uncertain_first", "predict", "score_images"]
+__all__ = [
+    "Checker",
+    "answer_blends",
+    "answer_images",
+    "batch_size",
+    "most_uncertain_first",
+    "predict",
+    "score_images",
+]
+
+Place = tuple[PairIndex, PairIndex]
+"""Image and overlay of each blend."""
 
 _BATCH_BYTES: Final = 32 * 2**20
 _LARGEST_BATCH: Final = 256
@@ -91,15 +102,52 @@ def score_images(
     Raises:
         UnfitModelError: If an entropy is not finite.
     """
-    entropies = np.empty(len(images) * n_overlays, np.float32)
-    for start, stop in _batches(len(entropies), batch):
+    entropies = np.empty((len(images), n_overlays), np.float32)
+    for place, answers in answer_blends(classifier, images, prepare, n_overlays, batch, progress):
+        entropies[place] = answers[1]
+    return entropies
+
+
+def answer_images(
+    classifier: Checker,
+    images: Num[np.ndarray, "n h w c"],
+    prepare: Callable[[np.ndarray], Images],
+    n_overlays: int,
+    batch: int,
+    progress: Progress,
+) -> tuple[Float32[np.ndarray, "n m k"], Float32[np.ndarray, "n m"]]:
+    """Return the model's raw output and its entropy, bits, as :func:`score_images` does the latter."""
+    outputs: Float32[np.ndarray, "n m k"] | None = None
+    entropies = np.empty((len(images), n_overlays), np.float32)
+    for place, (logits, bits) in answer_blends(classifier, images, prepare, n_overlays, batch, progress):
+        if outputs is None:
+            outputs = np.empty((*entropies.shape, logits.shape[1]), np.float32)
+        outputs[place], entropies[place] = logits, bits
+    if outputs is None:
+        raise ValueError("images: expected one at least, got none")
+    return outputs, entropies
+
+
+def answer_blends(
+    classifier: Checker,
+    images: Num[np.ndarray, "n h w c"],
+    prepare: Callable[[np.ndarray], Images],
+    n_overlays: int,
+    batch: int,
+    progress: Progress,
+) -> Iterator[tuple[Place, tuple[Logits, EntropyBits]]]:
+    """Yield, batch by batch, images and overlays of blends, and the model's output and its entropy, bits.
+
+    Raises:
+        UnfitModelError: If an entropy is not finite.
+    """
+    for start, stop in _batches(len(images) * n_overlays, batch):
         image, overlay = np.divmod(np.arange(start, stop, dtype=np.int64), n_overlays)
         rows = prepare(images[image[0] : image[-1] + 1])
-        entropies[start:stop] = classifier.check(rows, image - image[0], overlay)[1]
+        logits, entropies = classifier.check(rows, image - image[0], overlay)
+        _refuse_non_finite(entropies, image, overlay)
+        yield (image, overlay), (logits, entropies)
         progress.step(stop - start)
-    table = entropies.reshape(len(images), n_overlays)
-    _refuse_non_finite(table)
-    return table
 
 
 def most_uncertain_first(entropies: Float32[np.ndarray, "n m"]) -> Int64[np.ndarray, " m"]:
@@ -119,12 +167,12 @@ def _batches(total: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _refuse_non_finite(entropies: Float32[np.ndarray, "n m"]) -> None:
+def _refuse_non_finite(entropies: EntropyBits, image: PairIndex, overlay: PairIndex) -> None:
     finite = np.isfinite(entropies)
     if not finite.all():
-        image, overlay = np.argwhere(~finite)[0].tolist()
+        first = int(finite.argmin())
         raise UnfitModelError(
-            f"the model answers {int((~finite).sum())} of {finite.size} blends with NaN or infinite scores, "
-            f"first calibration image {image} with overlay {overlay}; try --blend convex, which stays within "
-            f"the images' range"
+            f"the model answers {int((~finite).sum())} of {finite.size} blends in a batch with NaN or "
+            f"infinite scores, first image {image[first]} with overlay {overlay[first]}; try --blend convex, "
+            f"which stays within the images' range"
         )

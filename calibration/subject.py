@@ -9,6 +9,7 @@ import numpy as np
 
 from calibration.class_names import class_names_of
 from calibration.data import ImageSet
+from calibration.detector_choice import images_to_certify
 from calibration.errors import TooFewImagesError
 from calibration.intake import geometry_of
 from calibration.model_source import ModelSource, read_model
@@ -17,7 +18,6 @@ from calibration.outputs import check_labels, count_classes
 from calibration.preprocessing import Prepare, plan_input
 from calibration.scoring import batch_size
 from calibration.sources import read_images
-from calibration.threshold import minimum_images
 from guard.arrays import Images
 from guard.artifact import OutputSpec
 from guard.artifact.signature import Signature, read_signature
@@ -91,20 +91,20 @@ def read_subject(options: CalibrateOptions) -> Subject:
 def _require_enough(n_images: int, options: CalibrateOptions) -> None:
     """Refuse too few images before anything is scored."""
     conformal = options.threshold == "conformal"
-    least = minimum_images(options.frr, options.delta) if conformal else 2
+    least = images_to_certify(options)
     needed = least + options.overlays
     if n_images >= needed:
         return
     purpose = (
-        f"{least} to certify a false-rejection rate of {options.frr:.3%} with "
+        f"{least} to certify a false-rejection rate of {options.lowest_frr:.3%} with "
         f"{options.confidence:.1%} confidence"
         if conformal
         else f"{least} to fit a Normal"
     )
     raise TooFewImagesError(
         f"{options.data} holds {n_images} images, expected at least {needed}: {options.overlays} overlays, "
-        f"{purpose}; "
-        f"add images, raise --frr, or lower --confidence or --overlays",
+        f"{purpose}; add images, raise {'--frr' if options.block_frr is None else '--block-frr'}, or lower "
+        f"--confidence or --overlays",
         needed=needed,
         got=n_images,
     )

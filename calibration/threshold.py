@@ -43,9 +43,16 @@ from jaxtyping import Float
 from scipy import stats
 
 from calibration.errors import NoBoundaryError, TooFewImagesError
-from guard.artifact import BoundaryRecord
+from guard.artifact import BoundaryRecord, ScoreBoundary
 
-__all__ = ["SCORE_MARGIN", "conformal_boundary", "conformal_rank", "minimum_images", "normal_boundary"]
+__all__ = [
+    "SCORE_MARGIN",
+    "conformal_boundary",
+    "conformal_rank",
+    "minimum_images",
+    "normal_boundary",
+    "score_boundary",
+]
 
 SCORE_MARGIN = 1e-4
 """Share by which the boundary is lowered, so that rounding cannot push a tie below it."""
@@ -89,7 +96,9 @@ def conformal_rank(n: int, alpha: float, delta: float) -> int:
     return k
 
 
-def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: float) -> BoundaryRecord:
+def conformal_boundary(
+    scores: Float[np.ndarray, " n"], alpha: float, delta: float, *, may_be_zero: bool = False
+) -> BoundaryRecord:
     r"""Return the highest boundary whose true rate is at most ``alpha``, with confidence 1 − ``delta``.
 
     The boundary is a margin below the k-th smallest score, k the largest with BinomCDF(k − 1; n, α) ≤ δ;
@@ -100,6 +109,7 @@ def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: flo
             the overlays.
         alpha: Highest false-rejection rate, in (0, 1).
         delta: Risk that the true rate is higher all the same, in (0, 1).
+        may_be_zero: Whether a boundary of 0 bits, which rejects nothing, is an answer too.
 
     Returns:
         The boundary. ``certified_frr`` is the smallest rate that this k certifies at the same confidence,
@@ -121,7 +131,7 @@ def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: flo
     if k < 1:
         raise _too_few(n, alpha, delta)
     boundary = float(ordered[k - 1]) * (1.0 - SCORE_MARGIN)
-    if boundary <= 0.0:
+    if boundary <= 0.0 and not may_be_zero:
         raise NoBoundaryError(
             f"the boundary would be 0 bits, which rejects nothing: {int((ordered <= 0).sum())} of {n} mean "
             f"entropies are 0, so the model is certain whatever is blended in; check the preprocessing "
@@ -134,6 +144,37 @@ def conformal_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: flo
         frr=alpha,
         confidence=1.0 - delta,
         certified_frr=min(bound, alpha),
+        expected_frr=k / (n + 1),
+        rank=k,
+        n_scores=n,
+    )
+
+
+def score_boundary(scores: Float[np.ndarray, " n"], alpha: float, delta: float) -> ScoreBoundary:
+    """Return the lowest boundary on scores whose true rate is at most ``alpha``, at confidence 1 − ``delta``.
+
+    The same as :func:`conformal_boundary` on minus the scores, with a margin away from the boundary.
+
+    Args:
+        scores: Score of each calibration image, higher is more suspicious; independent draws of clean
+            inputs, given the detector.
+        alpha: Highest false-rejection rate, in (0, 1).
+        delta: Risk that the true rate is higher all the same, in (0, 1).
+
+    Raises:
+        TooFewImagesError: If even the highest score certifies nothing; its ``needed`` is enough.
+    """
+    ordered = _sorted_scores(scores)
+    n = len(ordered)
+    k = conformal_rank(n, alpha, delta)
+    if k < 1:
+        raise _too_few(n, alpha, delta)
+    highest = float(ordered[-k])
+    return ScoreBoundary(
+        boundary=highest + SCORE_MARGIN * max(1.0, abs(highest)),
+        frr=alpha,
+        confidence=1.0 - delta,
+        certified_frr=min(float(stats.beta.isf(delta, k, n + 1 - k)), alpha),
         expected_frr=k / (n + 1),
         rank=k,
         n_scores=n,

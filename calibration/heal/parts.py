@@ -54,7 +54,8 @@ class Parts:
 
 def least_to_calibrate(check: Check) -> int:
     """Return how many images the check's guarantee takes, overlays included."""
-    least = minimum_images(check.frr, 1 - check.confidence) if check.threshold == "conformal" else 2
+    frr = check.frr if check.block_frr is None else check.block_frr
+    least = minimum_images(frr, 1 - check.confidence) if check.threshold == "conformal" else 2
     return least + check.overlays
 
 

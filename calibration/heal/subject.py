@@ -14,7 +14,7 @@ from calibration.errors import OptionError
 from calibration.heal.options import HealOptions
 from calibration.intake import geometry_of
 from calibration.model_source import read_model
-from calibration.options import Blend, CalibrateOptions, Threshold
+from calibration.options import Blend, CalibrateOptions, Detector, Threshold
 from calibration.preprocessing import Transform, plan_input
 from calibration.sources import read_images
 from guard.artifact import MANIFEST_NAME, Profile, next_version, read_artifact
@@ -37,8 +37,10 @@ class Check:
         blend: Rule.
         rounds: Passes of each round of the check; None for what is usual for N.
         overlays: N.
+        detector: Which decides; of a fused one ``auto``, for the next version may have fewer images.
         threshold: How the boundary is set.
         frr: False-rejection rate.
+        block_frr: A lower one, for refusals; None for no such tier.
         confidence: Of its guarantee.
     """
 
@@ -46,8 +48,10 @@ class Check:
     blend: Blend = "add"
     rounds: tuple[int, ...] | None = None
     overlays: int = 32
+    detector: Detector = "auto"
     threshold: Threshold = "conformal"
     frr: float = 0.01
+    block_frr: float | None = None
     confidence: float = 0.95
 
     def calibration(
@@ -65,10 +69,12 @@ class Check:
             out=subject.publish,
             name=self.name,
             overlays=self.overlays,
+            detector=self.detector,
             rounds=self.rounds,
             blend=self.blend,
             threshold=self.threshold,
             frr=self.frr,
+            block_frr=self.block_frr,
             confidence=self.confidence,
             transform=transform,
             layout=subject.layout,
@@ -147,8 +153,10 @@ def _from_artifact(directory: Path, options: HealOptions) -> Subject:
         blend=profile.check.blend,
         rounds=profile.check.rounds,
         overlays=profile.check.n_overlays,
+        detector="strip" if profile.fused is None else "auto",
         threshold=boundary.method,
         frr=boundary.frr,
+        block_frr=None if profile.block is None else profile.block.frr,
         confidence=Check.confidence if boundary.confidence is None else boundary.confidence,
     )
     return Subject(

@@ -1,11 +1,12 @@
 """The model artifact: the one thing that crosses from calibration to production.
 
 A directory ``<repository>/<model>/<version>/`` holding ``model.onnx``, ``overlays.npy``,
-``profile.json``, a ``probe.npz`` (artifacts made before there was one do without) and
-``manifest.json`` (the SHA-256 of each). Reading it never runs code: no pickle, no path out of the
-directory, every byte used is a byte that was hashed.
+``profile.json``, a ``probe.npz`` (artifacts made before there was one do without), a ``fused.npz``
+where the detector is the fused one, and ``manifest.json`` (the SHA-256 of each). Reading it never
+runs code: no pickle, no path out of the directory, every byte used is a byte that was hashed.
 """
 
+from guard.artifact.fused_record import EarlyRecord, FusedRecord, ScoreBoundary
 from guard.artifact.manifest import MANIFEST_NAME, Manifest
 from guard.artifact.probe import Probe
 from guard.artifact.profile import (
@@ -26,12 +27,15 @@ __all__ = [
     "BoundaryRecord",
     "CalibrationRecord",
     "CheckSettings",
+    "EarlyRecord",
+    "FusedRecord",
     "InputSpec",
     "Manifest",
     "OutputSpec",
     "Preprocessing",
     "Probe",
     "Profile",
+    "ScoreBoundary",
     "next_version",
     "read_artifact",
     "write_artifact",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guard.errors import ProfileError
 
 __all__ = [
+    "FUSED_NAME",
     "MANIFEST_NAME",
     "MODEL_NAME",
     "OVERLAYS_NAME",
@@ -26,6 +27,7 @@ MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 OVERLAYS_NAME = "overlays.npy"
 PROBE_NAME = "probe.npz"
+FUSED_NAME = "fused.npz"
 PROFILE_NAME = "profile.json"
 REQUIRED_FILES = (MODEL_NAME, OVERLAYS_NAME, PROFILE_NAME)
 

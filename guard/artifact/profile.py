@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from guard.artifact.fused_record import FusedRecord, ScoreBoundary
 from guard.detection.superimpose import BLEND_RULES, BlendRule, ValueRange
 
 __all__ = [
@@ -129,9 +130,14 @@ class Preprocessing(_Record):
 
 
 class CheckSettings(_Record):
-    """How the check is run."""
+    """How the check is run.
 
-    detector: Literal["strip"] = "strip"
+    Attributes:
+        detector: Which score decides.
+        rounds: Overlays in each round.
+    """
+
+    detector: Literal["strip", "fused"] = "strip"
     blend: Literal["add", "add_clip", "half_clip", "convex"]
     rounds: Annotated[tuple[Size, ...], Field(min_length=1)]
 
@@ -204,6 +210,9 @@ class Profile(_Record):
     Attributes:
         model_sha256: Digest of the ``model.onnx`` this profile was measured on.
         fixed_batch: The batch size built into the graph, or None where the axis is dynamic.
+        boundary: STRIP's, which is there whatever the detector is.
+        block: STRIP's for refusals, where ``boundary`` is only for flags; None for no such tier.
+        fused: The fused detector; None where the detector is STRIP.
     """
 
     format: Literal[1] = 1
@@ -215,6 +224,8 @@ class Profile(_Record):
     preprocessing: Preprocessing
     check: CheckSettings
     boundary: BoundaryRecord
+    block: BoundaryRecord | None = None
+    fused: FusedRecord | None = None
     calibration: CalibrationRecord
 
     @model_validator(mode="after")
@@ -230,3 +241,19 @@ class Profile(_Record):
         if n != len(self.calibration.clean_entropies_bits) or (rank or 1) > n:
             raise ValueError("boundary.rank and n_scores must fit calibration.clean_entropies_bits")
         return self
+
+    @model_validator(mode="after")
+    def _the_detector_is_there(self) -> Profile:
+        if (self.fused is None) == (self.check.detector == "fused"):
+            raise ValueError("fused must be there if check.detector is 'fused', and only then")
+        if self.block is not None and self.block.boundary_bits > self.boundary.boundary_bits:
+            raise ValueError("block.boundary_bits must not be above boundary.boundary_bits")
+        ends = set(accumulate(self.check.rounds[:-1]))
+        if self.fused is not None and not {early.passes for early in self.fused.early} <= ends:
+            raise ValueError(f"fused.early: inputs are accepted after {sorted(ends)} passes or none")
+        return self
+
+    @property
+    def promise(self) -> BoundaryRecord | ScoreBoundary:
+        """The boundary of the detector that decides."""
+        return self.boundary if self.fused is None else self.fused.boundary

@@ -15,7 +15,9 @@ from guard.artifact.external_data import (
     inline_external_data,
     parse_model,
 )
+from guard.artifact.fused_record import read_measures
 from guard.artifact.manifest import (
+    FUSED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     OVERLAYS_NAME,
@@ -30,6 +32,7 @@ from guard.artifact.manifest import (
 from guard.artifact.npy import NPY_ERRORS, load_npy
 from guard.artifact.probe import Probe, read_probe
 from guard.artifact.profile import Profile
+from guard.detection.measurements import Measures
 from guard.errors import (
     ArtifactError,
     HashMismatchError,
@@ -53,6 +56,7 @@ class Artifact:
         overlays: N clean images in the model's input space and dtype, in the plan's order.
         profile: The profile.
         probe: What the model answered when it was calibrated; None in artifacts that hold none.
+        measures: The fused detector's tables; None where the detector is another.
     """
 
     directory: Path
@@ -62,6 +66,7 @@ class Artifact:
     overlays: Overlays
     profile: Profile
     probe: Probe | None
+    measures: Measures | None
 
 
 def read_artifact(directory: Path) -> Artifact:
@@ -71,7 +76,7 @@ def read_artifact(directory: Path) -> Artifact:
         MissingFileError: A listed or required file is not there.
         HashMismatchError: A file's content is not what the manifest lists.
         UnsafePathError: A name in the manifest or the model leads out of the directory.
-        UnsafeArrayError: ``overlays.npy`` or ``probe.npz`` holds pickled objects.
+        UnsafeArrayError: ``overlays.npy``, ``probe.npz`` or ``fused.npz`` holds pickled objects.
         ProfileError: The profile, the manifest or the probe is malformed, or belongs to another model.
         UnfitModelError: ``model.onnx`` is no ONNX model.
     """
@@ -86,7 +91,16 @@ def read_artifact(directory: Path) -> Artifact:
     probe = None
     if PROBE_NAME in files:
         probe = read_probe(files[PROBE_NAME], profile, str(directory / PROBE_NAME))
-    return Artifact(directory, directory.name, sha256_of(manifest_bytes), model, overlays, profile, probe)
+    measures = _read_measures(files, profile, directory) if profile.fused is not None else None
+    digest = sha256_of(manifest_bytes)
+    return Artifact(directory, directory.name, digest, model, overlays, profile, probe, measures)
+
+
+def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -> Measures:
+    where = str(directory / FUSED_NAME)
+    if FUSED_NAME not in files:
+        raise MissingFileError(f"{where} is missing, which the detector 'fused' needs; calibrate again")
+    return read_measures(files[FUSED_NAME], profile.output.classes, profile.check.n_overlays, where)
 
 
 def _read_inside(directory: Path, name: str) -> bytes:

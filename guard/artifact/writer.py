@@ -14,7 +14,9 @@ import numpy as np
 
 from guard.arrays import Overlays
 from guard.artifact.external_data import check_relative_path
+from guard.artifact.fused_record import fused_bytes
 from guard.artifact.manifest import (
+    FUSED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     OVERLAYS_NAME,
@@ -25,6 +27,7 @@ from guard.artifact.manifest import (
 )
 from guard.artifact.probe import Probe, probe_bytes
 from guard.artifact.profile import Profile
+from guard.detection.measurements import Measures
 from guard.errors import ArtifactError
 
 __all__ = ["next_version", "place_next_version", "write_artifact"]
@@ -48,6 +51,7 @@ def write_artifact(
     overlays: Overlays,
     profile: Profile,
     probe: Probe | None = None,
+    measures: Measures | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the next version of a model and return its directory.
@@ -65,6 +69,7 @@ def write_artifact(
         overlays: N images in the model's input space and dtype, in the plan's order.
         profile: The profile; its ``model_sha256`` must be that of ``model``.
         probe: What the model answers to a few images, asked again whenever it is loaded; None for none.
+        measures: The fused detector's tables; None where the detector is another.
         extra_files: More files by relative name, such as the report or external weights.
 
     Raises:
@@ -84,6 +89,8 @@ def write_artifact(
     }
     if probe is not None:
         files[PROBE_NAME] = probe_bytes(probe)
+    if measures is not None:
+        files[FUSED_NAME] = fused_bytes(measures)
     files[MANIFEST_NAME] = Manifest.of(files).to_json()
     try:
         return place_next_version(model_directory, files)
@@ -92,7 +99,7 @@ def write_artifact(
 
 
 def _check_names_are_free(extra: Mapping[str, bytes]) -> None:
-    taken = sorted({*REQUIRED_FILES, PROBE_NAME, MANIFEST_NAME} & set(extra))
+    taken = sorted({*REQUIRED_FILES, PROBE_NAME, FUSED_NAME, MANIFEST_NAME} & set(extra))
     if taken:
         raise ArtifactError(
             f"extra_files holds {', '.join(taken)}, which the artifact writes itself; give it another name"

@@ -30,16 +30,18 @@ class Finding:
     """What the guard found for one row.
 
     Attributes:
-        score: Minus the mean entropy, bits; an upper bound where ``passes`` is below N; NaN if
-            unchecked.
-        p_value: Conformal p-value, a lower bound where ``passes`` is below N; NaN if unchecked.
+        score: The detector's, higher is more suspicious (STRIP's is minus the mean entropy, bits); what it
+            is where ``passes`` is below N, the detector says; NaN if unchecked.
+        p_value: Conformal p-value; NaN if unchecked.
         passes: Blends spent.
+        entropy_bits: Mean entropy of those; NaN if unchecked.
     """
 
     verdict: Verdict
     score: float
     p_value: float
     passes: int
+    entropy_bits: float = math.nan
 
 
 def worst(findings: list[Finding]) -> Finding:

@@ -12,7 +12,6 @@ from guard.dataplane.answer import Finding
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.detection.base import Decision
-from guard.detection.p_values import p_value
 from guard.detection.threshold import Verdict, verdict_of
 from guard.errors import CheckFailedError, InputRejectedError
 from guard.incidents import NO_LABEL
@@ -87,8 +86,7 @@ class Judge:
                 self.metrics.uncheckable(self.model.name, why, outcome, 1)
                 reason = why.value
             else:
-                bits = -finding.score * self.model.profile.check.n_overlays / finding.passes
-                self.metrics.checked(self.model.name, finding.passes, bits)
+                self.metrics.checked(self.model.name, finding.passes, finding.entropy_bits)
             if finding.verdict is not Verdict.ACCEPT and reason != UncheckableReason.NOT_SAMPLED:
                 self.reporter.tell(index, finding, reason, self._label(index))
         self._log_suspicious(findings)
@@ -105,9 +103,11 @@ class Judge:
     def _finding(self, row: Row) -> Finding:
         if row.decision is None or row.decision is Decision.FAILED:
             return Finding(Verdict.UNCHECKED, float("nan"), float("nan"), 0)
-        mean = row.evidence.entropy_sum / self.model.profile.check.n_overlays
-        p = p_value(mean, self.model.clean_entropies)
-        return Finding(verdict_of(row.decision, self.served.policy), -mean, p, row.evidence.passes)
+        detector, evidence = self.model.detector, row.evidence
+        p = detector.p_value(evidence, self.model.clean_values)
+        verdict = verdict_of(row.decision, self.served.policy)
+        bits = evidence.entropy_sum / evidence.passes
+        return Finding(verdict, detector.score(evidence), p, evidence.passes, bits)
 
     def _log_suspicious(self, findings: list[Finding]) -> None:
         rows = [index for index, one in enumerate(findings) if one.verdict in {Verdict.REJECT, Verdict.FLAG}]
@@ -133,10 +133,17 @@ class Judge:
         scores = tuple(findings[index].score for index in rows)
         return InputRejectedError(
             f"rejected: row{'s' if several else ''} {', '.join(map(str, rows))} of {len(findings)} "
-            f"look{'' if several else 's'} triggered (mean entropy {-max(scores):.4f} bits, below the "
-            f"boundary of model {self.model.name!r}, {self.model.profile.boundary.boundary_bits:.4f}); "
+            f"look{'' if several else 's'} triggered ({self._why(max(scores))}); "
             f"nothing was answered: {others}have the operator set the policy 'flag' to get answers with "
             f"verdicts",
             rows=tuple(rows),
             scores=scores,
         )
+
+    def _why(self, score: float) -> str:
+        profile = self.model.profile
+        if profile.fused is not None:
+            boundary = (profile.fused.block or profile.fused.boundary).boundary
+            return f"score {score:.4f}, above the boundary of model {self.model.name!r}, {boundary:.4f}"
+        bits = (profile.block or profile.boundary).boundary_bits
+        return f"mean entropy {-score:.4f} bits, below the boundary of model {self.model.name!r}, {bits:.4f}"

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from guard.artifact import Artifact, Probe, Profile, read_artifact
+from guard.artifact.fused_record import fused_detector
 from guard.artifact.signature import Signature, read_signature
+from guard.detection.base import Detector
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
 from guard.errors import ProfileError
@@ -49,7 +51,8 @@ class LoadedModel:
         name: Name it is served under.
         version: Its version, a positive integer as text.
         digest: SHA-256 of its manifest.
-        clean_entropies: Ascending mean entropies of the calibration images, for p-values.
+        detector: Decides of each input.
+        clean_values: Minus the scores of the calibration images, ascending, for p-values.
         probe: Images and what the model answered to them at calibration; None for an older artifact.
         loaded_at: Seconds since the epoch.
     """
@@ -60,7 +63,8 @@ class LoadedModel:
     profile: Profile
     classifier: OnnxClassifier | UpstreamClassifier
     scheduler: Scheduler
-    clean_entropies: np.ndarray
+    detector: Detector
+    clean_values: np.ndarray
     probe: Probe | None
     loaded_at: float
 
@@ -104,9 +108,10 @@ def load_model(
     approve(artifact)
     profile = artifact.profile
     classifier = _remote(artifact, predict_by) if predict_by else _open(artifact, options)
+    detector = _detector_of(artifact)
     scheduler = Scheduler(
         classifier,
-        Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits),
+        detector,
         max_batch_pairs=options.max_batch_pairs,
         max_queue_rows=options.max_queue_rows,
         max_client_rows=options.max_client_rows,
@@ -120,10 +125,26 @@ def load_model(
         profile=profile,
         classifier=classifier,
         scheduler=scheduler,
-        clean_entropies=np.asarray(profile.calibration.clean_entropies_bits, np.float64),
+        detector=detector,
+        clean_values=_clean_values(profile),
         probe=artifact.probe,
         loaded_at=time.time(),
     )
+
+
+def _detector_of(artifact: Artifact) -> Detector:
+    profile = artifact.profile
+    if profile.fused is not None and artifact.measures is not None:
+        logits = profile.output.kind == "logits"
+        return fused_detector(profile.fused, artifact.measures, profile.check.rounds, takes_logits=logits)
+    block = None if profile.block is None else profile.block.boundary_bits
+    return Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits, block)
+
+
+def _clean_values(profile: Profile) -> np.ndarray:
+    if profile.fused is None:
+        return np.asarray(profile.calibration.clean_entropies_bits, np.float64)
+    return -np.asarray(profile.fused.clean_scores, np.float64)[::-1]
 
 
 def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -> UpstreamClassifier:

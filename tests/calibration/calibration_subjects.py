@@ -35,6 +35,7 @@ def write_subject(folder: Path, model: onnx.ModelProto | None = None, **arrays: 
         "data": folder / "data.npz",
         "out": folder / "repository" / "tiny",
         "overlays": N_OVERLAYS,
+        "detector": "strip",
         "seed": 11,
         "device": "cpu",
         "threads": 1,

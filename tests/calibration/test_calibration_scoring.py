@@ -61,7 +61,7 @@ def test_predictions_keep_the_order_of_the_images(n: int, batch: int) -> None:
 
 
 def test_an_entropy_that_is_not_finite_is_refused_by_image_and_overlay() -> None:
-    expected = r"answers 1 of 20 blends with NaN or infinite scores, first calibration image 3 with overlay 1"
+    expected = r"answers 1 of \d+ blends in a batch with NaN or infinite scores, first image 3 with overlay 1"
     with pytest.raises(UnfitModelError, match=expected):
         score_images(TellingClassifier(4, broken=13.0), numbered(5), unchanged, 4, 6, quiet())
 

@@ -1,0 +1,172 @@
+"""The fused detector in an artifact: scales and boundaries in the profile, tables in ``fused.npz``."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from guard.artifact.npy import load_npz
+from guard.detection.fused import Early, Fused
+from guard.detection.fusion import Fusion
+from guard.detection.measurements import MEANS, Measures, Statistic
+from guard.detection.plan import CheckPlan
+from guard.detection.responses import Responses
+from guard.detection.stratified import Strata
+from guard.errors import ProfileError
+
+__all__ = ["EarlyRecord", "FusedRecord", "ScoreBoundary", "fused_bytes", "fused_detector", "read_measures"]
+
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Size = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+_EXPECTED: Final = "expected"
+_STRATA: Final = ("overlay_classes", "strata", "strata_means", "strata_spreads")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScoreBoundary(_Record):
+    """A boundary on scores, with a finite-sample guarantee.
+
+    Attributes:
+        boundary: A score strictly above it is suspicious.
+        frr: α, the false-rejection rate asked for.
+        confidence: 1 − δ of the guarantee.
+        certified_frr: Upper bound of the true false-rejection rate at that confidence.
+        expected_frr: Mean of the true rate over calibration draws.
+        rank: From the highest score down, which one the boundary is.
+        n_scores: Calibration images scored.
+    """
+
+    method: Literal["conformal"] = "conformal"
+    boundary: FiniteFloat
+    frr: Rate
+    confidence: Rate
+    certified_frr: Rate
+    expected_frr: Rate
+    rank: Size
+    n_scores: Size
+
+
+class EarlyRecord(_Record):
+    """A round after which inputs may be accepted; see :class:`guard.detection.fused.Early`."""
+
+    passes: Size
+    centres: tuple[FiniteFloat, ...]
+    scales: tuple[Scale, ...]
+    below: FiniteFloat
+
+
+class FusedRecord(_Record):
+    """The fused detector.
+
+    Attributes:
+        statistics: Which are fused.
+        centres, scales: Of each, on clean inputs, over all N blends.
+        early: Rounds after which inputs may be accepted.
+        boundary: For flags, or for all where there is no other.
+        block: A higher one, for refusals; None for no such tier.
+        clean_scores: Score of every calibration image, ascending; the p-values' reference.
+        n_fitted: Clean images that what is expected was fitted on; none of them calibrated.
+    """
+
+    statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
+    centres: tuple[FiniteFloat, ...]
+    scales: tuple[Scale, ...]
+    early: tuple[EarlyRecord, ...]
+    boundary: ScoreBoundary
+    block: ScoreBoundary | None = None
+    clean_scores: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+    n_fitted: Size
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> FusedRecord:
+        count = len(self.statistics)
+        if len(set(self.statistics)) != count or {len(self.centres), len(self.scales)} != {count}:
+            raise ValueError("fused: statistics, centres and scales must be as many, each statistic once")
+        means = sum(name in MEANS for name in self.statistics)
+        if any({len(early.centres), len(early.scales)} != {means} for early in self.early):
+            raise ValueError(f"fused.early: expected scales of the {means} statistics that are means")
+        if list(self.clean_scores) != sorted(self.clean_scores):
+            raise ValueError("fused.clean_scores must be ascending")
+        if self.block is not None and self.block.boundary < self.boundary.boundary:
+            raise ValueError("fused.block must not lie below fused.boundary")
+        return self
+
+
+def fused_bytes(measures: Measures) -> bytes:
+    """Return the content of ``fused.npz``."""
+    arrays = {_EXPECTED: measures.responses.expected}
+    if measures.strata is not None:
+        strata = measures.strata
+        arrays |= dict(
+            zip(_STRATA, (strata.overlay_classes, strata.classes, strata.means, strata.spreads), strict=True)
+        )
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read_measures(data: bytes, classes: int, n_overlays: int, where: str) -> Measures:
+    """Read the tables and see that they fit the model and its overlays.
+
+    Raises:
+        UnsafeArrayError: If an array holds pickled objects.
+        ArtifactError: If the bytes are no ``.npz`` file.
+        ProfileError: If an array is missing, of another shape or dtype, or holds what cannot be.
+    """
+    arrays = load_npz(data, where)
+    if set(arrays) not in ({_EXPECTED}, {_EXPECTED, *_STRATA}):
+        raise ProfileError(
+            f"{where} holds the arrays {sorted(arrays)}, expected {_EXPECTED}; calibrate again"
+        )
+    expected = _checked(arrays[_EXPECTED], (classes, n_overlays, classes), np.float32, where)
+    if expected.min() < 0 or not np.allclose(expected.sum(axis=2), 1.0, atol=1e-3):
+        raise ProfileError(f"{where}: rows of {_EXPECTED!r} are no probabilities; calibrate again")
+    if len(arrays) == 1:
+        return Measures(Responses(expected), None)
+    of_overlays = _checked(arrays["overlay_classes"], (n_overlays,), np.int64, where)
+    strata = np.unique(of_overlays)
+    if len(strata) < 2 or strata[0] < 0 or strata[-1] >= classes or (arrays["strata"] != strata).any():
+        raise ProfileError(f"{where}: the overlays' classes are not those of the model; calibrate again")
+    means = _checked(arrays["strata_means"], (classes, len(strata)), np.float64, where)
+    spreads = _checked(arrays["strata_spreads"], (len(strata),), np.float64, where)
+    if spreads.min() <= 0:
+        raise ProfileError(f"{where}: a spread is not above 0; calibrate again")
+    return Measures(Responses(expected), Strata(of_overlays, strata, means, spreads))
+
+
+def fused_detector(
+    record: FusedRecord, measures: Measures, rounds: tuple[int, ...], *, takes_logits: bool
+) -> Fused:
+    """Return the detector that a record and its tables describe."""
+    return Fused(
+        plan=CheckPlan(rounds),
+        measures=measures,
+        statistics=record.statistics,
+        fusion=Fusion(np.array(record.centres), np.array(record.scales)),
+        early=tuple(
+            Early(early.passes, Fusion(np.array(early.centres), np.array(early.scales)), early.below)
+            for early in record.early
+        ),
+        boundary=record.boundary.boundary,
+        block_boundary=None if record.block is None else record.block.boundary,
+        takes_logits=takes_logits,
+    )
+
+
+def _checked(array: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic], where: str) -> np.ndarray:
+    if array.shape != shape or array.dtype != dtype:
+        raise ProfileError(
+            f"{where}: expected shape {shape} of {np.dtype(dtype)} as the profile says, got {array.shape} of "
+            f"{array.dtype}; calibrate again"
+        )
+    if not np.isfinite(array).all():
+        raise ProfileError(f"{where} holds NaN or infinite values; calibrate again")
+    return array
