@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from guard.detection.drift import DriftState
 from guard.detection.superimpose import BLEND_RULES
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics_labels import (
@@ -20,6 +21,7 @@ from guard.metrics_labels import (
     UNKNOWN,
     AnsweredBy,
     CanaryOutcome,
+    DriftSide,
     DropReason,
     Finding,
     Outcome,
@@ -41,6 +43,7 @@ __all__ = [
     "Across",
     "AnsweredBy",
     "CanaryOutcome",
+    "DriftSide",
     "DropReason",
     "Finding",
     "Outcome",
@@ -56,7 +59,7 @@ __all__ = [
 ]
 
 Kind = Literal["counter", "gauge", "histogram"]
-Across = Literal["sum", "min", "max", "mean"]
+Across = Literal["sum", "min", "max", "mean", "log10_mean"]
 OPEN: Final[tuple[str, ...]] = ()
 
 
@@ -68,7 +71,8 @@ class Spec:
         labels: Each label with every value it may take; none listed for a label that holds what
             the operator loaded.
         buckets: Upper bounds of a histogram, without the infinite one.
-        across: What the values of several workers come to; counters and histograms always add up.
+        across: What the values of several workers come to, ``log10_mean`` the logarithm of the mean of what
+            they are logarithms of; counters and histograms always add up.
     """
 
     name: str
@@ -86,6 +90,7 @@ _BITS: Final = (
     *(0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.75),
     *(1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
 )
+_P_VALUES: Final = (0.001, 0.01, 0.05, *(tenths / 10 for tenths in range(1, 11)))
 _PAIRS: Final = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0)
 _MODEL: Final[Mapping[str, Iterable[str]]] = {"model": OPEN}
 
@@ -166,6 +171,41 @@ _SPECS: Final = (
         "Certified bound on the share of clean inputs found suspicious; absent without a guarantee.",
         _MODEL,
         across="max",
+    ),
+    # Each worker's evidence is a fair bet on its own inputs, and so is the mean of them, but not the highest.
+    Spec(
+        "guard_drift_frr_log10_evidence",
+        "gauge",
+        "Evidence that more inputs are suspicious than the certified rate allows, as a power of ten.",
+        _MODEL,
+        across="log10_mean",
+    ),
+    Spec(
+        "guard_drift_cusum",
+        "gauge",
+        "How far p-values of inputs checked in full have moved, summed up, in standard deviations.",
+        {**_MODEL, "side": tuple(DriftSide)},
+        across="max",
+    ),
+    Spec(
+        "guard_drift_state",
+        "gauge",
+        "1 for what the inputs look like now beside those of the calibration, else 0.",
+        {**_MODEL, "state": tuple(DriftState)},
+        across="max",
+    ),
+    Spec(
+        "guard_drift_alarms_total",
+        "counter",
+        "Times that the state became attack or drift.",
+        {**_MODEL, "state": tuple(state for state in DriftState if state is not DriftState.CALM)},
+    ),
+    Spec(
+        "guard_full_check_p_value",
+        "histogram",
+        "Exact p-values of inputs picked to have all blends; uniform while nothing has changed.",
+        _MODEL,
+        _P_VALUES,
     ),
     Spec(
         "guard_audit_records_total",

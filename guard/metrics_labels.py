@@ -11,6 +11,7 @@ __all__ = [
     "UNKNOWN",
     "AnsweredBy",
     "CanaryOutcome",
+    "DriftSide",
     "DropReason",
     "Finding",
     "Outcome",
@@ -122,6 +123,13 @@ class DropReason(StrEnum):
     QUEUE_FULL = "queue_full"
     UNWRITABLE = "unwritable"
     TOO_LARGE = "too_large"
+
+
+class DriftSide(StrEnum):
+    """Which way p-values have moved: lower is more suspicious than at calibration, upper less."""
+
+    LOWER = "lower"
+    UPPER = "upper"
 
 
 class Recorded(StrEnum):

@@ -7,6 +7,7 @@ series was created is when the first of them created it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import log10
 from types import MappingProxyType
 from typing import Final
 
@@ -25,8 +26,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _log10_mean(values: Sequence[float]) -> float:
+    highest = max(values)
+    return highest + log10(_mean([10.0 ** (value - highest) for value in values]))
+
+
 _RULES: Final[Mapping[Across, Callable[[Sequence[float]], float]]] = MappingProxyType(
-    {"sum": sum, "min": min, "max": max, "mean": _mean}
+    {"sum": sum, "min": min, "max": max, "mean": _mean, "log10_mean": _log10_mean}
 )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from math import log10
+
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from guard.control.counts import SwapCounts
+from guard.dataplane.drift_counts import DriftCounts
+from guard.detection.drift import Budget, DriftMonitor
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics import Metrics, Stage
 from guard.metrics_catalogue import CATALOGUE
@@ -120,3 +126,26 @@ def test_readiness_is_that_of_the_least_ready_and_queues_are_added() -> None:
         "guard_queue_limit_rows",
         "guard_workers",
     }
+
+
+def _same(monitor: DriftMonitor) -> DriftMonitor:
+    return monitor
+
+
+def test_evidence_of_workers_is_that_of_their_mean_which_no_worker_exceeds_by_chance_more_often() -> None:
+    monitors = [
+        DriftMonitor(Budget(0.01, True), classes=2, references=9, false_alarm_rate=1e-3, cusum_limit=12.0)
+        for _ in range(3)
+    ]
+    parts = []
+    for monitor, suspicious in zip(monitors, (0, 4, 50), strict=True):
+        process = Process()
+        DriftCounts(process.registry).add_model("tiny", partial(_same, monitor))
+        for _ in range(suspicious):
+            monitor.checked(True, 1)
+        parts.append(process.families())
+
+    mean = sum(monitor.exceeded.evidence for monitor in monitors) / 3
+    merged = value(parts, "guard_drift_frr_log10_evidence", model="tiny")
+    assert merged == pytest.approx(log10(mean))
+    assert value(parts, "guard_drift_state", model="tiny", state="attack") == 1.0

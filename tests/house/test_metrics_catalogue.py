@@ -19,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from guard.control.canary_counts import CanaryCounts
 from guard.control.counts import SwapCounts
+from guard.dataplane.drift_counts import DriftCounts
 from guard.dataplane.trial import Pair, Seen
+from guard.detection.drift import Budget, DriftMonitor, DriftState
 from guard.detection.threshold import Policy, Verdict
 from guard.metrics import Metrics, Outcome, ShedReason, Stage, UncheckableReason
 from guard.metrics_catalogue import (
@@ -114,6 +116,14 @@ def everything_is_asked_of_a_server(counts: UpstreamCounts) -> None:
     counts.ready("resnet", True)
 
 
+def everything_is_watched(counts: DriftCounts) -> None:
+    budget = Budget(0.01, certified=True)
+    monitor = DriftMonitor(budget, classes=10, references=99, false_alarm_rate=0.001, cusum_limit=12.0)
+    counts.add_model("resnet", lambda: monitor)
+    counts.alarm("resnet", DriftState.ATTACK)
+    counts.measured("resnet", 0.5)
+
+
 def samples(registry: CollectorRegistry, name: str) -> list[Sample]:
     return [
         (s.name, s.labels, s.value) for family in registry.collect() for s in family.samples if s.name == name
@@ -141,7 +151,7 @@ def test_the_catalogue_is_the_golden_one() -> None:
 
 
 def test_names_follow_the_house_rules() -> None:
-    units = {"histogram": ("_seconds", "_bits", "_passes", "_pairs"), "counter": ("_total",)}
+    units = {"histogram": ("_seconds", "_bits", "_passes", "_pairs", "_p_value"), "counter": ("_total",)}
     for spec in CATALOGUE.values():
         assert spec.name.startswith("guard_")
         assert spec.name.endswith(units.get(spec.kind, "")), spec.name
@@ -154,6 +164,7 @@ def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: 
     everything_is_swapped(SwapCounts(registry))
     everything_is_tried(CanaryCounts(registry))
     everything_is_asked_of_a_server(UpstreamCounts(registry))
+    everything_is_watched(DriftCounts(registry))
     WorkerCounts(registry)
 
     seen: dict[str, tuple[str, str, set[str]]] = {}
@@ -276,7 +287,7 @@ def test_an_unloaded_model_keeps_its_counters_and_loses_its_gauges(
     metrics.model_unloaded("resnet")
 
     gauges = [s.name for s in CATALOGUE.values() if s.kind == "gauge" and "model" in s.labels]
-    assert len(gauges) == 9
+    assert len(gauges) == 12
     assert [name for name in gauges if samples(registry, name)] == []
     assert registry.get_sample_value(
         "guard_inputs_total", {"model": "resnet", "verdict": "accept"}
