@@ -18,8 +18,8 @@ from guard.artifact.profile import InputSpec, OutputSpec
 from guard.detection.superimpose import BlendRule
 from guard.errors import UnfitModelError
 from guard.runtime import check_graph
-from guard.runtime.bound_calls import BoundCalls, Calls, FixedCalls
 from guard.runtime.capture_gate import GPU
+from guard.runtime.device_calls import Calls, FixedCalls, PlainCalls
 from guard.runtime.half import in_half_precision
 from guard.runtime.padding import sizes_up_to
 from guard.runtime.session import ORT_ERRORS, Device, first_line, is_on_cuda, open_session
@@ -100,7 +100,7 @@ class OnnxClassifier:
         session = open_session(
             wrapped, device=device, threads=threads, precision=precision, cuda_graphs=graphs
         )
-        calls: Calls = BoundCalls(session)
+        calls: Calls = PlainCalls(session)
         if cuda_graphs_up_to is not None:
             sizes = sizes_up_to(cuda_graphs_up_to) if fixed_batch is None else (fixed_batch,)
             calls = FixedCalls(session, source, sink.classes, sizes)

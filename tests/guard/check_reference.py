@@ -11,7 +11,7 @@ import onnxruntime as ort
 from guard.artifact import Profile
 from guard.detection.entropy import entropy_of_logits, entropy_of_probabilities
 from guard.detection.superimpose import blend_pairs
-from guard.runtime.onnx_classifier import Device, OnnxClassifier
+from guard.runtime.onnx_classifier import Device, OnnxClassifier, Precision
 from tests.artifacts import random_images
 
 
@@ -41,7 +41,14 @@ def random_pairs(profile: Profile, count: int, n_images: int = 3, seed: int = 0)
     return Pairs(random_images(profile, n_images, seed), image_index, overlay_index)
 
 
-def open_classifier(model: onnx.ModelProto, profile: Profile, device: Device = "cpu") -> OnnxClassifier:
+def open_classifier(
+    model: onnx.ModelProto,
+    profile: Profile,
+    device: Device = "cpu",
+    *,
+    precision: Precision = "exact",
+    cuda_graphs_up_to: int | None = None,
+) -> OnnxClassifier:
     return OnnxClassifier.open(
         model,
         source=profile.input,
@@ -51,6 +58,8 @@ def open_classifier(model: onnx.ModelProto, profile: Profile, device: Device = "
         blend=profile.check.blend_rule,
         device=device,
         threads=1,
+        precision=precision,
+        cuda_graphs_up_to=cuda_graphs_up_to,
     )
 
 

@@ -169,8 +169,7 @@ def test_differences_as_small_as_rounding_are_no_coupling() -> None:
 
 def test_a_model_that_reshapes_to_a_constant_batch_is_refused() -> None:
     message = refusal_at_warm_up(reshaping_to(1))
-    assert message.startswith("the model fails on a batch of 5 images: Error in execution: ")
-    assert "running Reshape node" in message
+    assert message.startswith("the model fails on a batch of 5 images: [ONNXRuntimeError]")
     assert message.endswith(
         "expected an output of shape (5, 10): export it with a dynamic batch axis, "
         "or with one fixed size throughout"
