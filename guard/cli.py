@@ -101,14 +101,18 @@ class Verify:
             arguments.directory.resolve().parent.name, arguments.directory, RuntimeOptions(device="cpu")
         )
         model.close()
-        boundary = model.profile.boundary
-        promise = f"{boundary.certified_frr:.4%} certified" if boundary.certified_frr else "not guaranteed"
+        profile = model.profile
+        frr = profile.promise.certified_frr
+        promise = f"{frr:.4%} certified" if frr else "not guaranteed"
+        value = f"{profile.boundary.boundary_bits:.4f} bits"
+        if profile.fused is not None:
+            value = f"score {profile.fused.boundary.boundary:.4f}"
         print(f"{arguments.directory}: ok")
         print(f"  model     {model.profile.model_name}, SHA-256 {model.profile.model_sha256}")
         print(f"  artifact  SHA-256 {model.digest}")
-        print(f"  check     {model.profile.check.blend}, N = {model.profile.check.n_overlays}")
+        print(f"  check     {profile.check.detector}, {profile.check.blend}, N = {profile.check.n_overlays}")
         print(f"  probe     {_PROBED if model.probed else _UNPROBED}")
-        print(f"  boundary  {boundary.boundary_bits:.4f} bits, false rejections {promise}")
+        print(f"  boundary  {value}, false rejections {promise}")
         return 0
 
 

@@ -36,13 +36,14 @@ def publish(options: CalibrateOptions, lineage: Mapping[str, Any]) -> dict[str, 
 def _described(version: Path) -> dict[str, Any]:
     """Return where an artifact is, and what it is, as plain values."""
     artifact = read_artifact(version)
-    boundary = artifact.profile.boundary
+    profile = artifact.profile
     return {
         "artifact": str(version.resolve()),
         "sha256": artifact.digest,
-        "frr": boundary.certified_frr,
-        "boundary_bits": boundary.boundary_bits,
-        "accuracy": artifact.profile.calibration.accuracy,
+        "frr": profile.promise.certified_frr,
+        "detector": profile.check.detector,
+        "boundary_bits": profile.boundary.boundary_bits,
+        "accuracy": profile.calibration.accuracy,
     }
 
 

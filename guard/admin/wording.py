@@ -76,7 +76,7 @@ def swap_lines(report: SwapReport) -> Iterator[str]:
     else:
         yield _printable(f"{report.model}: version {new} is served already; nothing was changed")
     yield f"  artifact  SHA-256 {_printable(report.new.digest)}"
-    yield f"  boundary  {report.new.boundary_bits:.4f} bits, false rejections {_promise(report.new)}"
+    yield f"  boundary  {_boundary(report.new)}, false rejections {_promise(report.new)}"
     for step in report.steps:
         yield _printable(f"  done      {step.words} ({step.seconds:.2f} s)")
     if report.note:
@@ -92,8 +92,13 @@ def _row(status: ModelStatus) -> tuple[str, ...]:
 
 def _cells(now: VersionInfo) -> tuple[str, ...]:
     frr = "-" if now.certified_frr is None else f"{now.certified_frr:.4%}"
-    boundary = f"{now.boundary_bits:.4f} bits"
-    return (now.version, _time(now.loaded_at), boundary, frr, now.digest[:_SHORT_DIGEST])
+    return (now.version, _time(now.loaded_at), _boundary(now), frr, now.digest[:_SHORT_DIGEST])
+
+
+def _boundary(info: VersionInfo) -> str:
+    if info.detector == "fused":
+        return f"score {info.boundary:.4f}"
+    return f"{info.boundary_bits:.4f} bits"
 
 
 def _promise(info: VersionInfo) -> str:

@@ -27,7 +27,7 @@ class Event(StrEnum):
 
     All have the field ``model``, and all but ``loaded`` an ``actor`` (``start``, ``watch`` or who asked).
 
-    - ``loaded`` at the start: version, digest, device, policy, boundary_bits
+    - ``loaded`` at the start: version, digest, device, policy, detector, boundary_bits
     - ``swapped``, ``rolled_back``: old_version, old_digest, new_version, new_digest, seconds
     - ``upstream_step``, in front of a model server: version, step, seconds, error (empty if it was done)
     - ``candidate_failed``: version, serving (empty at the start), error
@@ -98,6 +98,7 @@ class Announcer:
             digest=model.digest,
             device=model.classifier.device,
             policy=served.policy.value,
+            detector=model.profile.check.detector,
             boundary_bits=model.profile.boundary.boundary_bits,
         )
 
@@ -153,15 +154,15 @@ class Announcer:
         self._tell(Event.RECORD_FAILED, model=model, actor=actor, error=error)
 
     def _serves(self, model: LoadedModel, served: ServedModel) -> None:
-        boundary = model.profile.boundary
+        profile = model.profile
         self._metrics.model_loaded(
             model.name,
             version=model.version,
             digest=model.digest,
             blend=model.profile.check.blend,
             policy=served.policy,
-            boundary_bits=boundary.boundary_bits,
-            certified_frr=boundary.certified_frr,
+            boundary_bits=profile.boundary.boundary_bits,
+            certified_frr=profile.promise.certified_frr,
         )
         scheduler = model.scheduler
         self._metrics.watch_queue(model.name, lambda: scheduler.rows, scheduler.max_queue_rows)

@@ -27,9 +27,11 @@ class VersionInfo:
         version: Name of its directory.
         digest: SHA-256 of its manifest, which stands for the whole artifact.
         model_sha256: SHA-256 of ``model.onnx``.
-        boundary_bits: Mean entropy below which an input is suspicious.
+        boundary_bits: STRIP's: a mean entropy below it is suspicious, where STRIP decides.
         certified_frr: Bound of the false-rejection rate; None where calibration gave none.
         loaded_at: Seconds since the epoch.
+        detector: Which score decides: ``strip`` or ``fused``.
+        boundary: Of that score; what is above it is suspicious.
     """
 
     version: str
@@ -38,6 +40,8 @@ class VersionInfo:
     boundary_bits: float
     certified_frr: float | None
     loaded_at: float
+    detector: str = "strip"
+    boundary: float = 0.0
 
 
 Agreement = Callable[[VersionInfo], Awaitable[None]]

@@ -155,6 +155,8 @@ def encode_version(info: VersionInfo) -> pb.VersionInfo:
         boundary_bits=info.boundary_bits,
         certified_frr=info.certified_frr,
         loaded_at=info.loaded_at,
+        detector=info.detector,
+        boundary=info.boundary,
     )
 
 
@@ -184,6 +186,8 @@ def decode_version(info: pb.VersionInfo) -> VersionInfo:
         boundary_bits=info.boundary_bits,
         certified_frr=info.certified_frr if info.HasField("certified_frr") else None,
         loaded_at=info.loaded_at,
+        detector=info.detector,
+        boundary=info.boundary,
     )
 
 

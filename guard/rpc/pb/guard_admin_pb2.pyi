@@ -56,20 +56,24 @@ class StopCanaryRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class VersionInfo(_message.Message):
-    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at")
+    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at", "detector", "boundary")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     BOUNDARY_BITS_FIELD_NUMBER: _ClassVar[int]
     CERTIFIED_FRR_FIELD_NUMBER: _ClassVar[int]
     LOADED_AT_FIELD_NUMBER: _ClassVar[int]
+    DETECTOR_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     model_sha256: str
     boundary_bits: float
     certified_frr: float
     loaded_at: float
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ...) -> None: ...
+    detector: str
+    boundary: float
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ..., detector: _Optional[str] = ..., boundary: _Optional[float] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("version", "at", "error")
