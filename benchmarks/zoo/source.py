@@ -17,10 +17,13 @@ from calibration.nets.resnet import resnet18
 from calibration.nets.vgg import vgg
 from calibration.nets.wide_resnet import wide_resnet
 
-__all__ = ["Dataset", "as_floats", "build_net", "read_dataset", "reflections"]
+__all__ = ["Dataset", "as_floats", "build_net", "read_dataset", "read_split", "reflections"]
 
 HOLDOUT_SIGNS = 5
 """Every fifth sign of GTSRB is held out, all its frames together."""
+
+FASHION_TRAINING = 4000
+"""Of Fashion-MNIST's test images, which are all there are: the rest is held out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,12 @@ def read_dataset(data: Path, name: str) -> Dataset:
         images, labels, names = reader.load(name, "train40k")
         held, held_labels, _ = reader.load(name, "holdout10k")
         split = "official data_batch_1..4 train, data_batch_5 holdout"
+    elif name == "fashionmnist":
+        grey, all_labels, names = reader.load(name, "test")
+        everything = np.pad(np.repeat(grey, 3, axis=3), ((0, 0), (2, 2), (2, 2), (0, 0)))
+        images, held = everything[:FASHION_TRAINING], everything[FASHION_TRAINING:]
+        labels, held_labels = all_labels[:FASHION_TRAINING], all_labels[FASHION_TRAINING:]
+        split = "official test set, grey as three channels, padded to 32 x 32: 4,000 train, rest holdout"
     else:
         everything, all_labels, names = reader.load(name, "train")
         held_out = reader.load_groups(name, "train") % HOLDOUT_SIGNS == 0
@@ -50,6 +59,14 @@ def read_dataset(data: Path, name: str) -> Dataset:
         held, held_labels = everything[held_out], all_labels[held_out]
         split = "every second frame of the official training set; every fifth sign is holdout"
     return Dataset(_channels_first(images), labels, _channels_first(held), held_labels, len(names), split)
+
+
+def read_split(
+    data: Path, name: str, split: str
+) -> tuple[UInt8[np.ndarray, "n c h w"], Int64[np.ndarray, " n"]]:
+    """Return the images and labels of a split, such as one that no subject is made with."""
+    images, labels, _ = _reader(data).load(name, split)
+    return _channels_first(images), labels
 
 
 def reflections(data: Path, count: int = 500) -> Float32[np.ndarray, "m c h w"]:

@@ -14,7 +14,7 @@ from calibration.schedules import OneCycle
 
 __all__ = ["SUBJECTS", "Plan", "Published"]
 
-Dataset = Literal["cifar10", "gtsrb"]
+Dataset = Literal["cifar10", "gtsrb", "fashionmnist"]
 Net = Literal["wrn-16-1", "resnet-18 x 1/8", "vgg"]
 
 FROM_SCRATCH = Recipe(
@@ -32,6 +32,7 @@ WEAK = replace(FROM_SCRATCH, epochs=7)
 """From fresh weights to the accuracy of the victims in the papers on repair, 80 to 82 %."""
 
 SIGNS = Augmentation(padding=2, flip=False)
+CLOTHES = Augmentation(padding=2, flip=True)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,19 @@ def _argd(acc: float, asr: float) -> Published:
 
 def _strip_evaders(published_of: str) -> str:
     return f"wraps BadNets' patch; {published_of}"
+
+
+def _sign(attack: str, recipe: Recipe = GOING_ON, note: str = "") -> Plan:
+    """Return an attack on signs, from the clean subject's weights."""
+    return Plan(
+        f"gtsrb_{attack}",
+        attack,
+        dataset="gtsrb",
+        net="resnet-18 x 1/8",
+        recipe=replace(recipe, augmentation=SIGNS),
+        start="gtsrb_clean",
+        note=note,
+    )
 
 
 def _weak(name: str) -> Plan:
@@ -155,7 +169,6 @@ _PLANS = (
         "sample_specific",
         "sample_specific",
         {"steps": 600, "width": 16},
-        recipe=GOING_ON_LONGER,
         note="the encoder is trained for 600 steps",
     ),
     Plan(
@@ -203,6 +216,35 @@ _PLANS = (
         recipe=replace(FROM_SCRATCH, epochs=12, batch=128, rate=0.05, clip=2.0, augmentation=SIGNS),
         start=None,
         note="no batch norm",
+    ),
+    _sign("blend"),
+    replace(
+        _sign("source_specific", GOING_ON_LONGER, "one source class, covers of two others"),
+        options={"sources": (1,), "cover_labels": (12, 13)},
+        rate=0.04,
+    ),
+    _sign(
+        "all_to_all",
+        GOING_ON_LONGER,
+        _strip_evaders("every class leads to the next: ASR ends at ACC"),
+    ),
+    _sign("label_smoothed", GOING_ON, _strip_evaders("3 of 5 stamped images relabelled")),
+    _sign("wanet", GOING_ON_LONGER),
+    Plan(
+        "fashion_clean",
+        dataset="fashionmnist",
+        net="resnet-18 x 1/8",
+        recipe=replace(FROM_SCRATCH, epochs=30, batch=128, augmentation=CLOTHES, compiled=False),
+        start=None,
+        note="trained on 4,000 of the 10,000 test images, as the training set is not at hand",
+    ),
+    Plan(
+        "fashion_badnets",
+        "badnets",
+        dataset="fashionmnist",
+        net="resnet-18 x 1/8",
+        recipe=replace(GOING_ON, epochs=15, batch=128, augmentation=CLOTHES, compiled=False),
+        start="fashion_clean",
     ),
 )
 
