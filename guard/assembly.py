@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
 from guard.artifact import Preprocessing
 from guard.control.canary_tally import CanaryLimits
 from guard.dataplane import ServedModel
+from guard.dataplane.drift_counts import DriftCounts
+from guard.dataplane.drift_watch import DriftWatch
 from guard.dataplane.intake import Intake, check_declaration
+from guard.dataplane.share import Share
 from guard.errors import SettingsError
 from guard.metrics import Metrics
 from guard.model_settings import SAME, ModelSettings
@@ -38,6 +42,7 @@ __all__ = [
     "open_upstreams",
     "require_places",
     "runtime_options_of",
+    "watch_drift",
     "worker_settings",
 ]
 
@@ -77,6 +82,21 @@ def declare_encoded_images(models: Mapping[str, ServedModel], settings: Settings
         check_declaration(record, current.profile.input, name)
         models[name].encoded = record
         models[name].encoded_input = encoded.input or ""
+
+
+def watch_drift(models: Mapping[str, ServedModel], settings: Settings, registry: CollectorRegistry) -> None:
+    """Have the inputs of all models watched, and what is seen counted."""
+    counts = DriftCounts(registry)
+    for name, served in models.items():
+        watch = DriftWatch(
+            served.slot,
+            Share(settings.full_check_share_of(name), np.random.default_rng()),
+            counts,
+            false_alarm_rate=settings.drift_false_alarm_rate,
+            cusum_limit=settings.drift_cusum_limit,
+        )
+        served.watch = watch
+        counts.add_model(name, watch.watched)
 
 
 def limits_of(settings: Settings) -> CanaryLimits:

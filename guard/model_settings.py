@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from guard.detection.threshold import Policy
 
-__all__ = ["SAME", "Count", "EncodedImages", "ModelSettings", "OnUncheckable", "Rate"]
+__all__ = ["SAME", "Count", "EncodedImages", "ModelSettings", "OnUncheckable", "Positive", "Rate"]
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -21,7 +21,7 @@ SAME: Final = "same"
 _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
 _ONLY_GUARDED: Final = (
-    *("policy", "on_uncheckable", "sampling", "upstream_check", "upstream_load"),
+    *("policy", "on_uncheckable", "sampling", "full_check_share", "upstream_check", "upstream_load"),
     *("encoded_images", "upstream_max_batch_size"),
 )
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -60,6 +60,7 @@ class ModelSettings(BaseModel):
         policy: See :class:`~guard.settings.Settings`.
         on_uncheckable: See :class:`~guard.settings.Settings`.
         sampling: See :class:`~guard.settings.Settings`.
+        full_check_share: See :class:`~guard.settings.Settings`.
         guarded: Whether its requests are checked. If not, they are passed on to the model server as they are,
             and no artifact belongs to it.
         encoded_images: How encoded images become the model's input, in place of what the artifact says; where
@@ -83,6 +84,7 @@ class ModelSettings(BaseModel):
     policy: Policy | None = None
     on_uncheckable: OnUncheckable | None = None
     sampling: Rate | None = None
+    full_check_share: Rate | None = None
     guarded: bool = True
     encoded_images: EncodedImages | None = None
     upstream: str | None = None

@@ -27,6 +27,7 @@ from guard.assembly import (
     open_upstreams,
     require_places,
     runtime_options_of,
+    watch_drift,
 )
 from guard.control import Control
 from guard.control.announcer import WORDS, Announcer
@@ -224,6 +225,7 @@ class GuardServer:
             )
             self._place.require(name, self._keeper.keeper_of(name).record)
         declare_encoded_images(self._keeper.models, settings)
+        watch_drift(self._keeper.models, settings, self.registry)
         await asyncio.gather(self._fleet.attach(self._keeper.models), self._neighbours.start())
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:

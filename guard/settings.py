@@ -18,7 +18,8 @@ from pydantic_settings import (
 
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError
-from guard.model_settings import Count, EncodedImages, ModelSettings, OnUncheckable, Rate
+from guard.model_settings import Count, EncodedImages, ModelSettings, OnUncheckable, Positive, Rate
+from guard.settings_errors import explain
 
 __all__ = ["Settings", "load_settings"]
 
@@ -52,6 +53,10 @@ class Settings(BaseSettings):
         on_uncheckable: ``refuse`` fails closed where an input cannot be checked; ``answer``
             lets it through and counts it.
         sampling: Share of the requests that are checked; below 1 only with ``monitor``.
+        full_check_share: Share of the checked inputs that get all blends, for scores that drift shows in.
+        drift_false_alarm_rate: Chance that inputs like those of the calibration ever seem to exceed the
+            certified rate.
+        drift_cusum_limit: Standard deviations, summed up, from which the scores count as moved.
         device: ``auto`` takes CUDA where there is one.
         workers: Processes that serve, each with models, queues and connections of its own, all on one port.
         threads: CPU threads of one device call; 0 for one a core, or its share of them for a worker.
@@ -119,6 +124,9 @@ class Settings(BaseSettings):
     policy: Policy = Policy.ENFORCE
     on_uncheckable: OnUncheckable = "refuse"
     sampling: Rate = 1.0
+    full_check_share: Rate = 0.01
+    drift_false_alarm_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
+    drift_cusum_limit: Positive = 12.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Threads = 0
@@ -240,6 +248,11 @@ class Settings(BaseSettings):
         own = self.models.get(model)
         return self.sampling if own is None or own.sampling is None else own.sampling
 
+    def full_check_share_of(self, model: str) -> float:
+        """Return the share of one model's checked inputs that get all blends."""
+        own = self.models.get(model)
+        return self.full_check_share if own is None or own.full_check_share is None else own.full_check_share
+
     def policy_of(self, model: str) -> Policy:
         """Return the policy of one model."""
         own = self.models.get(model)
@@ -269,7 +282,7 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     try:
         settings = chosen(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from error
+        raise SettingsError(explain(error, _KNOWN)) from error
     except (ValueError, OSError) as error:  # a TOML file or an environment value that cannot be parsed
         where = f"{config} and the GUARD_* variables" if config else "the GUARD_* variables"
         raise SettingsError(f"cannot read the settings ({error}); check {where}") from error
@@ -278,20 +291,3 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
 
 
 _KNOWN: Final[dict[int, type[BaseModel]]] = {1: Settings, 3: ModelSettings, 4: EncodedImages}
-
-
-def _explain(error: ValidationError) -> str:
-    first, *more = error.errors(include_url=False)
-    field = ".".join(str(part) for part in first["loc"])
-    rest = f" (and {len(more)} more)" if more else ""
-    if first["type"] == "missing":
-        flag = field.replace("_", "-")
-        return (
-            f"setting {field!r} is missing; give --{flag}, GUARD_{field.upper()}, or {field} in the TOML file"
-        )
-    if first["type"] == "extra_forbidden":
-        known = _KNOWN[len(first["loc"])].model_fields
-        return f"setting {field!r} is not known; known are {', '.join(known)}{rest}"
-    if not field:
-        return f"settings: {first['ctx']['error']}{rest}"
-    return f"setting {field!r}: {first['msg']}, got {first['input']!r}{rest}"

@@ -89,6 +89,8 @@ class Judge:
                 self.metrics.checked(self.model.name, finding.passes, finding.entropy_bits)
             if finding.verdict is not Verdict.ACCEPT and reason != UncheckableReason.NOT_SAMPLED:
                 self.reporter.tell(index, finding, reason, self._label(index))
+        if self.served.watch is not None:
+            self.served.watch.checked(self.model, rows, self.logits, self.reporter.images)
         self._log_suspicious(findings)
 
     def _label(self, row: int) -> int:

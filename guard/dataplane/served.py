@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guard.artifact import Preprocessing, Profile
+from guard.dataplane.drift_watch import DriftWatch
 from guard.dataplane.intake import Accepts
 from guard.dataplane.model_server import ModelServer
 from guard.dataplane.share import Share
@@ -32,6 +33,7 @@ class ServedModel:
         upstream: The model server that answers what the slot's model checks; None where that model answers
             itself.
         sampling: Picks the requests that are checked; None where all are.
+        watch: Sees whether its inputs drift; None where nobody wants to know.
         encoded: What the operator says of encoded images; None for what the artifact says.
         encoded_input: Name of the model server's input that takes them; empty for that of the artifact.
     """
@@ -42,6 +44,7 @@ class ServedModel:
     trial: Trial | None = None
     upstream: ModelServer | None = None
     sampling: Share | None = None
+    watch: DriftWatch | None = None
     encoded: Preprocessing | None = None
     encoded_input: str = ""
 

@@ -68,7 +68,28 @@ def test_models_are_passed_through_only_by_name_beside_guarded_ones(tmp_path: Pa
     assert (settings.guarded, settings.unguarded) == (("cats",), ("words",))
 
 
-@pytest.mark.parametrize("setting", ["policy = 'monitor'", "sampling = 1.0", "upstream_check = 'local'"])
+def test_a_share_of_full_checks_is_a_model_s_own_or_the_guard_s(tmp_path: Path) -> None:
+    settings = load(tmp_path, "full_check_share = 0.25\n[models.cats]\nfull_check_share = 0\n[models.dogs]\n")
+    assert [settings.full_check_share_of(name) for name in ("cats", "dogs", "other")] == [0.0, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("toml", "field"),
+    [
+        ("full_check_share = 1.5", "full_check_share"),
+        ("drift_false_alarm_rate = 0.0", "drift_false_alarm_rate"),
+        ("drift_false_alarm_rate = 1.0", "drift_false_alarm_rate"),
+        ("drift_cusum_limit = 0.0", "drift_cusum_limit"),
+        ("drift_cusum_limit = inf", "drift_cusum_limit"),
+    ],
+)
+def test_settings_of_drift_that_make_no_sense_are_refused(tmp_path: Path, toml: str, field: str) -> None:
+    assert refusal(tmp_path, toml).startswith(f"setting {field!r}: ")
+
+
+@pytest.mark.parametrize(
+    "setting", ["policy = 'monitor'", "sampling = 1.0", "full_check_share = 0", "upstream_check = 'local'"]
+)
 def test_what_says_how_to_check_has_no_place_where_nothing_is(tmp_path: Path, setting: str) -> None:
     words = refusal(tmp_path, f"[models.words]\nupstream = 'there:1'\nguarded = false\n{setting}")
 

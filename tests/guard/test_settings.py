@@ -52,6 +52,9 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "policy": Policy.ENFORCE,
         "on_uncheckable": "refuse",
         "sampling": 1.0,
+        "full_check_share": 0.01,
+        "drift_false_alarm_rate": 0.001,
+        "drift_cusum_limit": 12.0,
         "device": "auto",
         "threads": 0,
         "max_batch_pairs": 64,
@@ -247,7 +250,7 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         (
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
-            "guarded, encoded_images, upstream, upstream_model, upstream_version, upstream_load, "
+            "full_check_share, guarded, encoded_images, upstream, upstream_model, upstream_version, upstream_load, "
             "upstream_check, upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
         ),
         (
