@@ -18,6 +18,7 @@ __all__ = [
     "DATATYPES",
     "HELD",
     "EntropyBits",
+    "Features",
     "Images",
     "Logits",
     "Overlays",
@@ -34,6 +35,7 @@ Overlays = Num[np.ndarray, "m *row"]
 Logits = Float32[np.ndarray, "p k"]
 Probabilities = Float[np.ndarray, "*batch k"]
 EntropyBits = Float[np.ndarray, " p"]
+Features = Float32[np.ndarray, "p d"]
 PairIndex = Int64[np.ndarray, " p"]
 
 DATATYPES: Final[Mapping[str, np.dtype[np.generic]]] = MappingProxyType(

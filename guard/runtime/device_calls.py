@@ -1,4 +1,4 @@
-"""Device calls: images and two index vectors go in, two small results come out, all else stays on the device.
+"""Device calls: images and two index vectors go in, small results come out, all else stays on the device.
 
 The bank of overlays and the weights are initializers, so that they live on the device; blends, activations
 and probabilities are between nodes, so that they never leave it. :class:`PlainCalls` takes shapes as they
@@ -38,10 +38,11 @@ _UNCAPTURED: Final = -1
 class Calls(Protocol):
     """Runs the check graph."""
 
-    def run(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return output and entropy of each pair, in arrays of the caller's own, of the model's shapes."""
+    def run(self, images: Images, image_index: PairIndex, overlay_index: PairIndex) -> tuple[np.ndarray, ...]:
+        """Return the graph's results, a row for each pair, in arrays of the caller's own.
+
+        They are output, entropy and, where the graph gives them, features; shapes are as the model's.
+        """
         ...
 
 
@@ -51,11 +52,10 @@ class PlainCalls:
     def __init__(self, session: ort.InferenceSession) -> None:
         session.disable_fallback()  # to the CPU, and to standard output: a device that fails is an error
         self._session = session
+        self._outputs = _outputs_of(session)
         self._options = _run_options()
 
-    def run(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, images: Images, image_index: PairIndex, overlay_index: PairIndex) -> tuple[np.ndarray, ...]:
         """Run one call.
 
         Raises:
@@ -63,8 +63,7 @@ class PlainCalls:
         """
         feed = dict(zip(_INPUTS, (images, image_index, overlay_index), strict=True))
         with GPU.shared():
-            logits, entropy = self._session.run(_OUTPUTS, feed, self._options)
-        return logits, entropy
+            return tuple(self._session.run(self._outputs, feed, self._options))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,23 +91,28 @@ class FixedCalls:
         source: The model's image input.
         classes: Columns of the output.
         sizes: Numbers of images, and of pairs, that a call may have; ascending.
+        features: Columns of the features; 0 where the graph gives none.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, source: InputSpec, classes: int, sizes: tuple[int, ...]
+        self,
+        session: ort.InferenceSession,
+        source: InputSpec,
+        classes: int,
+        sizes: tuple[int, ...],
+        features: int = 0,
     ) -> None:
         self._session = session
         self._device = "cuda" if is_on_cuda(session) else "cpu"
         self._row = (source.shape, HELD[source.datatype])
-        self._classes = classes
+        shapes: tuple[tuple[int, ...], ...] = ((classes,), (), (features,))
+        self._results = dict(zip(_outputs_of(session), shapes, strict=False))
         self._sizes = sizes
         self._places: dict[tuple[int, int], _Place] = {}
         self._plain = _run_options(_UNCAPTURED)
         self._here = threading.local()
 
-    def run(
-        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, images: Images, image_index: PairIndex, overlay_index: PairIndex) -> tuple[np.ndarray, ...]:
         """Run as many calls as it takes.
 
         Raises:
@@ -121,14 +125,12 @@ class FixedCalls:
                 f"Unexpected input data: expected images of shape {shape} and dtype {dtype}, "
                 f"got {images.shape[1:]} and {images.dtype}"
             )
-        logits, entropy = [np.empty((0, self._classes), np.float32)], [np.empty(0, np.float32)]
+        parts = [tuple(np.empty((0, *shape), np.float32) for shape in self._results.values())]
         for batch in padded_batches(images, image_index, overlay_index, self._sizes):
-            some = self._run(batch)
-            logits.append(some[0])
-            entropy.append(some[1])
-        return np.concatenate(logits), np.concatenate(entropy)
+            parts.append(self._run(batch))
+        return tuple(np.concatenate(results) for results in zip(*parts, strict=True))
 
-    def _run(self, batch: PaddedBatch) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, batch: PaddedBatch) -> tuple[np.ndarray, ...]:
         with self._turn(batch.shape) as captures, _as_ort_error():
             place = self._places.get(batch.shape) or self._new_place(*batch.shape)
             place.staging[: len(batch.images)] = batch.images
@@ -137,8 +139,7 @@ class FixedCalls:
                 value.update_inplace(array)
             self._session.run_with_iobinding(place.binding, place.capturing if captures else self._plain)
             # Copied: on the CPU these are views of what the next call writes.
-            logits, entropy = (np.array(value.numpy()[: batch.pairs]) for value in place.outputs)
-        return logits, entropy
+            return tuple(np.array(value.numpy()[: batch.pairs]) for value in place.outputs)
 
     @contextmanager
     def _turn(self, shape: tuple[int, int]) -> Iterator[bool]:
@@ -160,14 +161,13 @@ class FixedCalls:
             self._tensor((pairs,), np.dtype(np.int64)),
             self._tensor((pairs,), np.dtype(np.int64)),
         )
-        outputs = (
-            self._tensor((pairs, self._classes), np.dtype(np.float32)),
-            self._tensor((pairs,), np.dtype(np.float32)),
+        outputs = tuple(
+            self._tensor((pairs, *shape), np.dtype(np.float32)) for shape in self._results.values()
         )
         binding = self._session.io_binding()
         for name, value in zip(_INPUTS, inputs, strict=True):
             binding.bind_ortvalue_input(name, value)
-        for name, value in zip(_OUTPUTS, outputs, strict=True):
+        for name, value in zip(self._results, outputs, strict=True):
             binding.bind_ortvalue_output(name, value)
         options = _run_options(1 + len(self._places))
         place = _Place(np.zeros((image_rows, *shape), dtype), inputs, outputs, binding, options)
@@ -179,7 +179,12 @@ class FixedCalls:
 
 
 _INPUTS: Final = (check_graph.IMAGES, check_graph.IMAGE_INDEX, check_graph.OVERLAY_INDEX)
-_OUTPUTS: Final = (check_graph.LOGITS, check_graph.ENTROPY)
+_OUTPUTS: Final = (check_graph.LOGITS, check_graph.ENTROPY, check_graph.FEATURES)
+
+
+def _outputs_of(session: ort.InferenceSession) -> tuple[str, ...]:
+    there = {output.name for output in session.get_outputs()}
+    return tuple(name for name in _OUTPUTS if name in there)
 
 
 def _run_options(graph: int | None = None) -> ort.RunOptions:

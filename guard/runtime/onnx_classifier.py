@@ -12,9 +12,10 @@ from types import TracebackType
 import numpy as np
 import onnx
 
-from guard.arrays import EntropyBits, Images, Logits, Overlays, PairIndex, held
+from guard.arrays import EntropyBits, Features, Images, Logits, Overlays, PairIndex, held
 from guard.artifact.precision import Precision
 from guard.artifact.profile import InputSpec, OutputSpec
+from guard.detection.capabilities.layer_distances import Layer
 from guard.detection.superimpose import BlendRule
 from guard.errors import UnfitModelError
 from guard.runtime import check_graph
@@ -47,11 +48,13 @@ class OnnxClassifier:
         *,
         device: str,
         precision: Precision,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self._calls: Calls | None = calls
         self._source = source
         self._sink = sink
         self._fixed_batch = fixed_batch
+        self._features = sum(layer.width for layer in layers)
         self.device = device
         self.precision = precision
 
@@ -69,6 +72,7 @@ class OnnxClassifier:
         threads: int | None = None,
         precision: Precision = "exact",
         cuda_graphs_up_to: int | None = None,
+        layers: Sequence[Layer] = (),
     ) -> OnnxClassifier:
         """Wrap the model in its check and load it on the device.
 
@@ -84,6 +88,7 @@ class OnnxClassifier:
             precision: What the model computes in.
             cuda_graphs_up_to: Pairs of the largest call, to fill calls up to sizes that repeat, which CUDA
                 captures and replays; the CPU fills them up too. None to take calls as they come.
+            layers: Activations for :meth:`check_layers` to return; none for no such.
 
         Raises:
             UnfitModelError: If ONNX Runtime cannot load the model, or it cannot be converted or captured.
@@ -95,6 +100,7 @@ class OnnxClassifier:
             sink=sink,
             overlays=overlays,
             blend=blend,
+            layers=layers,
         )
         graphs = cuda_graphs_up_to is not None
         session = open_session(
@@ -103,9 +109,10 @@ class OnnxClassifier:
         calls: Calls = PlainCalls(session)
         if cuda_graphs_up_to is not None:
             sizes = sizes_up_to(cuda_graphs_up_to) if fixed_batch is None else (fixed_batch,)
-            calls = FixedCalls(session, source, sink.classes, sizes)
+            features = sum(layer.width for layer in layers)
+            calls = FixedCalls(session, source, sink.classes, sizes, features)
         where = "cuda" if is_on_cuda(session) else "cpu"
-        return cls(calls, source, sink, fixed_batch, device=where, precision=precision)
+        return cls(calls, source, sink, fixed_batch, device=where, precision=precision, layers=layers)
 
     def logits(self, images: Images) -> Logits:
         """Return the model's raw output for each image: logits or probabilities, as float32.
@@ -130,7 +137,21 @@ class OnnxClassifier:
         Raises:
             RuntimeError: If the classifier was closed.
         """
-        return self._run_all(images, image_index, overlay_index)
+        logits, entropies = self._run_all(images, image_index, overlay_index)[:2]
+        return logits, entropies
+
+    def check_layers(
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
+    ) -> tuple[Logits, EntropyBits, Features]:
+        """Return the same and, for each pair, the activations of the layers it was opened with, in a row.
+
+        Raises:
+            RuntimeError: If the classifier was closed, or opened without layers.
+        """
+        if not self._features:
+            raise RuntimeError("the classifier was opened without layers")
+        logits, entropies, features = self._run_all(images, image_index, overlay_index)
+        return logits, entropies, features
 
     def warm_up(self, largest: int) -> None:
         """Run batches of 1, 5 and ``largest`` pairs, and see that rows do not affect each other.
@@ -168,25 +189,24 @@ class OnnxClassifier:
 
     def _run_all(
         self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """Run any number of pairs; the shapes are whatever the model gives."""
         if self._fixed_batch is None:
             return self._run(images, image_index, overlay_index)
         pairs = len(image_index)
         if pairs == 0:
-            return np.empty((0, self._sink.classes), np.float32), np.empty(0, np.float32)
-        logits, entropy = [], []
+            shapes = [(0, self._sink.classes), (0,), *([(0, self._features)] if self._features else [])]
+            return tuple(np.empty(shape, np.float32) for shape in shapes)
+        parts = []
         for start in range(0, pairs, self._fixed_batch):
             part = np.arange(start, start + self._fixed_batch)
             part = np.minimum(part, pairs - 1)  # pad the last call with its last pair
-            some = self._run(images, image_index[part], overlay_index[part])
-            logits.append(some[0])
-            entropy.append(some[1])
-        return np.concatenate(logits)[:pairs], np.concatenate(entropy)[:pairs]
+            parts.append(self._run(images, image_index[part], overlay_index[part]))
+        return tuple(np.concatenate(results)[:pairs] for results in zip(*parts, strict=True))
 
     def _run(
         self, images: Images, image_index: PairIndex, overlay_index: PairIndex
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         if self._calls is None:
             raise RuntimeError("the classifier is closed")
         return self._calls.run(images, image_index, overlay_index)
@@ -209,7 +229,7 @@ class OnnxClassifier:
         index = np.asarray(rows, np.int64)
         expected = (len(index), self._sink.classes)
         try:
-            logits, _ = self._run_all(images, index, np.full_like(index, -1))
+            logits = self._run_all(images, index, np.full_like(index, -1))[0]
         except ORT_ERRORS as error:
             raise UnfitModelError(
                 f"the model fails on a batch of {len(index)} images: {first_line(error)}; expected an "

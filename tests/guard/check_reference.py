@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from guard.artifact import Profile
+from guard.detection.capabilities.layer_distances import Layer
 from guard.detection.entropy import entropy_of_logits, entropy_of_probabilities
 from guard.detection.superimpose import blend_pairs
 from guard.runtime.onnx_classifier import Device, OnnxClassifier, Precision
@@ -48,6 +50,7 @@ def open_classifier(
     *,
     precision: Precision = "exact",
     cuda_graphs_up_to: int | None = None,
+    layers: Sequence[Layer] = (),
 ) -> OnnxClassifier:
     return OnnxClassifier.open(
         model,
@@ -60,6 +63,7 @@ def open_classifier(
         threads=1,
         precision=precision,
         cuda_graphs_up_to=cuda_graphs_up_to,
+        layers=layers,
     )
 
 

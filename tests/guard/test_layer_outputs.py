@@ -14,7 +14,7 @@ from guard.runtime import check_graph
 from guard.runtime.check_graph import build_check_graph
 from guard.runtime.half import in_half_precision
 from tests.artifacts import make_profile
-from tests.guard.check_reference import overlays_of, random_pairs
+from tests.guard.check_reference import open_classifier, overlays_of, random_pairs
 from tests.tiny_models import conv_classifier
 
 LAYERS = (Layer("positive", 16, True), Layer("flat", 16, False))
@@ -86,3 +86,40 @@ def test_layers_of_a_model_in_half_precision_come_as_float32() -> None:
 def test_a_layer_that_the_model_lacks_is_refused_by_name() -> None:
     with pytest.raises(UnfitModelError, match="no tensor 'nowhere'"):
         run(conv_classifier(), (Layer("nowhere", 16, True),))
+
+
+@pytest.mark.parametrize("graphs_up_to", [None, 8])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_the_classifier_returns_features_with_the_same_output_and_entropy(
+    batch: int | None, graphs_up_to: int | None
+) -> None:
+    model = conv_classifier(batch=batch)
+    profile = make_profile(model)
+    pairs = random_pairs(profile, 13)
+    asked = (pairs.images, pairs.image_index, pairs.overlay_index)
+    with open_classifier(model, profile, cuda_graphs_up_to=graphs_up_to, layers=LAYERS) as classifier:
+        logits, entropy, features = classifier.check_layers(*asked)
+        plain_logits, plain_entropy = classifier.check(*asked)
+        nothing = classifier.check_layers(pairs.images[:0], *(np.empty(0, np.int64),) * 2)
+    blended = blend_pairs(
+        pairs.images,
+        overlays_of(profile),
+        pairs.image_index,
+        pairs.overlay_index,
+        profile.check.blend_rule,
+        profile.input.value_range,
+    )
+    np.testing.assert_allclose(features[:, 16:], activations(blended).mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
+    assert (logits == plain_logits).all()
+    assert (entropy == plain_entropy).all()
+    assert [part.shape for part in nothing] == [(0, 10), (0,), (0, 32)]
+
+
+def test_a_classifier_that_was_opened_without_layers_says_so() -> None:
+    profile = make_profile(conv_classifier())
+    pairs = random_pairs(profile, 2)
+    with (
+        open_classifier(conv_classifier(), profile) as classifier,
+        pytest.raises(RuntimeError, match="without"),
+    ):
+        classifier.check_layers(pairs.images, pairs.image_index, pairs.overlay_index)
