@@ -251,7 +251,8 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
             "full_check_share, guarded, encoded_images, upstream, upstream_model, upstream_version, "
-            "upstream_load, upstream_check, upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
+            "upstream_load, upstream_check, upstream_max_batch_size, upstream_tls_ca, upstream_tls_cert, "
+            "upstream_tls_key",
         ),
         (
             "[models.cats.encoded_images]\nmode = 'RGB'",
