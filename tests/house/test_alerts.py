@@ -81,9 +81,11 @@ def test_a_missing_promtool_fails_in_ci_and_only_there(monkeypatch: pytest.Monke
 def test_the_alerts_are_these() -> None:
     assert sorted(NAMES) == [
         "GuardAnsweringUnchecked",
+        "GuardAttack",
         "GuardCanaryRolledBack",
         "GuardCheckFailing",
         "GuardDown",
+        "GuardDrift",
         "GuardNoTraffic",
         "GuardNotReady",
         "GuardQueueFull",
@@ -116,6 +118,8 @@ def test_the_alerts_use_the_metrics_they_are_about() -> None:
         "guard_canaries_ended_total",
         "guard_candidate_failures_total",
         "guard_certified_frr_ratio",
+        "guard_drift_alarms_total",
+        "guard_drift_state",
         "guard_inputs_total",
         "guard_ready",
         "guard_shed_requests_total",
