@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from guard.arrays import EntropyBits, Logits
+from guard.detection.capabilities.layer_distances import LayerDistances
 from guard.detection.plan import CheckPlan
 
 __all__ = ["Decision", "Detector", "Evidence", "predicted_classes"]
@@ -33,11 +34,13 @@ class Evidence:
     Attributes:
         entropy_sum: Sum of the entropies seen, bits.
         passes: Number of blends seen.
+        distance: Layer distance of the input itself; None where the detector looks at no layers.
         measured: What else the detector measured, an array a round.
     """
 
     entropy_sum: float = 0.0
     passes: int = 0
+    distance: float | None = None
     measured: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
 
 
@@ -50,6 +53,11 @@ class Detector(Protocol):
     """
 
     by_class: ClassVar[bool]
+
+    @property
+    def layers(self) -> LayerDistances | None:
+        """What scores the input itself inside the model, before its first round; None for nothing."""
+        ...
 
     @property
     def plan(self) -> CheckPlan:

@@ -10,7 +10,8 @@ in, so the certified rate holds whatever the rules of acceptance are; only detec
 
 *Rejecting early.* Departure and surprise are means of numbers that are never negative. Once the sums seen so
 far, divided by N, bring a statistic above the boundary, no later blend takes the score back below it, so
-the input is rejected there and then. Those are inputs that the full score rejects, so the rate holds too.
+the input is rejected there and then. The layer distance is what it is from the beginning. Those are inputs
+that the full score rejects, so the rate holds too.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from guard.arrays import EntropyBits, Logits
 from guard.detection.base import Decision, Evidence
+from guard.detection.capabilities.layer_distances import LayerDistances
 from guard.detection.entropy import softmax
 from guard.detection.fusion import Fusion
-from guard.detection.measurements import ENTROPY, MEANS, Measures, Statistic
+from guard.detection.measurements import ENTROPY, KNOWN_EARLY, MEANS, Measures, Statistic
 from guard.detection.p_values import p_value
 from guard.detection.plan import CheckPlan
 
 __all__ = ["Early", "Fused", "outcomes"]
 
 _NEVER_NEGATIVE: Final = ("departure", "surprise")
+
+_Measured = Float64[np.ndarray, "n m 4"]
+_Distances = Float64[np.ndarray, " n"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +64,7 @@ class Fused:
         statistics: Which are fused.
         fusion: Their scales over all N blends.
         early: Rounds after which inputs may be accepted; their scales are those of the statistics that are
-            means, in the same order.
+            known early, in the same order.
         boundary: A score strictly above it is suspicious.
         block_boundary: A higher one; what is between the two is only doubtful. None for no such tier.
         takes_logits: Whether the model answers logits; else probabilities.
@@ -74,6 +79,11 @@ class Fused:
     block_boundary: float | None = None
     takes_logits: bool = True
     by_class: ClassVar[bool] = True
+
+    @property
+    def layers(self) -> LayerDistances | None:
+        """What gives the layer distance; None where that is none of the statistics."""
+        return self.measures.layers if "layers" in self.statistics else None
 
     def measure(
         self,
@@ -99,15 +109,15 @@ class Fused:
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
-        measured = _together(evidence)
-        if not np.isfinite(measured[:, :, :3]).all():
+        measured, distances = _together(evidence), _distance(evidence)
+        if not np.isfinite(measured[:, :, :3]).all() or not self._is_known(distances):
             return Decision.FAILED
         if evidence.passes >= self.plan.n_overlays:
-            return self._tier(float(self.scores(measured)[0]))
+            return self._tier(float(self.scores(measured, distances)[0]))
         early = self._early_after(evidence.passes)
-        if early is not None and self._partial(early, measured)[0] < early.below:
+        if early is not None and self._partial(early, measured, distances)[0] < early.below:
             return Decision.CLEAN
-        certain = self._certain(measured)[0] > self._highest_boundary
+        certain = self._certain(measured, distances)[0] > self._highest_boundary
         return Decision.SUSPICIOUS if certain else None
 
     def score(self, evidence: Evidence) -> float:
@@ -116,13 +126,13 @@ class Fused:
         Over all N it is what boundaries are compared with. Of an input that was accepted early it is
         that of the blends seen, on their own scale; of one that was rejected early a lower bound.
         """
-        measured = _together(evidence)
+        measured, distances = _together(evidence), _distance(evidence)
         if evidence.passes >= self.plan.n_overlays:
-            return float(self.scores(measured)[0])
+            return float(self.scores(measured, distances)[0])
         early = self._early_after(evidence.passes)
-        if early is not None and (partial := float(self._partial(early, measured)[0])) < early.below:
-            return partial
-        return float(self._certain(measured)[0])
+        if early is not None and (score := self._partial(early, measured, distances)[0]) < early.below:
+            return float(score)
+        return float(self._certain(measured, distances)[0])
 
     def p_value(self, evidence: Evidence, clean_values: Float64[np.ndarray, " n"]) -> float:
         """Return the p-value of a decided input: 1 if accepted early, an upper bound if rejected early.
@@ -135,18 +145,28 @@ class Fused:
             return 1.0
         return p_value(-self.score(evidence), clean_values)
 
-    def scores(self, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
-        """Return the scores of inputs of which all N blends were measured."""
-        return self.fusion.scores(self.measures.statistics(self.statistics, measured))
+    def scores(
+        self, measured: Float64[np.ndarray, "n m 4"], distances: Float64[np.ndarray, " n"] | None = None
+    ) -> Float64[np.ndarray, " n"]:
+        """Return the scores of inputs of which all N blends were measured.
+
+        Args:
+            measured: Of each blend.
+            distances: Layer distance of each input, where that is one of the statistics.
+        """
+        return self.fusion.scores(self.measures.statistics(self.statistics, measured, distances))
 
     @property
-    def means(self) -> tuple[Statistic, ...]:
+    def known_early(self) -> tuple[Statistic, ...]:
         """Those of the statistics that say something before all blends are seen."""
-        return tuple(name for name in self.statistics if name in MEANS)
+        return tuple(name for name in self.statistics if name in KNOWN_EARLY)
 
     @property
     def _highest_boundary(self) -> float:
         return self.boundary if self.block_boundary is None else self.block_boundary
+
+    def _is_known(self, distances: _Distances) -> bool:
+        return self.layers is None or (distances is not None and bool(np.isfinite(distances).all()))
 
     def _tier(self, score: float) -> Decision:
         if score > self._highest_boundary:
@@ -156,36 +176,47 @@ class Fused:
     def _early_after(self, passes: int) -> Early | None:
         return next((early for early in self.early if early.passes == passes), None)
 
-    def _partial(self, early: Early, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
-        return early.fusion.scores(self.measures.statistics(self.means, measured))
+    def _partial(self, early: Early, measured: _Measured, distances: _Distances) -> Float64[np.ndarray, " n"]:
+        return early.fusion.scores(self.measures.statistics(self.known_early, measured, distances))
 
-    def _certain(self, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
+    def _certain(self, measured: _Measured, distances: _Distances) -> Float64[np.ndarray, " n"]:
         """Return what the score over all N blends is at least."""
         least = np.full(len(measured), -np.inf)
         for place, name in enumerate(self.statistics):
             if name in _NEVER_NEGATIVE:
-                mean = measured[:, :, MEANS[name]].sum(axis=1) / self.plan.n_overlays
-                least = np.maximum(least, (mean - self.fusion.centres[place]) / self.fusion.scales[place])
+                known = measured[:, :, MEANS[name]].sum(axis=1) / self.plan.n_overlays
+            elif name == "layers" and distances is not None:
+                known = distances
+            else:
+                continue
+            least = np.maximum(least, (known - self.fusion.centres[place]) / self.fusion.scales[place])
         return least
 
 
 def outcomes(
-    detector: Fused, measured: Float64[np.ndarray, "n m 4"]
+    detector: Fused,
+    measured: Float64[np.ndarray, "n m 4"],
+    distances: Float64[np.ndarray, " n"] | None = None,
 ) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Return of inputs of which all N blends were measured what the detector makes of each.
+
+    Args:
+        detector: The detector.
+        measured: Of each blend.
+        distances: Layer distance of each input, where that is one of the statistics.
 
     Returns:
         Whether it is beyond the lower boundary, and the passes that are spent on it.
     """
     passes = np.full(len(measured), detector.plan.n_overlays, np.int64)
-    found = detector.scores(measured) > detector.boundary
+    found = detector.scores(measured, distances) > detector.boundary
     undecided = np.ones(len(measured), bool)
     for end in np.cumsum(detector.plan.rounds)[:-1]:
         seen, early = measured[:, :end], detector._early_after(int(end))
         accepted = np.zeros(len(measured), bool)
         if early is not None:
-            accepted = undecided & (detector._partial(early, seen) < early.below)
-        rejected = undecided & ~accepted & (detector._certain(seen) > detector._highest_boundary)
+            accepted = undecided & (detector._partial(early, seen, distances) < early.below)
+        rejected = undecided & ~accepted & (detector._certain(seen, distances) > detector._highest_boundary)
         found[accepted] = False
         passes[accepted | rejected] = end
         undecided &= ~(accepted | rejected)
@@ -194,3 +225,7 @@ def outcomes(
 
 def _together(evidence: Evidence) -> Float64[np.ndarray, "1 m 4"]:
     return np.concatenate(evidence.measured)[None] if evidence.measured else np.empty((1, 0, 4))
+
+
+def _distance(evidence: Evidence) -> Float64[np.ndarray, " 1"] | None:
+    return None if evidence.distance is None else np.array([evidence.distance])

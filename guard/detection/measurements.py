@@ -1,4 +1,4 @@
-"""What the fused detector measures of each blend, and the statistics of an input that they make."""
+"""What the fused detector measures of each input and blend, and the statistics of an input that they make."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from guard.detection.capabilities.layer_distances import LayerDistances
 from guard.detection.responses import Responses
 from guard.detection.stratified import Strata
 
-__all__ = ["MEANS", "STATISTICS", "Measures", "Statistic"]
+__all__ = ["KNOWN_EARLY", "MEANS", "STATISTICS", "Measures", "Statistic"]
 
-Statistic = Literal["departure", "surprise", "stratified", "strip"]
-STATISTICS: Final[tuple[Statistic, ...]] = ("departure", "surprise", "stratified", "strip")
-"""``strip`` is minus the mean entropy; the others are told in the modules of :class:`Responses` and
-:class:`Strata`. Higher is more suspicious."""
+Statistic = Literal["departure", "surprise", "stratified", "strip", "layers"]
+STATISTICS: Final[tuple[Statistic, ...]] = ("departure", "surprise", "stratified", "strip", "layers")
+"""``strip`` is minus the mean entropy; the others are told in the modules of :class:`Responses`,
+:class:`Strata` and :class:`LayerDistances`. Higher is more suspicious."""
 
 MEANS: Final = MappingProxyType({"departure": 1, "surprise": 2, "strip": 0})
 """Column of each statistic that is a mean over blends, and so says something before all are seen."""
+
+KNOWN_EARLY: Final = frozenset({*MEANS, "layers"})
+"""Those that say something before all blends are seen: means, and what the input itself tells."""
 
 ENTROPY, RESIDUAL, COLUMNS = 0, 3, 4
 
@@ -32,10 +36,12 @@ class Measures:
     Attributes:
         responses: What is expected under each overlay.
         strata: What the overlays of each class leave; None where they have one class alone.
+        layers: What clean inputs look like inside the model; None where nobody looks.
     """
 
     responses: Responses
     strata: Strata | None
+    layers: LayerDistances | None = None
 
     def of_blends(
         self,
@@ -80,16 +86,28 @@ class Measures:
         return measured.reshape(inputs, overlays, COLUMNS)
 
     def statistics(
-        self, names: tuple[Statistic, ...], measured: Float64[np.ndarray, "n m 4"]
+        self,
+        names: tuple[Statistic, ...],
+        measured: Float64[np.ndarray, "n m 4"],
+        distances: Float64[np.ndarray, " n"] | None = None,
     ) -> Float64[np.ndarray, "n s"]:
         """Return the statistics of inputs of which all blends, or the first ones, were measured.
 
+        Args:
+            names: Which.
+            measured: Of each blend.
+            distances: Layer distance of each input.
+
         Raises:
-            ValueError: If ``stratified`` is asked for without strata.
+            ValueError: If ``stratified`` is asked for without strata, or ``layers`` without distances.
         """
         columns = []
         for name in names:
-            if name != "stratified":
+            if name == "layers":
+                if distances is None:
+                    raise ValueError("layers: expected the layer distance of each input, got none")
+                columns.append(distances)
+            elif name != "stratified":
                 mean = measured[:, :, MEANS[name]].mean(axis=1)
                 columns.append(-mean if name == "strip" else mean)
             elif self.strata is None:

@@ -47,6 +47,7 @@ class Strip:
     boundary_bits: float
     block_bits: float | None = None
     by_class: ClassVar[bool] = False
+    layers: ClassVar[None] = None
 
     def measure(
         self,

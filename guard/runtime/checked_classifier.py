@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from guard.arrays import EntropyBits, Images, Logits, PairIndex
+import numpy as np
 
-__all__ = ["CheckedClassifier"]
+from guard.arrays import EntropyBits, Features, Images, Logits, PairIndex
+
+__all__ = ["CheckedClassifier", "LayeredClassifier", "run_pairs"]
 
 
 @runtime_checkable
@@ -18,3 +20,41 @@ class CheckedClassifier(Protocol):
     ) -> tuple[Logits, EntropyBits]:
         """Return output and entropy of each pair, as ``OnnxClassifier.check`` does."""
         ...
+
+
+@runtime_checkable
+class LayeredClassifier(CheckedClassifier, Protocol):
+    """What it needs where the detector looks inside the model."""
+
+    def check_layers(
+        self, images: Images, image_index: PairIndex, overlay_index: PairIndex
+    ) -> tuple[Logits, EntropyBits, Features]:
+        """Return the layers of each pair too, as ``OnnxClassifier.check_layers`` does."""
+        ...
+
+
+def run_pairs(
+    classifier: CheckedClassifier,
+    images: Images,
+    image_index: PairIndex,
+    overlay_index: PairIndex,
+    *,
+    with_layers: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return output, entropy and, where wanted, features of each pair; their sizes are not verified.
+
+    Args:
+        classifier: Runs them.
+        images: Rows in the model's input space.
+        image_index: Image of each pair.
+        overlay_index: Overlay of each pair; -1 for the image itself.
+        with_layers: Whether features are wanted.
+
+    Raises:
+        TypeError: If features are wanted of a classifier that cannot return them.
+    """
+    if not with_layers:
+        return (*classifier.check(images, image_index, overlay_index), None)
+    if not isinstance(classifier, LayeredClassifier):
+        raise TypeError(f"{type(classifier).__name__}: expected a classifier that returns its layers")
+    return classifier.check_layers(images, image_index, overlay_index)

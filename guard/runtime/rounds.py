@@ -27,72 +27,21 @@ loop around this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+from jaxtyping import Int64
 
-from guard.arrays import EntropyBits, Images, Logits, PairIndex
+from guard.arrays import EntropyBits, Features, Logits
 from guard.detection.base import Detector, predicted_classes
 from guard.errors import QueueFullError
+from guard.runtime.batch import Batch, Unit
 from guard.runtime.check_task import CheckTask
 from guard.runtime.turns import Turns
 
-__all__ = ["Batch", "Line"]
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """One round of one row: where it sits in the batch."""
-
-    task: CheckTask
-    index: int
-    overlays: range
-    with_image: bool
-
-    @property
-    def pairs(self) -> int:
-        return len(self.overlays) + self.with_image
-
-    @property
-    def logits(self) -> np.ndarray:
-        """What the model answered to the image itself, in an earlier round."""
-        assert self.task.logits is not None
-        logits: np.ndarray = self.task.logits[self.index]
-        return logits
-
-    @property
-    def overlay_index(self) -> PairIndex:
-        return np.array([*([-1] if self.with_image else []), *self.overlays], np.int64)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One device call: images of any tasks and a ragged list of pairs over them."""
-
-    units: tuple[_Unit, ...]
-    images: Images
-    image_index: PairIndex
-    overlay_index: PairIndex
-
-    @property
-    def tasks(self) -> list[CheckTask]:
-        """The tasks in the batch, in their turn, each once."""
-        return list(dict.fromkeys(unit.task for unit in self.units))
-
-    def check_sizes(self, logits: np.ndarray, entropies: np.ndarray) -> None:
-        """Refuse results that are not of this batch.
-
-        Raises:
-            ValueError: If there are not as many of each as pairs.
-        """
-        pairs = len(self.image_index)
-        if logits.ndim != 2 or len(logits) != pairs or entropies.shape != (pairs,):
-            raise ValueError(
-                f"expected a row of output and an entropy for each of {pairs} pairs, got the shapes "
-                f"{logits.shape} and {entropies.shape}"
-            )
+__all__ = ["Line"]
 
 
 class Line:
@@ -164,7 +113,7 @@ class Line:
         Args:
             only: Restrict it to these tasks (to find the one that makes a batch fail).
         """
-        units: list[_Unit] = []
+        units: list[Unit] = []
         pairs = 0
         for unit in self._in_turn() if only is None else self._units_of_all(only):
             if units and pairs + unit.pairs > self.max_pairs:
@@ -175,22 +124,35 @@ class Line:
             self._tasks[unit.task].served(unit.task)
         return self._batch(tuple(units)) if units else None
 
-    def complete(self, batch: Batch, logits: Logits, entropies: EntropyBits) -> list[CheckTask]:
+    def complete(
+        self, batch: Batch, logits: Logits, entropies: EntropyBits, features: Features | None = None
+    ) -> list[CheckTask]:
         """Take in a batch's results.
+
+        Args:
+            batch: The batch.
+            logits: The model's output for each pair.
+            entropies: Entropy of that, bits.
+            features: The layers of each pair, where the detector looks at them.
 
         Returns:
             Tasks with news, each once: finished ones (out of the line), and ``answer_first``
             ones whose prediction is now complete.
         """
         news: dict[CheckTask, None] = {}
-        measured = self._measure(batch, logits, entropies)
-        start = 0
-        for unit in batch.units:
-            stop = start + unit.pairs
+        predicted = self._predicted(batch, logits)
+        measured = self._detector.measure(
+            predicted[batch.image_index], batch.overlay_index, logits, entropies
+        )
+        distances = self._distances(batch, predicted, features)
+        for unit, start, distance in zip(batch.units, batch.firsts, distances, strict=True):
             if unit.task in self._tasks:
-                self._take_in(unit, logits[start:stop], measured[start:stop])
+                if distance is not None:
+                    row = unit.task.rows[unit.index]
+                    row.evidence = replace(row.evidence, distance=distance)
+                own = slice(start, start + unit.pairs)
+                self._take_in(unit, logits[own], measured[own])
                 news[unit.task] = None
-            start = stop
         return [task for task in news if self._settle(task)]
 
     def fail(self, task: CheckTask, error: BaseException) -> None:
@@ -218,41 +180,52 @@ class Line:
         self._tasks[task] = turns
         turns.add(task)
 
-    def _in_turn(self) -> Iterator[_Unit]:
+    def _in_turn(self) -> Iterator[Unit]:
         """Yield the next round of one undecided row of each client in turn, then of their next rows."""
         classes = (self._waiting, self._answered) if self._waiting or self._answered else (self._background,)
         return chain.from_iterable(turns.units(self._units_of) for turns in classes)
 
-    def _units_of_all(self, tasks: Iterable[CheckTask]) -> Iterator[_Unit]:
+    def _units_of_all(self, tasks: Iterable[CheckTask]) -> Iterator[Unit]:
         return chain.from_iterable(self._units_of(task) for task in tasks if task in self._tasks)
 
-    def _units_of(self, task: CheckTask) -> Iterator[_Unit]:
+    def _units_of(self, task: CheckTask) -> Iterator[Unit]:
         return (self._unit(task, index) for index, row in enumerate(task.rows) if not row.done)
 
-    def _unit(self, task: CheckTask, index: int) -> _Unit:
+    def _unit(self, task: CheckTask, index: int) -> Unit:
         row = task.rows[index]
         alone = not row.predicted and (task.answer_first or not row.wanted)
         overlays = range(0) if alone else self._detector.plan.next_round(row.evidence.passes)
-        return _Unit(task, index, overlays, with_image=not row.predicted)
+        return Unit(task, index, overlays, with_image=not row.predicted)
 
-    def _batch(self, units: tuple[_Unit, ...]) -> Batch:
+    def _batch(self, units: tuple[Unit, ...]) -> Batch:
         image_index = np.repeat(np.arange(len(units), dtype=np.int64), [unit.pairs for unit in units])
         overlay_index = np.concatenate([unit.overlay_index for unit in units])
         images = np.stack([unit.task.images[unit.index] for unit in units])
         return Batch(units, images, image_index, overlay_index)
 
-    def _measure(self, batch: Batch, logits: Logits, entropies: EntropyBits) -> np.ndarray:
-        predicted = np.full(len(logits), -1, np.int64)
-        if self._detector.by_class:
-            first = np.cumsum([0, *(unit.pairs for unit in batch.units[:-1])])
-            alone = [
-                logits[start] if unit.with_image else unit.logits
-                for unit, start in zip(batch.units, first, strict=True)
-            ]
-            predicted = predicted_classes(np.stack(alone))[batch.image_index]
-        return self._detector.measure(predicted, batch.overlay_index, logits, entropies)
+    def _predicted(self, batch: Batch, logits: Logits) -> Int64[np.ndarray, " u"]:
+        """Return the class of each unit's image; -1 where nobody reads it."""
+        if not self._detector.by_class:
+            return np.full(len(batch.units), -1, np.int64)
+        alone = [
+            logits[start] if unit.with_image else unit.logits
+            for unit, start in zip(batch.units, batch.firsts, strict=True)
+        ]
+        return predicted_classes(np.stack(alone))
 
-    def _take_in(self, unit: _Unit, logits: Logits, measured: np.ndarray) -> None:
+    def _distances(
+        self, batch: Batch, predicted: Int64[np.ndarray, " u"], features: Features | None
+    ) -> Sequence[float | None]:
+        """Return the layer distance of each unit's image; None where that is not in the batch."""
+        distances: list[float | None] = [None] * len(batch.units)
+        if self._detector.layers is not None and features is not None:
+            new = [place for place, unit in enumerate(batch.units) if unit.with_image]
+            scores = self._detector.layers.scores(predicted[new], features[batch.firsts[new]])
+            for place, score in zip(new, scores.tolist(), strict=True):
+                distances[place] = score
+        return distances
+
+    def _take_in(self, unit: Unit, logits: Logits, measured: np.ndarray) -> None:
         task, row = unit.task, unit.task.rows[unit.index]
         if unit.with_image:
             if task.logits is None:

@@ -41,9 +41,10 @@ from jaxtyping import Bool
 from guard.arrays import Images
 from guard.detection.base import Detector
 from guard.errors import CheckFailedError, ShuttingDownError, UnavailableError
+from guard.runtime.batch import Batch
 from guard.runtime.check_task import CheckTask
-from guard.runtime.checked_classifier import CheckedClassifier
-from guard.runtime.rounds import Batch, Line
+from guard.runtime.checked_classifier import CheckedClassifier, run_pairs
+from guard.runtime.rounds import Line
 from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
 
 __all__ = ["CheckedClassifier", "Scheduler"]
@@ -79,6 +80,7 @@ class Scheduler:
         name: str = "model",
     ) -> None:
         self._classifier = classifier
+        self._with_layers = detector.layers is not None
         self._new_line = partial(
             Line,
             detector,
@@ -249,13 +251,14 @@ class Scheduler:
     def _try(self, batch: Batch) -> Exception | None:
         start = time.perf_counter()
         try:
-            logits, entropies = self._classifier.check(batch.images, batch.image_index, batch.overlay_index)
-            batch.check_sizes(logits, entropies)
+            pairs = (batch.images, batch.image_index, batch.overlay_index)
+            found = run_pairs(self._classifier, *pairs, with_layers=self._with_layers)
+            batch.check_sizes(*found)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error
         self._tell(len(batch.image_index), time.perf_counter() - start)
         with self._changed:
-            self._publish(self._line.complete(batch, logits, entropies))
+            self._publish(self._line.complete(batch, *found))
         return None
 
     def _tell(self, pairs: int, seconds: float) -> None:

@@ -16,8 +16,9 @@ from guard.detection.base import Decision, Evidence
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
 from guard.errors import QueueFullError
+from guard.runtime.batch import Batch
 from guard.runtime.check_task import CheckTask
-from guard.runtime.rounds import Batch, Line
+from guard.runtime.rounds import Line
 
 ROUNDS = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 BOUNDARY = st.floats(0.0, 2.1)
