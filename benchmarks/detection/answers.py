@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from jaxtyping import Float32, Int64
 
-from benchmarks.zoo.source import as_floats, read_dataset
-from benchmarks.zoo.subjects import Subject, load_subject
+from benchmarks.detection.images import Parts, Pool, Sizes
+from benchmarks.detection.network import Network
+from benchmarks.detection.victims import Victim
 from guard.arrays import Images
-from guard.detection.entropy import entropy_of_probabilities, softmax
-from guard.detection.superimpose import BLEND_RULES, ValueRange, superimpose
 
-__all__ = ["FIT", "Answers", "Sizes", "answers_of"]
+__all__ = ["Answers", "Asking", "answers_of", "triggered_images"]
 
-FIT = 1000
-"""Clean inputs that what is expected is fitted on."""
-
-_BATCH = 200
-_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is asked of a subject.
-
-    Attributes:
-        overlays: N, about: as many of each class as fit, one at least.
-        calibration: Clean inputs that boundaries are set on.
-        fresh: Clean inputs that rates are measured on.
-        triggered: Inputs with the trigger that the model gives the attacker's label, at most.
-    """
-
-    overlays: int = 30
-    calibration: int = 3000
-    fresh: int = 3000
-    triggered: int = 500
+_Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +26,15 @@ class Answers:
     Attributes:
         alone: Of the inputs themselves.
         under: Of the inputs under each overlay.
-        overlay_classes: Class of each overlay.
+        overlay_classes: Class that the model gives each overlay.
+        overlays: Its row in the pool.
         sizes: Rows of each of the four parts.
     """
 
     alone: Float32[np.ndarray, "n k"]
     under: Float32[np.ndarray, "n m k"]
     overlay_classes: Int64[np.ndarray, " m"]
+    overlays: Int64[np.ndarray, " m"]
     sizes: tuple[int, ...]
 
     def part(self, number: int) -> slice:
@@ -70,100 +49,76 @@ class Answers:
         return classes
 
 
-def answers_of(name: str, rule: str, data: Path, sizes: Sizes, seed: int, cache: Path) -> Answers:
-    """Return what a subject says; overlays interleave the classes, in each the least certain first.
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """What is asked of whom, under which name it is kept, and where."""
 
-    Args:
-        name: A subject of the zoo.
-        rule: How inputs and overlays are blended.
-        data: Folder of the data sets.
-        sizes: How much to ask.
-        seed: Draws images.
-        cache: Folder in which answers are kept.
-    """
-    path = cache / f"{name}-{rule}-{seed}-{'-'.join(map(str, vars(sizes).values()))}.npz"
-    if not path.exists():
-        found = _ask(load_subject(name), rule, data, sizes, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **found)
-    with np.load(path) as kept:
-        return Answers(kept["alone"], kept["under"], kept["overlay_classes"], tuple(map(int, kept["sizes"])))
+    victim: Victim
+    pool: Pool
+    parts: Parts
+    sizes: Sizes
+    rule: str
+    seed: int
+    cache: Path
 
+    def path(self, name: str) -> Path:
+        """Return where arrays of a name are kept."""
+        return self.cache / f"{name}-{self.rule}-{self.seed}-{self.sizes.overlays}.npz"
 
-def _ask(subject: Subject, rule: str, data: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
-    dataset = read_dataset(data, subject.record["data"]["name"])
-    images, labels = as_floats(dataset.holdout_images), dataset.holdout_labels
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(labels))
-    each = max(1, sizes.overlays // dataset.classes)
-    overlays = np.concatenate([order[labels[order] == one][:each] for one in range(dataset.classes)])
-    rest = np.setdiff1d(order, overlays)
-    random.shuffle(rest)
-    for_triggers = rest[FIT + sizes.calibration + sizes.fresh :]
-    share = 1.0
-    if len(for_triggers) < len(rest) // 5:  # a small data set: the same shares of what there is
-        share = 0.8 * len(rest) / (FIT + sizes.calibration + sizes.fresh)
-    counts = [int(share * count) for count in (FIT, sizes.calibration, sizes.fresh)]
-    clean, for_triggers = rest[: sum(counts)], rest[sum(counts) :]
-    network = _Network(subject.model)
-    triggered = _triggered(subject, network, images, labels, for_triggers)[: sizes.triggered]
-    asked = np.concatenate([images[clean], triggered])
-    alone = network.probabilities(asked)
-    under = network.under(asked, images[overlays], rule)
-    ordered = _interleaved(labels[overlays], entropy_of_probabilities(under[: counts[0]]).mean(axis=0))
-    return {
-        "alone": alone,
-        "under": under[:, ordered],
-        "overlay_classes": labels[overlays][ordered],
-        "sizes": np.array([*counts, len(triggered)]),
-    }
+    def kept(self, name: str, make: Callable[[], _Arrays]) -> _Arrays:
+        """Return arrays, made if they are not there yet."""
+        path = self.path(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **make())  # type: ignore[arg-type]
+        with np.load(path) as stored:
+            return dict(stored)
 
 
-def _triggered(
-    subject: Subject, network: _Network, images: Images, labels: np.ndarray, rows: np.ndarray
-) -> Images:
+def answers_of(asking: Asking) -> Answers:
+    """Return what a subject says."""
+    network = Network(asking.victim.model)
+    counts = (len(asking.parts.fit), len(asking.parts.calibration), len(asking.parts.fresh))
+    clean = asking.kept(asking.victim.network, lambda: _ask_clean(asking, network))
+    overlays = clean["overlays"]
+    hit = asking.kept(f"{asking.victim.name}-triggered", lambda: _ask_triggered(asking, network, overlays))
+    return Answers(
+        np.concatenate([clean["alone"], hit["alone"]]),
+        np.concatenate([clean["under"], hit["under"]]),
+        network.probabilities(asking.pool.images[overlays]).argmax(axis=1),
+        overlays,
+        (*counts, len(hit["alone"])),
+    )
+
+
+def triggered_images(asking: Asking, network: Network) -> Images:
     """Return stamped images for which the attack succeeds; none of a clean subject."""
-    attack = subject.attack
+    attack, rows = asking.victim.attack, asking.parts.stamped
     if attack is None:
-        return images[:0]
+        return asking.pool.images[:0]
+    labels = asking.pool.labels
     rows = rows[attack.applies_to(labels[rows])]
-    stamped: Images = attack.stamp(images[rows]).astype(np.float32)
+    stamped: Images = attack.stamp(asking.pool.images[rows]).astype(np.float32)
     reached = network.probabilities(stamped).argmax(axis=1) == attack.target_of(labels[rows])
-    successful: Images = stamped[reached]
+    successful: Images = stamped[reached][: asking.sizes.triggered]
     return successful
 
 
-def _interleaved(classes: np.ndarray, entropies: np.ndarray) -> np.ndarray:
-    """Return an order in which each class comes once before any comes twice, the highest entropy first."""
-    order = np.argsort(-entropies, kind="stable")
-    turn = np.empty(len(classes), np.int64)
-    for one in np.unique(classes):
-        own = order[classes[order] == one]
-        turn[own] = np.arange(len(own))
-    interleaved: np.ndarray = np.lexsort((-entropies, turn))
-    return interleaved
+def _ask_clean(asking: Asking, network: Network) -> _Arrays:
+    parts, images = asking.parts, asking.pool.images
+    asked = images[np.concatenate([parts.fit, parts.calibration, parts.fresh])]
+    under = network.under(asked, images[parts.overlays], asking.rule)
+    return {"alone": network.probabilities(asked), "under": under, "overlays": parts.overlays}
 
 
-class _Network:
-    """A subject in ONNX Runtime, on one thread."""
-
-    def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def probabilities(self, images: Images) -> Float32[np.ndarray, "n k"]:
-        """Return the model's probabilities."""
-        parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        return np.concatenate([softmax(self._session.run(None, {self._input: part})[0]) for part in parts])
-
-    def under(self, images: Images, overlays: Images, rule: str) -> Float32[np.ndarray, "n m k"]:
-        """Return them for every image under every overlay."""
-        whole = ValueRange((0.0,), (1.0,), 0)
-        parts = []
-        for start in range(0, len(images), _AT_ONCE):
-            some = images[start : start + _AT_ONCE]
-            blends = superimpose(some, overlays, BLEND_RULES[rule], whole)
-            parts.append(self.probabilities(blends.reshape(-1, *images.shape[1:])))
-        return np.concatenate(parts).reshape(len(images), len(overlays), -1)
+def _ask_triggered(asking: Asking, network: Network, overlays: Int64[np.ndarray, " m"]) -> _Arrays:
+    images, classes = triggered_images(asking, network), network.classes
+    if not len(images):
+        return {
+            "alone": np.empty((0, classes), np.float32),
+            "under": np.empty((0, len(overlays), classes), np.float32),
+        }
+    return {
+        "alone": network.probabilities(images),
+        "under": network.under(images, asking.pool.images[overlays], asking.rule),
+    }

@@ -3,75 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
 
 from benchmarks.detection.answers import Answers
+from calibration.fused_fit import FusedFit, fit_fused, fused_rounds, most_telling_first
 from guard.detection.entropy import entropy_of_probabilities
-from guard.detection.fusion import fit_fusion
-from guard.detection.measurements import Measures
-from guard.detection.responses import fit_responses
-from guard.detection.stratified import fit_strata
+from guard.detection.fused import Early, Fused
+from guard.detection.fusion import Fusion
+from guard.detection.plan import CheckPlan
 
-__all__ = ["Ladder", "fused_ladder", "scores_of"]
+__all__ = ["Scored", "ordered", "scored"]
 
-Ladder = tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]
-"""Scores, minus infinity where an input was accepted on the way, and passes spent."""
+_AT_ONCE = 500
 
 
-def scores_of(answers: Answers) -> Mapping[str, Float64[np.ndarray, " n"]]:
-    """Return each score of every input; higher is more suspicious."""
-    entropies = entropy_of_probabilities(answers.under).mean(axis=1, dtype=np.float64)
-    fit = answers.part(0)
-    middle, spread = np.median(entropies[fit]), entropies[fit].std()
-    statistics = _statistics(answers)
-    return {
-        "max-softmax": answers.alone.max(axis=1).astype(np.float64),
-        "strip": -entropies,
-        "strip, two-sided": np.abs(entropies - middle) / spread,
-        "stratified": statistics[:, 2],
-        "departure": statistics[:, 0],
-        "surprise": statistics[:, 1],
-        "fused": fit_fusion(statistics[fit]).scores(statistics),
-    }
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What was measured of every input, and the scores made of it.
 
-
-def fused_ladder(answers: Answers, rounds: tuple[int, ...], shares: tuple[float, ...]) -> Ladder:
-    """Return the fused score where inputs are accepted after a round that finds them ordinary.
-
-    Accepting early can only lower the false-rejection rate, so what is certified for all N holds.
-
-    Args:
-        answers: Of one subject.
-        rounds: Blends seen at the end of each round but the last.
-        shares: Share of the fitted clean inputs that each of those rounds would accept.
+    Attributes:
+        detector: The guard's own fused detector, fitted as calibration does; its boundary is not set.
+        measured: Of every input under every overlay, as the detector has it.
+        scores: By name, of every input; higher is more suspicious.
     """
-    fit, predicted = answers.part(0), answers.predicted
-    measured = _measured(answers)
-    departures, surprises = measured[:, :, 1], measured[:, :, 2]
-    open_still = np.ones(len(predicted), bool)
-    passes = np.full(len(predicted), float(answers.under.shape[1]))
-    for seen, share in zip(rounds, shares, strict=True):
-        partial = np.stack([departures[:, :seen].mean(axis=1), surprises[:, :seen].mean(axis=1)], axis=1)
-        scores = fit_fusion(partial[fit]).scores(partial)
-        accepted = open_still & (scores < np.quantile(scores[fit], share))
-        passes[accepted] = seen
-        open_still &= ~accepted
-    return np.where(open_still, scores_of(answers)["fused"], -np.inf), passes
+
+    detector: Fused
+    measured: Float64[np.ndarray, "n m 4"]
+    scores: Mapping[str, Float64[np.ndarray, " n"]]
 
 
-def _statistics(answers: Answers) -> Float64[np.ndarray, "n 3"]:
-    return _measures(answers).statistics(("departure", "surprise", "stratified"), _measured(answers))
+def ordered(answers: Answers) -> Answers:
+    """Return the answers with the overlays in the order that calibration gives them."""
+    fit = answers.part(0)
+    order = most_telling_first(answers.predicted[fit], answers.under[fit], answers.overlay_classes)
+    return replace(
+        answers,
+        under=answers.under[:, order],
+        overlay_classes=answers.overlay_classes[order],
+        overlays=answers.overlays[order],
+    )
 
 
-def _measures(answers: Answers) -> Measures:
-    fit, predicted, under = answers.part(0), answers.predicted, answers.under
-    kept = under[np.arange(len(under)), :, predicted]
-    strata = fit_strata(predicted[fit], kept[fit], answers.overlay_classes, under.shape[2])
-    return Measures(fit_responses(predicted[fit], under[fit]), strata)
+def scored(answers: Answers) -> Scored:
+    """Return each score of every input; the answers' overlays are in order."""
+    fit, entropies = answers.part(0), entropy_of_probabilities(answers.under)
+    rounds = fused_rounds(answers.under.shape[1])
+    fitted = fit_fused(
+        answers.predicted[fit], answers.under[fit], entropies[fit], answers.overlay_classes, rounds
+    )
+    measured = _measured(fitted, answers, entropies)
+    departure, surprise, stratified = fitted.measures.statistics(fitted.statistics, measured).T
+    bits = entropies.mean(axis=1, dtype=np.float64)
+    middle, spread = np.median(bits[fit]), bits[fit].std()
+    scores = {
+        "max-softmax": answers.alone.max(axis=1).astype(np.float64),
+        "strip": -bits,
+        "strip, two-sided": np.abs(bits - middle) / spread,
+        "stratified": stratified,
+        "departure": departure,
+        "surprise": surprise,
+        "fused": fitted.scores(measured),
+    }
+    return Scored(_detector(fitted, rounds), measured, scores)
 
 
-def _measured(answers: Answers) -> Float64[np.ndarray, "n m 4"]:
-    entropies = entropy_of_probabilities(answers.under)
-    return _measures(answers).of_inputs(answers.predicted, answers.under, entropies)
+def _detector(fitted: FusedFit, rounds: tuple[int, ...]) -> Fused:
+    early = tuple(
+        Early(one.passes, Fusion(np.array(one.centres), np.array(one.scales)), one.below)
+        for one in fitted.early
+    )
+    plan = CheckPlan(rounds)
+    return Fused(plan, fitted.measures, fitted.statistics, fitted.fusion, early, np.inf, takes_logits=False)
+
+
+def _measured(fitted: FusedFit, answers: Answers, entropies: np.ndarray) -> Float64[np.ndarray, "n m 4"]:
+    starts = range(0, len(answers.under), _AT_ONCE)
+    parts = [slice(start, start + _AT_ONCE) for start in starts]
+    return np.concatenate(
+        [
+            fitted.measures.of_inputs(answers.predicted[part], answers.under[part], entropies[part])
+            for part in parts
+        ]
+    )
