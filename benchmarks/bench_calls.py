@@ -6,11 +6,11 @@ of 8, 40 and 136 pairs (a fifth as many images, N = 32):
 - plain: shapes as they come, arrays handed to ONNX Runtime; what serves unless `cuda_graphs` is set;
 - bound: the same by I/O binding, results bound on the CPU;
 - fixed: filled up to the next power of two, tensors at fixed addresses; CUDA captures and replays it;
-- tf32, fp16: plain, in another precision.
+- fp16, and on CUDA tf32: plain, in another precision.
 
 `--device cuda` measures the same on a GPU. On the CPU, time is the processor's, so that what else the machine
-does counts for little; on CUDA it is the clock's. The differences of logits and entropies from `plain` are the
-largest over all pairs of all sizes.
+does counts for little; on CUDA it is the clock's. The differences of logits and entropies from `plain` are
+the largest over all pairs of all sizes.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def open_ways(device: Device, threads: int) -> tuple[dict[str, Call], bool]:
         "plain": PlainCalls(plain).run,
         "bound": partial(run_bound, plain),
         "fixed": fixed.run,
-        "tf32": PlainCalls(open_one("tf32", False)).run,
         "fp16": PlainCalls(open_one("fp16", False)).run,
     }
+    if device == "cuda":
+        ways["tf32"] = PlainCalls(open_one("tf32", False)).run
     return ways, is_on_cuda(plain)
 
 
@@ -178,7 +179,7 @@ median of {result["repeats"]} calls in random order on {result["machine"]["cpu"]
 {rows}
 
 `fixed` fills a call up to the next power of two (8, 64, 256), which can pay only where CUDA replays it.
-TF32 is CUDA's: on a CPU `tf32` is float32. What a CPU cannot compute in float16, ONNX Runtime casts.
+What a CPU cannot compute in float16, ONNX Runtime casts.
 """
 
 

@@ -117,7 +117,7 @@ def _predict(subject: Subject, options: CalibrateOptions) -> Logits:
     images, first = subject.images.images, subject.prepare(subject.images.images[:1])
     try:
         with (
-            subject.open(first, options.blend_rule, options.device, options.threads) as classifier,
+            subject.open(first, options) as classifier,
             Progress(len(images), "clean images", options.quiet) as progress,
         ):
             classifier.warm_up(subject.batch)
@@ -154,6 +154,7 @@ def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:
         block=None if block is None else score_boundary(scores, block, options.delta),
         clean_scores=tuple(np.sort(scores).tolist()),
         n_fitted=fit.n_fitted,
+        probe_scores=tuple(scores[scored.probed].tolist()),
     )
 
 
@@ -185,7 +186,10 @@ def _profile(
         output=subject.sink,
         preprocessing=subject.prepare.record,
         check=CheckSettings(
-            detector="strip" if fused is None else "fused", blend=options.blend, rounds=scored.rounds
+            detector="strip" if fused is None else "fused",
+            blend=options.blend,
+            rounds=scored.rounds,
+            precision=options.precision,
         ),
         boundary=boundary,
         block=None if block is None else _boundary(means, block, options, fused is not None),

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, get_args
 
 from calibration.command import run_or_explain
 from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
+from guard.artifact.precision import Precision
 from guard.detection.superimpose import BLEND_RULES
 
 __all__ = ["CALIBRATE", "Calibrate"]
@@ -69,7 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     same_name = (
         "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "detector",
-        "threshold", "frr", "block_frr", "confidence", "layout", "seed", "device", "threads", "quiet",
+        "threshold", "frr", "block_frr", "confidence", "layout", "seed", "device", "threads",
+        "precision", "quiet",
     )  # fmt: skip
     options = CalibrateOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
@@ -116,4 +118,10 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default auto)")
     group.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    group.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="exact",
+        help="what the model computes in, here and where it serves (default %(default)s)",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -7,13 +7,13 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from calibration.errors import OptionError
 from calibration.preprocessing import Transform
 from guard.artifact.signature import Layout
 from guard.detection.superimpose import BLEND_RULES, BlendRule
-from guard.runtime.onnx_classifier import Device
+from guard.runtime.onnx_classifier import Device, Precision
 
 __all__ = ["Blend", "CalibrateOptions", "Detector", "Threshold"]
 
@@ -51,6 +51,7 @@ class CalibrateOptions:
         seed: Seed of the overlay draw; None for a fresh one.
         device: Where the model runs.
         threads: CPU threads; None for one a core.
+        precision: What the model computes in, which is what is to serve.
         quiet: Show no progress.
 
     Raises:
@@ -76,6 +77,7 @@ class CalibrateOptions:
     seed: int | None = None
     device: Device = "auto"
     threads: int | None = None
+    precision: Precision = "exact"
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +102,11 @@ class CalibrateOptions:
             f"a rate between 0 and --frr, {self.frr}",
         )
         _require(0 < self.confidence < 1, f"--confidence {self.confidence}", "between 0 and 1, such as 0.95")
+        _require(
+            self.precision in get_args(Precision),
+            f"--precision {self.precision}",
+            f"one of {', '.join(get_args(Precision))}",
+        )
         _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}", "at least 1")
         _require(self.seed is None or self.seed >= 0, f"--seed {self.seed}", "a whole number from 0")
         _check_transform(self.transform)

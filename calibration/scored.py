@@ -33,6 +33,9 @@ class Scored:
         overlays: In the plan's order.
         rounds: Overlays in each round.
         entropies: Of all calibration images under all overlays, in that order, bits.
+        probe: What is asked again on loading.
+        probed: Which of the calibration images are in it.
+        device: Where the model ran.
         fit: The fused detector, fitted on other images; None for STRIP.
         measured: What it measures of all calibration images; None for STRIP.
     """
@@ -41,6 +44,7 @@ class Scored:
     rounds: tuple[int, ...]
     entropies: Float32[np.ndarray, "n m"]
     probe: Probe
+    probed: Int64[np.ndarray, " w"]
     device: str
     fit: FusedFit | None = None
     measured: Float64[np.ndarray, "n m 4"] | None = None
@@ -69,13 +73,14 @@ def _score_strip(
     subject: Subject, split: Split, options: CalibrateOptions, overlays: Overlays, progress: Progress
 ) -> Scored:
     images = subject.images.images[split.calibration]
-    with subject.open(overlays, options.blend_rule, options.device, options.threads) as classifier:
+    with subject.open(overlays, options) as classifier:
         entropies = score_images(classifier, images, subject.prepare, len(overlays), subject.batch, progress)
         order = most_uncertain_first(entropies)
         entropies = entropies[:, order]
-        probe = _probe(classifier, subject, images, entropies)
+        probed = _spread(len(images), _PROBE_IMAGES)
+        probe = _probe(classifier, subject, images, entropies, probed)
         rounds = options.rounds or default_rounds(options.overlays)
-        return Scored(overlays[order], rounds, entropies, probe, classifier.device)
+        return Scored(overlays[order], rounds, entropies, probe, probed, classifier.device)
 
 
 def _score_fused(
@@ -87,7 +92,7 @@ def _score_fused(
     progress: Progress,
 ) -> Scored:
     rounds = options.rounds or fused_rounds(options.overlays)
-    with subject.open(overlays, options.blend_rule, options.device, options.threads) as classifier:
+    with subject.open(overlays, options) as classifier:
         images = subject.images.images
         outputs, bits = answer_images(
             classifier, images[split.fit], subject.prepare, len(overlays), subject.batch, progress
@@ -98,8 +103,9 @@ def _score_fused(
         fit = fit_fused(predicted[split.fit], probabilities[:, order], bits[:, order], classes[order], rounds)
         measured = _measure(classifier, subject, split, predicted, fit, order, progress)
         entropies = measured[:, :, 0].astype(np.float32)
-        probe = _probe(classifier, subject, images[split.calibration], entropies)
-        return Scored(overlays[order], rounds, entropies, probe, classifier.device, fit, measured)
+        probed = _spread(len(entropies), _PROBE_IMAGES)
+        probe = _probe(classifier, subject, images[split.calibration], entropies, probed)
+        return Scored(overlays[order], rounds, entropies, probe, probed, classifier.device, fit, measured)
 
 
 def _measure(
@@ -125,9 +131,12 @@ def _measure(
 
 
 def _probe(
-    classifier: OnnxClassifier, subject: Subject, images: np.ndarray, entropies: Float32[np.ndarray, "n m"]
+    classifier: OnnxClassifier,
+    subject: Subject,
+    images: np.ndarray,
+    entropies: Float32[np.ndarray, "n m"],
+    chosen: Int64[np.ndarray, " w"],
 ) -> Probe:
-    chosen = _spread(len(images), _PROBE_IMAGES)
     probed = subject.prepare(images[chosen])
     return Probe(probed, classifier.logits(probed), mean_entropies(entropies[chosen]))
 

@@ -21,8 +21,7 @@ from calibration.sources import read_images
 from guard.arrays import Images
 from guard.artifact import OutputSpec
 from guard.artifact.signature import Signature, read_signature
-from guard.detection.superimpose import BlendRule
-from guard.runtime.onnx_classifier import Device, OnnxClassifier
+from guard.runtime.onnx_classifier import OnnxClassifier
 
 __all__ = ["Subject", "read_subject"]
 
@@ -47,7 +46,7 @@ class Subject:
         """Return the subject with what its output was found to be."""
         return replace(self, sink=self.sink.model_copy(update={"kind": kind}))
 
-    def open(self, overlays: Images, blend: BlendRule, device: Device, threads: int | None) -> OnnxClassifier:
+    def open(self, overlays: Images, options: CalibrateOptions) -> OnnxClassifier:
         """Load the model with these overlays, by the code that serves."""
         return OnnxClassifier.open(
             self.source.model,
@@ -55,9 +54,10 @@ class Subject:
             sink=self.sink,
             fixed_batch=self.signature.fixed_batch,
             overlays=overlays,
-            blend=blend,
-            device=device,
-            threads=threads,
+            blend=options.blend_rule,
+            device=options.device,
+            threads=options.threads,
+            precision=options.precision,
         )
 
 

@@ -47,9 +47,22 @@ __all__ = [
 ]
 
 
-def runtime_options_of(settings: Settings) -> RuntimeOptions:
-    """Return how models are run."""
+def runtime_options_of(settings: Settings, model: str) -> RuntimeOptions:
+    """Return how a model is run.
+
+    Raises:
+        SettingsError: If CUDA graphs are asked for where it is not CUDA that runs.
+    """
+    own = settings.models.get(model, ModelSettings())
+    cuda_graphs = settings.cuda_graphs if own.cuda_graphs is None else own.cuda_graphs
+    if cuda_graphs and settings.device != "cuda":
+        where = "cuda_graphs" if own.cuda_graphs is None else f"models.{model}.cuda_graphs"
+        raise SettingsError(
+            f"expected device = 'cuda' beside {where}, got {settings.device!r}; set it, or leave out {where}"
+        )
     return RuntimeOptions(
+        precision=own.precision or settings.precision,
+        cuda_graphs=cuda_graphs,
         device=settings.device,
         threads=settings.threads or None,
         max_batch_pairs=settings.max_batch_pairs,

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from guard.artifact.precision import Precision
 from guard.detection.threshold import Policy
 
 __all__ = ["SAME", "Count", "EncodedImages", "ModelSettings", "OnUncheckable", "Positive", "Rate"]
@@ -20,8 +21,10 @@ SAME: Final = "same"
 
 _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
+_OF_THE_DEVICE: Final = ("precision", "cuda_graphs")
 _ONLY_GUARDED: Final = (
     *("policy", "on_uncheckable", "sampling", "full_check_share", "upstream_check", "upstream_load"),
+    *_OF_THE_DEVICE,
     *("encoded_images", "upstream_max_batch_size"),
 )
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -61,6 +64,8 @@ class ModelSettings(BaseModel):
         on_uncheckable: See :class:`~guard.settings.Settings`.
         sampling: See :class:`~guard.settings.Settings`.
         full_check_share: See :class:`~guard.settings.Settings`.
+        precision: See :class:`~guard.settings.Settings`.
+        cuda_graphs: See :class:`~guard.settings.Settings`.
         guarded: Whether its requests are checked. If not, they are passed on to the model server as they are,
             and no artifact belongs to it.
         encoded_images: How encoded images become the model's input, in place of what the artifact says; where
@@ -85,6 +90,8 @@ class ModelSettings(BaseModel):
     on_uncheckable: OnUncheckable | None = None
     sampling: Rate | None = None
     full_check_share: Rate | None = None
+    precision: Precision | None = None
+    cuda_graphs: bool | None = None
     guarded: bool = True
     encoded_images: EncodedImages | None = None
     upstream: str | None = None
@@ -126,6 +133,12 @@ class ModelSettings(BaseModel):
             raise ValueError(
                 'expected upstream_check = "local" beside encoded_images, got "upstream"; blends are '
                 "tensors, which a server that takes encoded images cannot be sent"
+            )
+        here = [name for name in _OF_THE_DEVICE if name in self.model_fields_set]
+        if here and self.upstream_check == "upstream":
+            raise ValueError(
+                f'expected upstream_check = "local" beside {here[0]}, got "upstream"; the model server says '
+                f"itself how it computes"
             )
         return self
 

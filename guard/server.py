@@ -229,7 +229,7 @@ class GuardServer:
         await asyncio.gather(self._fleet.attach(self._keeper.models), self._neighbours.start())
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
-        options = runtime_options_of(self._settings)
+        options = runtime_options_of(self._settings, name)
         on_batch = self._device_counts(name, directory.name)
         predict_by = self._fleet.predict_by(name)
         return load_model(name, directory, options, on_batch=on_batch, approve=approve, predict_by=predict_by)

@@ -16,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from guard.artifact.precision import Precision
 from guard.detection.threshold import Policy
 from guard.errors import SettingsError
 from guard.model_settings import Count, EncodedImages, ModelSettings, OnUncheckable, Positive, Rate
@@ -58,6 +59,8 @@ class Settings(BaseSettings):
             certified rate.
         drift_cusum_limit: Standard deviations, summed up, from which the scores count as moved.
         device: ``auto`` takes CUDA where there is one.
+        precision: What models compute in; None for what each was calibrated in.
+        cuda_graphs: Whether device calls are filled up to sizes that repeat, which CUDA captures and replays.
         workers: Processes that serve, each with models, queues and connections of its own, all on one port.
         threads: CPU threads of one device call; 0 for one a core, or its share of them for a worker.
         max_batch_pairs: Pairs (image and overlay) a device batch is filled up to.
@@ -128,6 +131,8 @@ class Settings(BaseSettings):
     drift_false_alarm_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
     drift_cusum_limit: Positive = 12.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
+    cuda_graphs: bool = False
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Threads = 0
     max_batch_pairs: Count = 64

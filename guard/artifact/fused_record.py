@@ -74,6 +74,7 @@ class FusedRecord(_Record):
         block: A higher one, for refusals; None for no such tier.
         clean_scores: Score of every calibration image, ascending; the p-values' reference.
         n_fitted: Clean images that what is expected was fitted on; none of them calibrated.
+        probe_scores: Score of each image of the probe; None in artifacts that do not say.
     """
 
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
@@ -84,6 +85,7 @@ class FusedRecord(_Record):
     block: ScoreBoundary | None = None
     clean_scores: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     n_fitted: Size
+    probe_scores: tuple[FiniteFloat, ...] | None = None
 
     @model_validator(mode="after")
     def _fits_itself(self) -> FusedRecord:

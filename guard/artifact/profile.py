@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from guard.artifact.fused_record import FusedRecord, ScoreBoundary
+from guard.artifact.precision import Precision
 from guard.detection.superimpose import BLEND_RULES, BlendRule, ValueRange
 
 __all__ = [
@@ -135,11 +136,13 @@ class CheckSettings(_Record):
     Attributes:
         detector: Which score decides.
         rounds: Overlays in each round.
+        precision: What the model computed in when it was calibrated.
     """
 
     detector: Literal["strip", "fused"] = "strip"
     blend: Literal["add", "add_clip", "half_clip", "convex"]
     rounds: Annotated[tuple[Size, ...], Field(min_length=1)]
+    precision: Precision = "exact"
 
     @property
     def n_overlays(self) -> int:

@@ -16,31 +16,12 @@ from guard.detection.base import Detector
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
 from guard.errors import ProfileError
-from guard.runtime.onnx_classifier import Device, OnnxClassifier
-from guard.runtime.probing import check_probe
+from guard.runtime.onnx_classifier import OnnxClassifier
+from guard.runtime.opening import RuntimeOptions, open_classifier
 from guard.runtime.scheduler import Scheduler
 from guard.runtime.upstream_classifier import Predict, UpstreamClassifier
 
 __all__ = ["LoadedModel", "RuntimeOptions", "load_model"]
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """How models are run.
-
-    Attributes:
-        device: ``auto`` takes CUDA where there is one.
-        threads: CPU threads of one device call; None for one a core.
-        max_batch_pairs: Pairs a device batch is filled up to.
-        max_queue_rows: Rows that may wait or run before requests are shed.
-        max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
-    """
-
-    device: Device = "auto"
-    threads: int | None = None
-    max_batch_pairs: int = 64
-    max_queue_rows: int = 1024
-    max_client_rows: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +35,8 @@ class LoadedModel:
         detector: Decides of each input.
         clean_values: Minus the scores of the calibration images, ascending, for p-values.
         probe: Images and what the model answered to them at calibration; None for an older artifact.
+        score_shift_bits: How far mean entropies of the stored images are off those at calibration, at most;
+            None where nothing was asked.
         loaded_at: Seconds since the epoch.
     """
 
@@ -66,6 +49,7 @@ class LoadedModel:
     detector: Detector
     clean_values: np.ndarray
     probe: Probe | None
+    score_shift_bits: float | None
     loaded_at: float
 
     @property
@@ -101,14 +85,14 @@ def load_model(
 
     Raises:
         ArtifactError: If the artifact is damaged or not what its profile says.
-        SettingsError: If the device asked for is not there.
+        SettingsError: If the device, or the precision, asked for is not there.
     """
     artifact = read_artifact(directory)
     _check_signature(artifact)
     approve(artifact)
     profile = artifact.profile
-    classifier = _remote(artifact, predict_by) if predict_by else _open(artifact, options)
     detector = _detector_of(artifact)
+    classifier, shift = _opened(artifact, detector, options, predict_by)
     scheduler = Scheduler(
         classifier,
         detector,
@@ -128,6 +112,7 @@ def load_model(
         detector=detector,
         clean_values=_clean_values(profile),
         probe=artifact.probe,
+        score_shift_bits=shift,
         loaded_at=time.time(),
     )
 
@@ -147,6 +132,17 @@ def _clean_values(profile: Profile) -> np.ndarray:
     return -np.asarray(profile.fused.clean_scores, np.float64)[::-1]
 
 
+def _opened(
+    artifact: Artifact,
+    detector: Detector,
+    options: RuntimeOptions,
+    predict_by: Callable[[Profile, str], Predict] | None,
+) -> tuple[OnnxClassifier | UpstreamClassifier, float | None]:
+    if predict_by is not None:
+        return _remote(artifact, predict_by), None
+    return open_classifier(artifact, detector, options)
+
+
 def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -> UpstreamClassifier:
     profile = artifact.profile
     return UpstreamClassifier(
@@ -156,35 +152,6 @@ def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -
         overlays=artifact.overlays,
         blend=profile.check.blend_rule,
     )
-
-
-def _open(artifact: Artifact, options: RuntimeOptions) -> OnnxClassifier:
-    """Return the classifier, warmed up and probed; where that fails its memory is free again."""
-    profile = artifact.profile
-    classifier = OnnxClassifier.open(
-        artifact.model,
-        source=profile.input,
-        sink=profile.output,
-        fixed_batch=profile.fixed_batch,
-        overlays=artifact.overlays,
-        blend=profile.check.blend_rule,
-        device=options.device,
-        threads=options.threads,
-    )
-    try:
-        classifier.warm_up(options.max_batch_pairs)
-        if artifact.probe is not None:
-            check_probe(
-                classifier,
-                artifact.probe,
-                profile.check.n_overlays,
-                max_pairs=options.max_batch_pairs,
-                where=str(artifact.directory),
-            )
-    except BaseException:
-        classifier.close()
-        raise
-    return classifier
 
 
 def _check_signature(artifact: Artifact) -> None:

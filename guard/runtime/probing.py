@@ -61,7 +61,7 @@ def take_probe(classifier: Answers, images: Images, n_overlays: int, *, max_pair
     return Probe(images, logits, mean_entropies(entropies.reshape(count, n_overlays)))
 
 
-def check_probe(classifier: Answers, stored: Probe, n_overlays: int, *, max_pairs: int, where: str) -> None:
+def check_probe(classifier: Answers, stored: Probe, n_overlays: int, *, max_pairs: int, where: str) -> float:
     """Ask a loaded model what it was asked when it was calibrated.
 
     Args:
@@ -70,6 +70,9 @@ def check_probe(classifier: Answers, stored: Probe, n_overlays: int, *, max_pair
         n_overlays: N.
         max_pairs: Most pairs in one call.
         where: The artifact, for errors.
+
+    Returns:
+        How far the mean entropies are off, bits, at most.
 
     Raises:
         ProbeError: If a logit or an entropy is further off than :data:`TOLERANCE` and :data:`FLOOR` allow, or
@@ -82,6 +85,7 @@ def check_probe(classifier: Answers, stored: Probe, n_overlays: int, *, max_pair
     check_logits(now.logits, stored, where)
     bits_may_differ = FLOOR + TOLERANCE * float(np.log2(stored.logits.shape[1]))
     _compare(now.mean_entropy_bits, stored.mean_entropy_bits, bits_may_differ, "mean entropies", where)
+    return float(np.abs(now.mean_entropy_bits - stored.mean_entropy_bits).max())
 
 
 def check_logits(now: Logits, stored: Probe, where: str) -> None:

@@ -47,7 +47,7 @@ def open_session(
 
     Raises:
         UnfitModelError: If ONNX Runtime cannot load the graph, or cannot capture it.
-        SettingsError: If ``cuda`` is asked for and there is none.
+        SettingsError: If ``cuda`` is asked for and there is none, or TF32 where it is not CUDA that runs.
     """
     available = ort.get_available_providers()
     if device == "cuda" and CUDA not in available:
@@ -73,6 +73,11 @@ def open_session(
     if device == "cuda" and not is_on_cuda(session):
         raise SettingsError(
             "device 'cuda' was asked for, but CUDA could not be started; see the log of ONNX Runtime"
+        )
+    if precision == "tf32" and not is_on_cuda(session):
+        raise SettingsError(
+            "precision 'tf32' was asked for, but the model runs on the CPU, which has none; set device to "
+            "'cuda', or precision to 'exact'"
         )
     return session
 

@@ -316,7 +316,13 @@ def test_the_report_holds_what_was_printed(tmp_path: Path) -> None:
     written = json.loads((report.artifact / "report.json").read_text())
     profile = report.findings.profile
     assert written["boundary"] == profile.boundary.model_dump(mode="json")
-    assert written["check"] == {"detector": "strip", "blend": "add", "rounds": [4, 4], "n_overlays": 8}
+    assert written["check"] == {
+        "detector": "strip",
+        "blend": "add",
+        "rounds": [4, 4],
+        "precision": "exact",
+        "n_overlays": 8,
+    }
     assert written["accuracy"] == profile.calibration.accuracy
     assert written["mean_passes_clean"] == profile.calibration.mean_passes_clean
     assert written["warnings"] == list(report.findings.warnings())

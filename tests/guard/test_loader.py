@@ -68,7 +68,7 @@ def test_a_loaded_model_knows_its_name_version_digest_and_clean_scores(
     assert (model.name, model.version) == ("tiny", "2")
     assert model.digest == sha256_of((directory / MANIFEST_NAME).read_bytes())
     assert model.clean_values.tolist() == [0.5, 1.0, 1.5, 2.0]
-    assert model.clean_entropies.dtype == np.float64
+    assert model.clean_values.dtype == np.float64
     assert model.classifier.device == "cpu"
     assert model.scheduler.max_queue_rows == 1024
 

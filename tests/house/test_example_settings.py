@@ -60,6 +60,8 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
         on_uncheckable="answer",
         sampling=1.0,
         full_check_share=0.01,
+        precision="exact",
+        cuda_graphs=False,
         guarded=True,
         encoded_images=EncodedImages(
             resize=(256,), crop=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
