@@ -186,6 +186,8 @@ def test_json_holds_everything(guard: Guard, house: House) -> None:
         "boundary_bits": 1.25,
         "certified_frr": 0.01,
         "loaded_at": 1.7e9 + 1,
+        "detector": "strip",
+        "boundary": 0.0,
     }
     assert (status["canary"], shown["figures"], shown["candidate"]["certified_frr"]) == (
         shown,

@@ -268,7 +268,7 @@ def test_verify_says_what_the_artifact_is(guard: Guard, tmp_path: Path) -> None:
         f"{directory}: ok",
         f"  model     tiny, SHA-256 {sha256_of((directory / 'model.onnx').read_bytes())}",
         f"  artifact  SHA-256 {sha256_of((directory / MANIFEST_NAME).read_bytes())}",
-        "  check     convex, N = 8",
+        "  check     strip, convex, N = 8",
         "  probe     none: written by an older guard; calibrate again to have one",
         "  boundary  0.2500 bits, false rejections 1.0000% certified",
     ]
