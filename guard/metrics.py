@@ -81,6 +81,7 @@ class Metrics:
         self._info = self._gauge("guard_model_info")
         self._boundary = self._gauge("guard_boundary_bits")
         self._certified_frr = self._gauge("guard_certified_frr_ratio")
+        self._score_shift = self._gauge("guard_score_shift_bits")
         self._audited = self._counter("guard_audit_records_total")
         self._audit_fails = self._gauge("guard_audit_failing")
         self._quarantined = self._gauge("guard_quarantine_items")
@@ -125,6 +126,7 @@ class Metrics:
         policy: Policy,
         boundary_bits: float,
         certified_frr: float | None,
+        score_shift_bits: float | None = None,
     ) -> None:
         """Say what is served as ``model`` now; replaces what was said before.
 
@@ -136,6 +138,7 @@ class Metrics:
             policy: What is done with a suspicious input.
             boundary_bits: Mean entropy below which an input is suspicious.
             certified_frr: The guaranteed bound; None where calibration gave none.
+            score_shift_bits: How far mean entropies are off those at calibration; None if nothing was asked.
         """
         self.add_model(model)
         self._forget(model)
@@ -144,6 +147,8 @@ class Metrics:
         self._boundary.labels(model).set(boundary_bits)
         if certified_frr is not None:
             self._certified_frr.labels(model).set(certified_frr)
+        if score_shift_bits is not None:
+            self._score_shift.labels(model).set(score_shift_bits)
 
     def model_unloaded(self, model: str) -> None:
         """Take down the gauges of ``model``; its counters stay, as counters must not go back."""
@@ -265,7 +270,7 @@ class Metrics:
     def _forget(self, model: str) -> None:
         if model in self._infos:
             remove(self._info, *self._infos.pop(model))
-        for told in (self._boundary, self._certified_frr):
+        for told in (self._boundary, self._certified_frr, self._score_shift):
             remove(told, model)
 
     def _counter(self, name: str) -> Counter:

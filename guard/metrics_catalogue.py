@@ -208,6 +208,13 @@ _SPECS: Final = (
         _P_VALUES,
     ),
     Spec(
+        "guard_score_shift_bits",
+        "gauge",
+        "How far mean entropies of the stored images are off those at calibration; absent without a probe.",
+        _MODEL,
+        across="max",
+    ),
+    Spec(
         "guard_audit_records_total",
         "counter",
         "Records for the audit log, by whether they were written or lost for want of room.",

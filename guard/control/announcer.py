@@ -163,6 +163,7 @@ class Announcer:
             policy=served.policy,
             boundary_bits=profile.boundary.boundary_bits,
             certified_frr=profile.promise.certified_frr,
+            score_shift_bits=model.score_shift_bits,
         )
         scheduler = model.scheduler
         self._metrics.watch_queue(model.name, lambda: scheduler.rows, scheduler.max_queue_rows)

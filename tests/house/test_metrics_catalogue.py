@@ -63,6 +63,7 @@ def load(metrics: Metrics, model: str, *, version: str = "1", certified_frr: flo
         policy=Policy.ENFORCE,
         boundary_bits=0.25,
         certified_frr=certified_frr,
+        score_shift_bits=0.001,
     )
 
 
@@ -266,6 +267,7 @@ def test_events_are_counted_where_the_catalogue_says(registry: CollectorRegistry
         ("guard_queue_limit_rows", {"model": "resnet"}, 64),
         ("guard_boundary_bits", {"model": "resnet"}, 0.25),
         ("guard_certified_frr_ratio", {"model": "resnet"}, 0.01),
+        ("guard_score_shift_bits", {"model": "resnet"}, 0.001),
         ("guard_ready", {}, 1),
     ]
     found = {(name, *labels.items()): registry.get_sample_value(name, labels) for name, labels, _ in expected}
@@ -287,7 +289,7 @@ def test_an_unloaded_model_keeps_its_counters_and_loses_its_gauges(
     metrics.model_unloaded("resnet")
 
     gauges = [s.name for s in CATALOGUE.values() if s.kind == "gauge" and "model" in s.labels]
-    assert len(gauges) == 12
+    assert len(gauges) == 13
     assert [name for name in gauges if samples(registry, name)] == []
     assert registry.get_sample_value(
         "guard_inputs_total", {"model": "resnet", "verdict": "accept"}
