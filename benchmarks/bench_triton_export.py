@@ -34,7 +34,7 @@ from calibration.calibrate import calibrate
 from calibration.options import CalibrateOptions
 from guard.artifact import read_artifact
 from guard.detection.threshold import Policy
-from guard.export.fused_graph import SCORE, VERDICT
+from guard.export.judgement import SCORE, VERDICT
 from guard.export.triton import TritonOptions, export_triton
 from guard.runtime.loader import RuntimeOptions, load_model
 from guard.runtime.probing import take_probe

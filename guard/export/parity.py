@@ -1,43 +1,46 @@
-"""Does the fused graph say what the sidecar says? Asked before anything is written.
+"""Does the guarded graph say what the sidecar says? Asked before anything is written.
 
-The judge is the classifier that serves, over all N overlays, and the bare model beside it; the images are the
-artifact's own (its probe, or some of its overlays), random ones, and some that no check may accept. Among
-those few there may be nothing suspicious, so the graph is asked three times: as it is, and with its boundary
-moved to where everything is clean and to where nothing is.
+The judge is the classifier that serves, with its detector over all N overlays, and the bare model beside it;
+the images are the artifact's own (its probe, or some of its overlays), random ones, and some that no check
+may accept. Among those few there may be nothing suspicious, so the graph is asked again with its boundaries
+moved to where everything is clean, to where everything is suspicious, and to where everything is doubtful.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from guard.arrays import DATATYPES, Images
 from guard.artifact import Artifact, Profile
-from guard.artifact.probe import Probe
+from guard.detection.base import Decision, Detector
 from guard.detection.p_values import p_value
-from guard.detection.threshold import Policy
+from guard.detection.threshold import Policy, Verdict
 from guard.errors import UnfitModelError
-from guard.export.fused_graph import P_VALUE, SCORE, VERDICT, with_boundary
+from guard.export.guarded_graph import with_boundaries
+from guard.export.judgement import P_VALUE, SCORE, VERDICT, Tiers, words_of
+from guard.export.sidecar_values import sidecar_values
 from guard.runtime.onnx_classifier import ORT_ERRORS
-from guard.runtime.probing import Answers, take_probe
+from guard.runtime.probing import Answers
 
 __all__ = ["SCORE_TOLERANCE", "Parity", "check_parity"]
 
 SCORE_TOLERANCE: Final = 1e-4
-"""How far a score may be from the sidecar's, bits."""
+"""How far a score may be from the sidecar's, in the detector's units; as a share of it where that is above 1.
+STRIP's units are bits, and those of the fused detector are told in :mod:`guard.detection.fusion`."""
 
 _OUTPUT_TOLERANCE: Final = {"FP32": 1e-4, "FP16": 1e-2}
 """How far an answer may be from the bare model's, as a share of its largest value (float16 keeps 11 bits)."""
 
 _LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
-_ALL_CLEAN, _ALL_SUSPICIOUS = -1.0, 1e9
+_BELOW_ALL, _ABOVE_ALL = -1e15, 1e15
 _CLEAN, _RANDOM = 8, 8
-_MAX_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Parity:
 
     Attributes:
         images: Images compared.
-        score_difference: Largest difference of a score, bits.
+        score_difference: Largest difference of a score, in the detector's units.
         output_difference: Largest difference of an answer that was let through.
         closed: Rows that cannot be checked and were seen to be closed.
     """
@@ -65,13 +68,16 @@ class _Answers:
     p_values: Float32[np.ndarray, " n"]
 
 
-def check_parity(fused: onnx.ModelProto, artifact: Artifact, classifier: Answers, policy: Policy) -> Parity:
-    """Compare a fused graph with the classifier that serves and with the bare model, on this machine's CPU.
+def check_parity(
+    guarded: onnx.ModelProto, artifact: Artifact, classifier: Answers, detector: Detector, policy: Policy
+) -> Parity:
+    """Compare a guarded graph with what serves and with the bare model, on this machine's CPU.
 
     Args:
-        fused: The fused graph.
+        guarded: The guarded graph.
         artifact: What it was made of.
         classifier: The artifact's, loaded.
+        detector: The artifact's.
         policy: The policy built into the graph.
 
     Raises:
@@ -80,18 +86,24 @@ def check_parity(fused: onnx.ModelProto, artifact: Artifact, classifier: Answers
     """
     profile = artifact.profile
     images = _images(artifact)
-    sidecar = take_probe(classifier, images, profile.check.n_overlays, max_pairs=_MAX_PAIRS)
+    values = sidecar_values(classifier, detector, images)
     bare = _bare_outputs(artifact, images)
     scores_off, outputs_off = [], []
-    for boundary in (profile.boundary.boundary_bits, _ALL_CLEAN, _ALL_SUSPICIOUS):
-        as_it_is = boundary == profile.boundary.boundary_bits
-        session = _session(fused if as_it_is else with_boundary(fused, boundary))
+    for graph, tiers in _trials(guarded, Tiers.of(profile)):
+        session = _session(graph)
         said = _ask(session, profile, images)
-        scores_off.append(_compare_scores(said, sidecar))
-        _check_verdicts(said, sidecar, profile, policy, boundary)
-        outputs_off.append(_compare_outputs(said, bare, profile, policy))
+        scores_off.append(_compare_scores(said, values))
+        _check_verdicts(said, values, tiers, policy)
+        outputs_off.append(_compare_outputs(said, bare, profile))
         closed = _check_closed(session, profile, policy)
     return Parity(len(images), max(scores_off), max(outputs_off), closed)
+
+
+def _trials(guarded: onnx.ModelProto, own: Tiers) -> Iterator[tuple[onnx.ModelProto, Tiers]]:
+    """Yield the graph as it is, and with boundaries that leave everything clean, suspicious and doubtful."""
+    yield guarded, own
+    for bounds in ((_BELOW_ALL, _BELOW_ALL), (_ABOVE_ALL, _ABOVE_ALL), (_ABOVE_ALL, _BELOW_ALL)):
+        yield with_boundaries(guarded, *bounds), replace(own, boundary=bounds[0], block_boundary=bounds[1])
 
 
 def _images(artifact: Artifact) -> Images:
@@ -111,7 +123,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
         data = model.SerializeToString()
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:
-        raise UnfitModelError(f"the fused graph cannot be loaded ({error}); {_ADVICE}") from error
+        raise UnfitModelError(f"the guarded graph cannot be loaded ({error}); {_ADVICE}") from error
 
 
 def _batches(profile: Profile, images: Images) -> list[np.ndarray]:
@@ -147,31 +159,35 @@ def _bare_outputs(artifact: Artifact, images: Images) -> np.ndarray:
     return outputs.astype(np.float32)
 
 
-def _compare_scores(said: _Answers, sidecar: Probe) -> float:
-    off = np.abs(said.scores + sidecar.mean_entropy_bits)
-    _require(off <= SCORE_TOLERANCE, f"scores images up to {off.max():.3g} bits off the sidecar's")
+def _compare_scores(said: _Answers, values: Float64[np.ndarray, " n"]) -> float:
+    off = np.abs(said.scores + values)
+    _require(off <= _may_differ(values), f"scores images up to {off.max():.3g} off the sidecar's")
     return float(off.max())
 
 
-def _check_verdicts(
-    said: _Answers, sidecar: Probe, profile: Profile, policy: Policy, boundary: float
-) -> None:
+def _check_verdicts(said: _Answers, values: Float64[np.ndarray, " n"], tiers: Tiers, policy: Policy) -> None:
     """Compare verdicts and p-values, where a rounding of the score cannot change them."""
-    suspicious = "reject" if policy is Policy.ENFORCE else "flag"
-    clean = np.asarray(profile.calibration.clean_entropies_bits, np.float64)
-    for row, mean in enumerate(sidecar.mean_entropy_bits):
-        expected = suspicious if mean < boundary else "accept"
-        if abs(mean - boundary) > SCORE_TOLERANCE and said.verdicts[row] != expected:
+    words = words_of(policy)
+    for row, (value, step) in enumerate(zip(values, _may_differ(values), strict=True)):
+        expected = words[tiers.decision(value)]
+        clear = all(abs(value - bound) > step for bound in (tiers.boundary, tiers.block_boundary))
+        if clear and said.verdicts[row] != expected:
             _refuse(f"says {said.verdicts[row]!r} of an image that the sidecar says {expected!r} of")
-        least, most = (p_value(mean + step, clean) for step in (-SCORE_TOLERANCE, SCORE_TOLERANCE))
+        least, most = (p_value(value + sign * step, tiers.clean_values) for sign in (-1, 1))
         if not least - 1e-6 <= said.p_values[row] <= most + 1e-6:
             _refuse(
-                f"gives an image the p-value {said.p_values[row]:.4g}, the sidecar {p_value(mean, clean):.4g}"
+                f"gives an image the p-value {said.p_values[row]:.4g}, the sidecar "
+                f"{p_value(value, tiers.clean_values):.4g}"
             )
 
 
-def _compare_outputs(said: _Answers, bare: np.ndarray, profile: Profile, policy: Policy) -> float:
-    through = np.array([verdict == "accept" or policy is Policy.FLAG for verdict in said.verdicts])
+def _may_differ(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    differ: np.ndarray = SCORE_TOLERANCE * np.maximum(1.0, np.abs(values))
+    return differ
+
+
+def _compare_outputs(said: _Answers, bare: np.ndarray, profile: Profile) -> float:
+    through = np.array([verdict != Verdict.REJECT for verdict in said.verdicts])
     _require(np.isnan(said.outputs[~through]), "lets through answers to images that it rejects")
     with np.errstate(invalid="ignore"):  # infinities of one sign are equal
         off = np.abs(said.outputs[through] - bare[through])
@@ -188,7 +204,7 @@ def _check_closed(session: ort.InferenceSession, profile: Profile, policy: Polic
     if not len(images):
         return 0
     said = _ask(session, profile, images)
-    expected = "reject" if policy is Policy.ENFORCE else "unchecked"
+    expected = words_of(policy)[Decision.FAILED]
     _require(np.array([verdict == expected for verdict in said.verdicts]), "accepts what cannot be checked")
     _require(np.isnan(said.scores), "scores what cannot be checked")
     if policy is Policy.ENFORCE:
@@ -218,7 +234,7 @@ def _require(fine: np.ndarray, what: str) -> None:
 
 
 def _refuse(what: str) -> None:
-    raise UnfitModelError(f"the fused graph {what}; nothing was written: {_ADVICE}")
+    raise UnfitModelError(f"the guarded graph {what}; nothing was written: {_ADVICE}")
 
 
 _ADVICE: Final = (

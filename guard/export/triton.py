@@ -14,12 +14,12 @@ from typing import Any, Final
 import onnxruntime as ort
 
 import guard
-from guard.artifact import Artifact
+from guard.artifact import Artifact, Profile
 from guard.artifact.writer import place_next_version
 from guard.detection.threshold import Policy
 from guard.errors import ArtifactError, SettingsError, UnfitModelError
 from guard.export import triton_model
-from guard.export.fused_graph import build_fused_graph
+from guard.export.guarded_graph import build_guarded_graph
 from guard.export.parity import Parity, check_parity
 from guard.export.triton_config import CONFIG_NAME, Backend, check_same_contract, config_text
 from guard.export.triton_readme import README_NAME, readme_text
@@ -73,13 +73,13 @@ class Exported:
 
 
 def export_triton(options: TritonOptions) -> Exported:
-    """Fuse an artifact's model with its check, compare it with the sidecar, and write it for Triton.
+    """Put an artifact's model and check into one graph, compare it with the sidecar, and write it for Triton.
 
     Nothing is written unless the graph says what the sidecar says. A version that is there is never
     touched: the next one is written, whole or not at all.
 
     Raises:
-        ArtifactError: If the artifact is damaged, cannot be fused or not be written, or what is in ``out``
+        ArtifactError: If the artifact is damaged, cannot be wrapped or not be written, or what is in ``out``
             under this name is no export with the same tensors.
         SettingsError: If an option is out of its range.
     """
@@ -94,17 +94,15 @@ def export_triton(options: TritonOptions) -> Exported:
         )
         model_directory = options.out / name
         _check_place(model_directory, config)
-        fused = build_fused_graph(
-            artifact.model,
-            profile=artifact.profile,
-            overlays=artifact.overlays,
+        guarded = build_guarded_graph(
+            artifact,
             policy=options.policy,
             overlays_per_pass=max(1, options.max_batch_pairs // options.max_batch_size),
         )
-        parity = check_parity(fused, artifact, model.classifier, options.policy)
+        parity = check_parity(guarded, artifact, model.classifier, model.detector, options.policy)
     finally:
         model.close()
-    files = {"model.onnx": _bytes_of(fused), RECORD_NAME: _record(artifact, options, parity)}
+    files = {"model.onnx": _bytes_of(guarded), RECORD_NAME: _record(artifact, options, parity)}
     if options.backend == "python":
         files["model.py"] = Path(triton_model.__file__).read_bytes()
     directory = _write(model_directory, config, readme_text(name, artifact.profile, options.backend), files)
@@ -154,11 +152,11 @@ def _check_place(model_directory: Path, config: str) -> None:
         )
 
 
-def _bytes_of(fused: Any) -> bytes:
+def _bytes_of(guarded: Any) -> bytes:
     try:
-        data: bytes = fused.SerializeToString()
+        data: bytes = guarded.SerializeToString()
     except ValueError as error:
-        raise UnfitModelError(f"the fused graph is too large for one ONNX file ({error})") from error
+        raise UnfitModelError(f"the guarded graph is too large for one ONNX file ({error})") from error
     return data
 
 
@@ -172,12 +170,30 @@ def _record(artifact: Artifact, options: TritonOptions, parity: Parity) -> bytes
         "policy": options.policy.value,
         "blend": profile.check.blend,
         "n_overlays": profile.check.n_overlays,
-        "boundary_bits": profile.boundary.boundary_bits,
-        "certified_frr": profile.boundary.certified_frr,
+        **_boundaries(profile),
+        "certified_frr": profile.promise.certified_frr,
         "compared_with_the_sidecar": asdict(parity),
         "versions": {"guard": guard.__version__, "onnxruntime": ort.__version__},
     }
     return (json.dumps(record, indent=2) + "\n").encode()
+
+
+def _boundaries(profile: Profile) -> dict[str, Any]:
+    """Return the detector, and its boundaries in its own units."""
+    if profile.fused is None:
+        block = None if profile.block is None else profile.block.boundary_bits
+        return {
+            "detector": profile.check.detector,
+            "boundary_bits": profile.boundary.boundary_bits,
+            "block_boundary_bits": block,
+        }
+    fused = profile.fused
+    return {
+        "detector": profile.check.detector,
+        "statistics": fused.statistics,
+        "boundary": fused.boundary.boundary,
+        "block_boundary": None if fused.block is None else fused.block.boundary,
+    }
 
 
 def _write(model_directory: Path, config: str, readme: str, files: dict[str, bytes]) -> Path:

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 
 from guard.artifact import Profile
 from guard.errors import ArtifactError
-from guard.export.fused_graph import P_VALUE, SCORE, VERDICT
+from guard.export.judgement import P_VALUE, SCORE, VERDICT
 from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = ["CONFIG_NAME", "Backend", "check_same_contract", "config_text"]

@@ -42,7 +42,16 @@ from guard.errors import UnfitModelError
 from guard.runtime.layer_outputs import add_features
 from guard.runtime.node_list import NodeList
 
-__all__ = ["ENTROPY", "FEATURES", "IMAGES", "IMAGE_INDEX", "LOGITS", "OVERLAY_INDEX", "build_check_graph"]
+__all__ = [
+    "ENTROPY",
+    "FEATURES",
+    "IMAGES",
+    "IMAGE_INDEX",
+    "LOGITS",
+    "OVERLAY_INDEX",
+    "build_check_graph",
+    "probabilities_name",
+]
 
 _PREFIX = "guard_check/"
 IMAGES = _PREFIX + "images"
@@ -51,6 +60,7 @@ OVERLAY_INDEX = _PREFIX + "overlay_index"
 LOGITS = _PREFIX + "logits"
 ENTROPY = _PREFIX + "entropy_bits"
 FEATURES = _PREFIX + "features"
+_PROBABILITIES = _PREFIX + "probabilities"
 
 _ELEMENT = {
     "FP32": TensorProto.FLOAT,
@@ -112,6 +122,11 @@ def build_check_graph(
         width = sum(layer.width for layer in layers)
         graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["p", width]))
     return wrapped
+
+
+def probabilities_name(sink: OutputSpec) -> str:
+    """Return the name of the tensor within the graph that holds the probabilities, float32 (p, k)."""
+    return _PROBABILITIES if sink.kind == "logits" else LOGITS
 
 
 def _check_fits(model: onnx.ModelProto) -> None:
@@ -202,7 +217,7 @@ def _add_rounding(g: NodeList, blended: str) -> str:
 def _add_entropy(g: NodeList, sink: OutputSpec) -> None:
     logits = g.node("Cast", [sink.name], LOGITS, to=TensorProto.FLOAT)
     if sink.kind == "logits":
-        probabilities = g.node("Softmax", [logits], _PREFIX + "probabilities", axis=1)
+        probabilities = g.node("Softmax", [logits], _PROBABILITIES, axis=1)
         log = g.node("LogSoftmax", [logits], _PREFIX + "log", axis=1)
         log = g.node(
             "Max", [log, g.constant("lowest_log", np.array(_LOWEST_LOG, np.float32))], _PREFIX + "finite_log"

@@ -17,7 +17,7 @@ from guard.detection.threshold import Policy
 from guard.export.triton import TritonOptions, export_triton
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
 from tests.e2e.triton_process import Triton, environment
-from tests.guard.fused_model import Fused
+from tests.guard.guarded_model import Guarded
 from tests.reference_check import images_and_boundary, linear_logits
 from tests.tiny_models import linear_classifier
 
@@ -125,7 +125,7 @@ def test_a_model_of_bytes_with_a_fixed_batch_says_in_triton_what_it_says_here(
         {"name": "images", "datatype": "UINT8", "shape": ["4", "6", "7", "3"]}
     ]
     assert seen["batching"] is False
-    here = Fused(onnx.load(house.versions["bytes"] / "model.onnx"))
+    here = Guarded(onnx.load(house.versions["bytes"] / "model.onnx"))
     for images, answer in zip(requests, seen["answers"], strict=True):
         expected = here(images)
         assert answer["verdicts"] == expected.verdicts

@@ -20,7 +20,7 @@ from guard.errors import ArtifactError, SettingsError
 from guard.export.triton import TritonOptions, export_triton
 from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import write_tiny_artifact
-from tests.guard.fused_model import Fused
+from tests.guard.guarded_model import Guarded
 from tests.reference_check import images_and_boundary
 from tests.serving import infer_request, serving
 from tests.tiny_models import batch_coupled_classifier, linear_classifier
@@ -38,8 +38,8 @@ def export(artifact: Path, out: Path, **options: object) -> Path:
     return export_triton(TritonOptions(artifact, out, **options)).directory  # type: ignore[arg-type]
 
 
-def load(directory: Path) -> Fused:
-    return Fused(onnx.load(directory / "model.onnx"))
+def load(directory: Path) -> Guarded:
+    return Guarded(onnx.load(directory / "model.onnx"))
 
 
 def config_of(model: Path) -> pb.ModelConfig:
@@ -79,7 +79,7 @@ async def test_what_a_running_guard_refuses_under_enforce_gets_no_answer(
     broken = CLEAN[:1].copy()
     broken[0, 0, 0, 0] = np.nan
     images = [CLEAN[:1], SUSPICIOUS[:1], broken, CLEAN[:1] + 2.0]
-    fused = load(export(artifact, tmp_path / "triton"))
+    exported = load(export(artifact, tmp_path / "triton"))
     async with serving(artifact.parent.parent) as client:
         assert (await client.infer(infer_request(images[0]))).parameters[
             "guard_verdict"
@@ -87,7 +87,7 @@ async def test_what_a_running_guard_refuses_under_enforce_gets_no_answer(
         for image in images[1:]:
             await client.refusal(infer_request(image))
 
-    said = [fused(image) for image in images]
+    said = [exported(image) for image in images]
     assert [answer.verdicts for answer in said] == [["accept"], ["reject"], ["reject"], ["reject"]]
     assert [bool(np.isnan(answer.outputs).all()) for answer in said] == [False, True, True, True]
 

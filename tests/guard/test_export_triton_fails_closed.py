@@ -1,4 +1,4 @@
-"""Within the fused graph: what cannot be checked is not accepted, and under ``enforce`` gets no answer."""
+"""Within the guarded graph: what cannot be checked is not accepted, and under ``enforce`` gets no answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from guard.detection.threshold import Policy
 from tests.artifacts import make_profile, random_images
 from tests.guard.check_reference import bare_outputs
-from tests.guard.fused_model import Fused, fuse
+from tests.guard.guarded_model import Guarded, guarded
 from tests.tiny_models import linear_classifier, not_a_number_classifier
 
 
@@ -26,8 +26,8 @@ def test_what_cannot_be_checked_is_not_accepted(value: float, datatype: str, pol
     model = linear_classifier((3, 6, 7), datatype=datatype, gain=0.3)
     profile = make_profile(model, boundary_bits=0.0)
     images = random_images(profile, 3)
-    fused = Fused(fuse(model, profile, policy))
-    fit, seen = fused(images), fused(unfit(images, value))
+    exported = Guarded(guarded(model, profile, policy))
+    fit, seen = exported(images), exported(unfit(images, value))
 
     closed = "reject" if policy is Policy.ENFORCE else "unchecked"
     assert fit.verdicts == ["accept"] * 3
@@ -46,12 +46,12 @@ def test_values_just_within_the_tolerance_are_checked_and_just_beyond_are_not() 
     model = linear_classifier((3, 6, 7), gain=0.3)
     profile = make_profile(model, boundary_bits=0.0)
     images = random_images(profile, 3)
-    fused = Fused(fuse(model, profile))
+    exported = Guarded(guarded(model, profile))
     low, high = (float(bound.ravel()[0]) for bound in profile.input.value_range.tolerated())
     for bound, outwards in ((low, -np.inf), (high, np.inf)):
         beyond = float(np.nextafter(np.float32(bound), np.float32(outwards)))
-        assert fused(unfit(images, bound)).verdicts[1] == "accept"
-        assert fused(unfit(images, beyond)).verdicts[1] == "unchecked"
+        assert exported(unfit(images, bound)).verdicts[1] == "accept"
+        assert exported(unfit(images, beyond)).verdicts[1] == "unchecked"
 
 
 def test_a_range_given_per_channel_is_held_per_channel() -> None:
@@ -62,7 +62,7 @@ def test_a_range_given_per_channel_is_held_per_channel() -> None:
     images = np.zeros((3, 6, 7, 3), np.float32)
     images[:, 0, 0] = [[1.5, 0, 0], [0, 1.5, 0], [0, 0, -3.5]]
 
-    assert Fused(fuse(model, profile))(images).verdicts == ["unchecked", "accept", "unchecked"]
+    assert Guarded(guarded(model, profile))(images).verdicts == ["unchecked", "accept", "unchecked"]
 
 
 def test_uint8_images_beyond_a_narrow_range_are_not_accepted() -> None:
@@ -73,13 +73,13 @@ def test_uint8_images_beyond_a_narrow_range_are_not_accepted() -> None:
     images = np.full((2, 3, 6, 7), 100, np.uint8)
     images[1, 0, 0, 0] = 201
 
-    assert Fused(fuse(model, profile))(images).verdicts == ["accept", "unchecked"]
+    assert Guarded(guarded(model, profile))(images).verdicts == ["accept", "unchecked"]
 
 
 @pytest.mark.parametrize("policy", [Policy.ENFORCE, Policy.FLAG])
 def test_a_model_that_answers_nan_is_never_accepted(policy: Policy) -> None:
     model = not_a_number_classifier()
-    answer = Fused(fuse(model, make_profile(model, boundary_bits=0.0), policy))(
+    answer = Guarded(guarded(model, make_profile(model, boundary_bits=0.0), policy))(
         random_images(make_profile(model), 2)
     )
 

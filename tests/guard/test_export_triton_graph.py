@@ -1,4 +1,4 @@
-"""The fused graph says what the sidecar's check says, and lets nothing through that it did not check."""
+"""The guarded graph says what the sidecar's check says, and lets nothing through that it did not check."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from guard.detection.strip import mean_entropies
 from guard.detection.superimpose import BLEND_RULES, superimpose
 from guard.detection.threshold import Policy
 from guard.errors import UnfitModelError
-from guard.export.fused_check import parts_of
+from guard.export.parts import Parts
 from guard.runtime.check_graph import build_check_graph
 from guard.runtime.probing import take_probe
 from tests.artifacts import make_profile, random_images
 from tests.guard.check_reference import bare_outputs, open_classifier, overlays_of, reference_entropy
-from tests.guard.fused_model import Fused, fuse
+from tests.guard.guarded_model import Guarded, guarded
 from tests.tiny_models import conv_classifier, linear_classifier
 
 SCORE_TOLERANCE = 1e-5
@@ -66,7 +66,7 @@ def test_scores_outputs_verdicts_and_p_values_are_the_sidecars(
     means = sidecar.mean_entropy_bits
     profile = split_in_the_middle(profile, means)
 
-    answer = Fused(fuse(model, profile))(images)
+    answer = Guarded(guarded(model, profile))(images)
 
     np.testing.assert_allclose(answer.scores, -means, atol=SCORE_TOLERANCE)
     np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_scores_do_not_depend_on_how_many_overlays_go_into_a_pass(
     profile = make_profile(model, rounds=rounds)
     images = random_images(profile, 5)
 
-    answer = Fused(fuse(model, profile, overlays_per_pass=per_pass))(images)
+    answer = Guarded(guarded(model, profile, overlays_per_pass=per_pass))(images)
 
     np.testing.assert_allclose(answer.scores, numpy_scores(model, profile, images), atol=SCORE_TOLERANCE)
     np.testing.assert_allclose(answer.outputs, bare_outputs(model, images, None), atol=1e-5)
@@ -104,7 +104,8 @@ def test_scores_do_not_depend_on_how_many_overlays_go_into_a_pass(
 def test_the_parts_hold_the_image_once_with_every_overlay_and_little_else(
     n: int, most: int, rows: int
 ) -> None:
-    parts, weights = parts_of(n, most)
+    made = Parts.of(n, most)
+    parts, [weights] = made.overlays, made.weights(np.ones((1, n))).transpose(1, 0, 2)
 
     assert (parts.size, parts[0, 0], parts.shape[1] <= most) == (rows, -1, True)
     assert parts[weights == 1].tolist() == list(range(n))
@@ -118,7 +119,7 @@ def test_it_goes_around_models_of_any_opset_from_9_on(opset: int) -> None:
     profile = make_profile(model, blend="add_clip")
     images = random_images(profile, 3)
 
-    answer = Fused(fuse(model, profile))(images)
+    answer = Guarded(guarded(model, profile))(images)
 
     np.testing.assert_allclose(answer.scores, numpy_scores(model, profile, images), atol=SCORE_TOLERANCE)
 
@@ -130,7 +131,7 @@ def test_under_enforce_the_answers_of_rejected_rows_are_withheld_and_no_others()
     profile = split_in_the_middle(profile, -numpy_scores(model, profile, images))
 
     enforcing, flagging = (
-        Fused(fuse(model, profile, policy))(images) for policy in (Policy.ENFORCE, Policy.FLAG)
+        Guarded(guarded(model, profile, policy))(images) for policy in (Policy.ENFORCE, Policy.FLAG)
     )
 
     rejected = np.array(enforcing.verdicts) == "reject"
@@ -151,7 +152,7 @@ def test_a_mean_entropy_on_the_boundary_is_clean() -> None:
     profile = make_profile(model, classes=4)
     images = random_images(profile, 2)
     for bits, verdict in ((2.0, "accept"), (np.nextafter(2.0, 3.0), "flag")):
-        answer = Fused(fuse(model, with_boundary(profile, float(bits))))(images)
+        answer = Guarded(guarded(model, with_boundary(profile, float(bits))))(images)
         assert (answer.verdicts, answer.scores.tolist()) == ([verdict] * 2, [-2.0] * 2)
 
 
@@ -176,12 +177,12 @@ def test_graphs_within_the_model_read_the_blend_and_not_the_clients_image() -> N
     profile = make_profile(plain)
     images = random_images(profile, 3)
 
-    answer = Fused(fuse(with_a_branch(linear_classifier((3, 6, 7), gain=0.3)), profile))(images)
+    answer = Guarded(guarded(with_a_branch(linear_classifier((3, 6, 7), gain=0.3)), profile))(images)
 
     np.testing.assert_allclose(answer.scores, numpy_scores(plain, profile, images), atol=SCORE_TOLERANCE)
 
 
-def test_a_model_of_ir_version_3_with_weights_among_its_inputs_is_fused() -> None:
+def test_a_model_of_ir_version_3_with_weights_among_its_inputs_is_wrapped() -> None:
     model = linear_classifier((3, 6, 7), opset=9, gain=0.3)
     profile = make_profile(model)
     images = random_images(profile, 3)
@@ -190,7 +191,7 @@ def test_a_model_of_ir_version_3_with_weights_among_its_inputs_is_fused() -> Non
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
-    answer = Fused(fuse(model, profile))(images)
+    answer = Guarded(guarded(model, profile))(images)
 
     np.testing.assert_allclose(answer.scores, expected, atol=SCORE_TOLERANCE)
 
@@ -201,16 +202,16 @@ def test_it_is_valid_onnx_with_the_models_own_tensors_and_ours(policy: Policy, b
     model = linear_classifier(batch=batch)
     before = model.SerializeToString()
 
-    fused = fuse(model, make_profile(model, blend="add_clip"), policy)
+    exported = guarded(model, make_profile(model, blend="add_clip"), policy)
 
-    onnx.checker.check_model(fused, full_check=True)
+    onnx.checker.check_model(exported, full_check=True)
     assert model.SerializeToString() == before
-    assert [value.name for value in fused.graph.input] == ["images"]
-    assert [value.name for value in fused.graph.output] == [
+    assert [value.name for value in exported.graph.input] == ["images"]
+    assert [value.name for value in exported.graph.output] == [
         *("logits", "guard_score", "guard_verdict", "guard_p_value")
     ]
-    assert fused.graph.input[0] == model.graph.input[0]
-    assert fused.graph.output[0] == model.graph.output[0]
+    assert exported.graph.input[0] == model.graph.input[0]
+    assert exported.graph.output[0] == model.graph.output[0]
 
 
 @pytest.mark.parametrize("name", ["guard_score", "guard_verdict", "guard_p_value"])
@@ -218,7 +219,7 @@ def test_a_model_with_a_tensor_named_as_our_outputs_is_refused(name: str) -> Non
     model = linear_classifier()
     model.graph.node[0].output[0] = model.graph.node[1].input[0] = name
     with pytest.raises(UnfitModelError, match=f"has a tensor named '{name}', which is the name of an output"):
-        fuse(model, make_profile(model))
+        guarded(model, make_profile(model))
 
 
 def test_a_model_that_was_wrapped_before_is_refused() -> None:
@@ -232,4 +233,4 @@ def test_a_model_that_was_wrapped_before_is_refused() -> None:
         blend=profile.check.blend_rule,
     )
     with pytest.raises(UnfitModelError, match="was the model wrapped before"):
-        fuse(wrapped, profile)
+        guarded(wrapped, profile)

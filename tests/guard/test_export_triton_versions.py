@@ -11,7 +11,7 @@ from guard.detection.threshold import Policy
 from guard.errors import ArtifactError
 from guard.export.triton import TritonOptions, export_triton
 from tests.artifacts import write_tiny_artifact
-from tests.guard.fused_model import Fused
+from tests.guard.guarded_model import Guarded
 from tests.reference_check import images_and_boundary
 from tests.tiny_models import linear_classifier
 
@@ -27,8 +27,8 @@ def export(artifact: Path, out: Path, **options: object) -> Path:
     return export_triton(TritonOptions(artifact, out, **options)).directory  # type: ignore[arg-type]
 
 
-def load(directory: Path) -> Fused:
-    return Fused(onnx.load(directory / "model.onnx"))
+def load(directory: Path) -> Guarded:
+    return Guarded(onnx.load(directory / "model.onnx"))
 
 
 def test_the_next_export_is_the_next_version_and_touches_nothing_else(artifact: Path, tmp_path: Path) -> None:

@@ -1,22 +1,24 @@
-"""The fused graph in ONNX Runtime, for tests."""
+"""The guarded graph in ONNX Runtime, for tests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from guard.artifact import Profile
+from guard.artifact import Artifact, Profile
+from guard.detection.measurements import Measures
 from guard.detection.threshold import Policy
-from guard.export.fused_graph import build_fused_graph
+from guard.export.guarded_graph import build_guarded_graph
 from tests.guard.check_reference import overlays_of
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the fused graph said, one row an image."""
+    """What the guarded graph said, one row an image."""
 
     outputs: np.ndarray
     scores: np.ndarray
@@ -24,14 +26,14 @@ class Answer:
     p_values: np.ndarray
 
 
-class Fused:
-    """A fused graph, loaded."""
+class Guarded:
+    """A guarded graph, loaded."""
 
-    def __init__(self, fused: onnx.ModelProto) -> None:
+    def __init__(self, graph: onnx.ModelProto) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(
-            fused.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
     def __call__(self, images: np.ndarray) -> Answer:
@@ -43,13 +45,13 @@ class Fused:
         return Answer(outputs, scores[:, 0], verdicts[:, 0].tolist(), p_values[:, 0])
 
 
-def fuse(
-    model: onnx.ModelProto, profile: Profile, policy: Policy = Policy.FLAG, overlays_per_pass: int = 4
+def guarded(
+    model: onnx.ModelProto,
+    profile: Profile,
+    policy: Policy = Policy.FLAG,
+    overlays_per_pass: int = 4,
+    measures: Measures | None = None,
 ) -> onnx.ModelProto:
-    return build_fused_graph(
-        model,
-        profile=profile,
-        overlays=overlays_of(profile),
-        policy=policy,
-        overlays_per_pass=overlays_per_pass,
-    )
+    """Return the graph of a model that is on no disk."""
+    artifact = Artifact(Path("tiny", "1"), "1", "", model, overlays_of(profile), profile, None, measures)
+    return build_guarded_graph(artifact, policy=policy, overlays_per_pass=overlays_per_pass)

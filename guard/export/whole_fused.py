@@ -1,0 +1,223 @@
+r"""The fused detector in the guarded graph: what :class:`guard.detection.fused.Fused` scores over N blends.
+
+Within the loop every blend is compared with what clean inputs of its image's class answer under its overlay:
+
+::
+
+    predicted (n) = argmax of the answers to the images themselves, which come first in the loop
+    e (p, k) = expected[predicted, overlay]                      one row of the table a pair
+    departure (p) = 1 − Σ_j √q_j √e_j,   surprise (p) = −Σ_j q_j log₂((1 − ε) e_j + ε / k)
+    kept (p) = q[predicted]
+    sums (3 + s, n) += entropy, departure, surprise; kept by the overlays' class, over the number of those
+
+After it the sums become statistics, on the scales of the profile, and the highest is the score. The table of
+expected answers lies within the body, in the file once.
+
+An image has no class where an answer to itself is not finite, and then it was not checked; nor was it where
+a sum is not finite, whatever a maximum over NaN may be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from guard.artifact import FusedRecord, OutputSpec
+from guard.detection.measurements import MEANS, Measures
+from guard.detection.responses import EPSILON
+from guard.detection.stratified import Strata
+from guard.export.idioms import add_all, add_highest, add_row_sums
+from guard.export.parts import Part
+from guard.export.whole_detector import add_entropy_sum
+from guard.runtime.check_graph import IMAGE_INDEX, probabilities_name
+from guard.runtime.node_list import NodeList
+
+__all__ = ["WholeFused"]
+
+_MEANS = 3  # entropy, departure and surprise, in the order of MEANS's columns
+_MOST = 1e30
+
+
+@dataclass(frozen=True, eq=False)
+class WholeFused:
+    """The fused detector over all N blends.
+
+    Attributes:
+        record: Which statistics, and their scales.
+        measures: What clean inputs answer.
+        sink: The model's output.
+    """
+
+    record: FusedRecord
+    measures: Measures
+    sink: OutputSpec
+
+    @property
+    def n_sums(self) -> int:
+        """Of three measurements, and one for each class that overlays have."""
+        strata = self.measures.strata
+        return _MEANS + (0 if strata is None else len(strata.classes))
+
+    def add_part_sums(self, g: NodeList, part: Part) -> str:
+        """Add the sums of entropies, departures, surprises, and of probabilities kept by stratum."""
+        predicted = _add_predicted(g, part.logits)
+        classes = g.node("Gather", [predicted, IMAGE_INDEX], g.prefix + "class_of_pair", axis=0)
+        expected = self._add_expected(g, part, classes)
+        probabilities = probabilities_name(self.sink)
+        all_of_them = np.ones((1, self._n_overlays))
+        sums = [
+            add_entropy_sum(g, part, self._n_overlays),
+            part.add_sums(g, self._add_departure(g, probabilities, expected), all_of_them, g.prefix + "far"),
+            part.add_sums(g, self._add_surprise(g, probabilities, expected), all_of_them, g.prefix + "odd"),
+        ]
+        if self.measures.strata is not None:
+            kept = self._add_kept(g, probabilities, classes)
+            sums.append(part.add_sums(g, kept, _shares(self.measures.strata), g.prefix + "strata"))
+        return g.node("Concat", sums, g.prefix + "part_sums", axis=0)
+
+    def add_values(self, g: NodeList, sums: str, logits: str) -> tuple[str, list[str]]:
+        """Add minus the scores; without a class, or a finite sum, an image was not checked."""
+        rows = [self._add_means(g, sums)] if self._means else []
+        if "stratified" in self.record.statistics:
+            rows.append(self._add_stratified(g, sums, logits))
+        statistics = g.node("Concat", rows, g.prefix + "statistics", axis=0)
+        score = add_highest(g, self._add_standardised(g, statistics), len(self._order), g.prefix + "highest")
+        column = g.constant("column", np.array([-1, 1], np.int64))
+        value = g.node("Reshape", [g.node("Neg", [score], g.prefix + "minus"), column], g.prefix + "value")
+        return value, [self._add_has_class(g, logits), _add_finite(g, sums)]
+
+    @property
+    def _n_overlays(self) -> int:
+        return int(self.measures.responses.expected.shape[1])
+
+    @property
+    def _means(self) -> list[str]:
+        return [name for name in self.record.statistics if name in MEANS]
+
+    @property
+    def _order(self) -> list[int]:
+        """Places of the statistics as the graph has them: means first."""
+        names = list(self.record.statistics)
+        return sorted(range(len(names)), key=lambda place: names[place] not in MEANS)
+
+    def _add_expected(self, g: NodeList, part: Part, classes: str) -> str:
+        """Add the row of the table for each pair, float32 (p, k)."""
+        table = self.measures.responses.expected
+        rows = g.constant("expected", table.reshape(-1, table.shape[2]))
+        first = g.node(
+            "Mul", [classes, g.constant("m", np.array(table.shape[1], np.int64))], g.prefix + "row_0"
+        )
+        within = g.constant("columns", np.maximum(part.parts.overlays, 0))  # -1 means nothing, and weighs 0
+        column = g.node("Gather", [within, part.number], g.prefix + "columns_of_part", axis=0)
+        upright = g.node("Reshape", [column, g.constant("upright", np.array([-1, 1]))], g.prefix + "upright_")
+        spread = g.node("Expand", [upright, part.shape], g.prefix + "column_table")
+        flat = g.node("Reshape", [spread, g.constant("line", np.array([-1]))], g.prefix + "column_of_pair")
+        row = g.node("Add", [first, flat], g.prefix + "row_of_pair")
+        return g.node("Gather", [rows, row], g.prefix + "expected_of_pair", axis=0)
+
+    def _add_departure(self, g: NodeList, probabilities: str, expected: str) -> str:
+        roots = [
+            g.node("Sqrt", [name], g.prefix + f"root_{place}")
+            for place, name in enumerate((probabilities, expected))
+        ]
+        overlap = self._add_sum(g, g.node("Mul", roots, g.prefix + "overlaps"), "overlap")
+        one, zero = (
+            g.constant(f"{name}_fp64", np.array(name == "one", np.float64)) for name in ("one", "no")
+        )
+        far = g.node("Sub", [one, overlap], g.prefix + "one_less")
+        negative = g.node("Less", [far, zero], g.prefix + "far_negative")
+        return g.node("Where", [negative, zero, far], g.prefix + "departure")  # NaN stays NaN
+
+    def _add_surprise(self, g: NodeList, probabilities: str, expected: str) -> str:
+        classes = self.sink.classes
+        share = g.constant("share", np.array(1 - EPSILON, np.float32))
+        rest = g.constant("rest", np.array(EPSILON / classes, np.float32))
+        mixed = g.node("Add", [g.node("Mul", [expected, share], g.prefix + "most"), rest], g.prefix + "mixed")
+        log = g.node("Log", [mixed], g.prefix + "log_expected")
+        bits = g.node("Mul", [log, g.constant("bit", np.array(-1 / math.log(2), np.float32))], g.prefix + "b")
+        return self._add_sum(g, g.node("Mul", [probabilities, bits], g.prefix + "surprises"), "surprise")
+
+    def _add_kept(self, g: NodeList, probabilities: str, classes: str) -> str:
+        """Add the probability of each pair's own class, float64 (p, 1); NaN elsewhere in the row is NaN."""
+        numbers = g.constant("numbers", np.arange(self.sink.classes)[None])
+        upright = g.constant("class_column", np.array([-1, 1]))
+        column = g.node("Reshape", [classes, upright], g.prefix + "class_of_pair_column")
+        own = g.node(
+            "Cast",
+            [g.node("Equal", [numbers, column], g.prefix + "own")],
+            g.prefix + "own_1",
+            to=TensorProto.FLOAT,
+        )
+        return self._add_sum(g, g.node("Mul", [probabilities, own], g.prefix + "kept_alone"), "kept_of_own")
+
+    def _add_sum(self, g: NodeList, table: str, name: str) -> str:
+        wide = g.node("Cast", [table], g.prefix + name + "_wide", to=TensorProto.DOUBLE)
+        return add_row_sums(g, wide, self.sink.classes, g.prefix + name)
+
+    def _add_means(self, g: NodeList, sums: str) -> str:
+        """Add the statistics that are means, float64 (s, n)."""
+        rows = g.constant("mean_rows", np.array([MEANS[name] for name in self._means], np.int64))
+        signs = [-1.0 if name == "strip" else 1.0 for name in self._means]
+        counts = g.constant("counts", self._n_overlays * np.array(signs)[:, None])
+        return g.node(
+            "Div", [g.node("Gather", [sums, rows], g.prefix + "of", axis=0), counts], g.prefix + "means"
+        )
+
+    def _add_stratified(self, g: NodeList, sums: str, logits: str) -> str:
+        """Add the highest residual of a stratum that is not the image's own class, float64 (1, n)."""
+        strata = self.measures.strata
+        if strata is None:
+            raise ValueError("stratified: expected overlays of two classes or more")
+        height = len(strata.classes)
+        rows = g.constant("stratum_rows", np.arange(_MEANS, _MEANS + height))
+        kept = g.node("Gather", [sums, rows], g.prefix + "kept_by_stratum", axis=0)
+        predicted = _add_predicted(g, logits)
+        usual = g.constant("stratum_means", np.ascontiguousarray(strata.means.T))
+        usual = g.node("Gather", [usual, predicted], g.prefix + "usually_kept", axis=1)
+        more = g.node("Sub", [kept, usual], g.prefix + "kept_more")
+        residual = g.node(
+            "Div", [more, g.constant("spreads", strata.spreads[:, None])], g.prefix + "residuals"
+        )
+        own = g.node(
+            "Equal", [g.constant("stratum_classes", strata.classes[:, None]), predicted], g.prefix + "of_own"
+        )
+        nothing = g.constant("says_nothing", np.array(-np.inf))
+        others = g.node("Where", [own, nothing, residual], g.prefix + "residuals_of_others")
+        return add_highest(g, others, height, g.prefix + "stratified")
+
+    def _add_standardised(self, g: NodeList, statistics: str) -> str:
+        centres, scales = (
+            np.array(values, np.float64)[self._order][:, None]
+            for values in (self.record.centres, self.record.scales)
+        )
+        centred = g.node("Sub", [statistics, g.constant("centres", centres)], g.prefix + "centred")
+        return g.node("Div", [centred, g.constant("scales", scales)], g.prefix + "standardised")
+
+    def _add_has_class(self, g: NodeList, logits: str) -> str:
+        size = g.node("Abs", [logits], g.prefix + "logits_size")
+        infinite = g.constant("infinite", np.array(np.inf, np.float32))
+        finite = g.node("Less", [size, infinite], g.prefix + "logits_finite")
+        return add_all(g, finite, self.sink.classes, g.prefix + "has_class")
+
+
+def _shares(strata: Strata) -> np.ndarray:
+    """Return the weight of each overlay in its stratum's mean, (s, N)."""
+    members = strata.overlay_classes[None] == strata.classes[:, None]
+    shares: np.ndarray = members / members.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _add_predicted(g: NodeList, logits: str) -> str:
+    return g.node("ArgMax", [logits], g.prefix + "predicted", axis=1, keepdims=0)
+
+
+def _add_finite(g: NodeList, sums: str) -> str:
+    """Add whether the sums of entropy, departure and surprise are all finite, (n, 1)."""
+    rows = g.constant("measured_rows", np.arange(_MEANS))
+    measured = g.node("Gather", [sums, rows], g.prefix + "measured", axis=0)
+    by_image = g.node("Transpose", [measured], g.prefix + "measured_by_image", perm=[1, 0])
+    below = g.node("Less", [by_image, g.constant("most", np.array(_MOST))], g.prefix + "measured_finite")
+    return add_all(g, below, _MEANS, g.prefix + "all_measured")
