@@ -21,7 +21,7 @@ import numpy as np
 from calibration.detector_choice import choose_detector
 from calibration.options import CalibrateOptions
 from calibration.outputs import accuracy_of, kind_of
-from calibration.picture import entropy_picture
+from calibration.picture import entropy_picture, score_picture
 from calibration.progress import Progress, StageClock
 from calibration.report import CalibrationReport, Findings, machine, package_versions
 from calibration.scored import Scored, score
@@ -106,11 +106,19 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         measures=None if scored.fit is None else scored.fit.measures,
         extra_files={
             "report.json": findings.to_json(),
-            "entropies.png": entropy_picture(means, boundary, options.model_name),
+            **_picture(profile),
             **(extra_files or {}),
         },
     )
     return CalibrationReport(artifact, findings)
+
+
+def _picture(profile: Profile) -> dict[str, bytes]:
+    if profile.fused is not None:
+        scores = np.array(profile.fused.clean_scores)
+        return {"scores.png": score_picture(scores, profile.fused.boundary, profile.model_name)}
+    means = np.array(profile.calibration.clean_entropies_bits)
+    return {"entropies.png": entropy_picture(means, profile.boundary, profile.model_name)}
 
 
 def _predict(subject: Subject, options: CalibrateOptions) -> Logits:

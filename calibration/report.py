@@ -187,7 +187,8 @@ class CalibrationReport:
             yield "refused from", f"{_value_text(block)}, {_method_text(block)}"
             yield "", _promise_text(block)
         yield "mean passes", f"{record.mean_passes_clean:.2f} of {check.n_overlays} per clean input"
-        yield "artifact", f"{self.artifact} (report.json and entropies.png inside)"
+        picture = "entropies.png" if profile.fused is None else "scores.png"
+        yield "artifact", f"{self.artifact} (report.json and {picture} inside)"
 
     def _detector_text(self) -> str:
         fused, why = self.findings.profile.fused, self.findings.why_strip

@@ -26,7 +26,7 @@ from benchmarks.demo.picture import draw
 from benchmarks.demo.trigger import load_trigger
 from benchmarks.sidecar import sidecar
 from guard.artifact import Artifact, read_artifact
-from guard.detection.strip import mean_entropies
+from guard.artifact.fused_record import fused_detector
 from guard.runtime.onnx_classifier import OnnxClassifier
 
 MODEL = Path(__file__).with_name("model.onnx")
@@ -95,9 +95,9 @@ def main() -> None:
         traffic,
         clean,
         triggered,
-        entropies(artifact, traffic.clean),
-        entropies(artifact, traffic.triggered),
-        artifact.profile.boundary.boundary_bits,
+        scores(artifact, traffic.clean),
+        scores(artifact, traffic.triggered),
+        artifact.profile.fused.boundary.boundary,
     )
     show_loop(report, loop.digests)
     missed = [name for name, kept in promises(report).items() if not kept]
@@ -179,10 +179,14 @@ quarantine_dir = "{OUT / "quarantine"}"
     return settings
 
 
-def entropies(artifact: Artifact, images: np.ndarray) -> np.ndarray:
-    """Return the mean entropy over all N overlays, for the picture; the sidecar stops earlier."""
+def scores(artifact: Artifact, images: np.ndarray) -> np.ndarray:
+    """Return the score over all N overlays, for the picture; the sidecar stops earlier."""
     profile = artifact.profile
-    n_overlays = profile.check.n_overlays
+    assert profile.fused is not None
+    assert artifact.measures is not None
+    detector = fused_detector(profile.fused, artifact.measures, profile.check.rounds, takes_logits=True)
+    overlays = np.arange(-1, profile.check.n_overlays, dtype=np.int64)
+    measured = []
     with OnnxClassifier.open(
         artifact.model,
         source=profile.input,
@@ -191,10 +195,11 @@ def entropies(artifact: Artifact, images: np.ndarray) -> np.ndarray:
         overlays=artifact.overlays,
         blend=profile.check.blend_rule,
     ) as classifier:
-        overlay_index = np.arange(n_overlays, dtype=np.int64)
-        one = np.zeros(n_overlays, np.int64)
-        rows = [classifier.check(image[None], one, overlay_index)[1] for image in images]
-    return mean_entropies(np.stack(rows))
+        for image in images:
+            logits, bits = classifier.check(image[None], np.zeros(len(overlays), np.int64), overlays)
+            predicted = np.full(len(overlays), logits[0].argmax())
+            measured.append(detector.measure(predicted, overlays, logits, bits)[1:])
+    return detector.scores(np.stack(measured))
 
 
 def summarise(
@@ -216,11 +221,11 @@ def summarise(
         "asr_unguarded": unguarded.asr,
         "asr_guarded": float(np.mean([answer.label == target for answer in triggered])),
         "frr": float(np.mean([answer.rejected for answer in clean])),
-        "frr_certified": artifact.profile.boundary.certified_frr,
+        "frr_certified": artifact.profile.promise.certified_frr,
         "far": float(np.mean([not answer.rejected for answer in triggered])),
         "mean_passes_clean": float(np.mean([answer.passes or n_overlays for answer in clean])),
         "n_overlays": n_overlays,
-        "boundary_bits": artifact.profile.boundary.boundary_bits,
+        "detector": artifact.profile.check.detector,
         "blend": artifact.profile.check.blend,
         "p50_ms": float(np.percentile(milliseconds, 50)),
         "p99_ms": float(np.percentile(milliseconds, 99)),

@@ -26,9 +26,9 @@ def draw(
     traffic: Traffic,
     clean: list[Answer],
     triggered: list[Answer],
-    clean_entropies: np.ndarray,
-    triggered_entropies: np.ndarray,
-    boundary_bits: float,
+    clean_scores: np.ndarray,
+    triggered_scores: np.ndarray,
+    boundary: float,
 ) -> None:
     figure = plt.figure(figsize=(12, 7.6), layout="constrained")
     grid = figure.add_gridspec(3, EXAMPLES, height_ratios=(1, 1, 2.2))
@@ -47,7 +47,7 @@ def draw(
                 _verdict(answers[column], traffic.class_names),
                 colour,
             )
-    _histograms(figure.add_subplot(grid[2, :]), clean_entropies, triggered_entropies, boundary_bits)
+    _histograms(figure.add_subplot(grid[2, :]), clean_scores, triggered_scores, boundary)
     figure.suptitle("A backdoored classifier behind the guard: what was sent (above), what came back (below)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -65,15 +65,15 @@ def _example(axes: Axes, image: np.ndarray, title: str, verdict: str, colour: st
     axes.set_yticks([])
 
 
-def _histograms(axes: Axes, clean: np.ndarray, triggered: np.ndarray, boundary_bits: float) -> None:
-    bins = np.linspace(0, max(clean.max(), triggered.max()), 61)
+def _histograms(axes: Axes, clean: np.ndarray, triggered: np.ndarray, boundary: float) -> None:
+    bins = np.linspace(min(clean.min(), triggered.min()), max(clean.max(), triggered.max()), 81)
     weight = [np.full(len(values), 100 / len(values)) for values in (clean, triggered)]
     axes.hist(clean, bins, weights=weight[0], color=CLEAN, alpha=0.75, label=f"{len(clean)} clean images")
     axes.hist(
         triggered, bins, weights=weight[1], color=TRIGGERED, alpha=0.75, label=f"{len(triggered)} triggered"
     )
-    axes.axvline(boundary_bits, color=LINE, linestyle="--", label=f"boundary {boundary_bits:.3f} bits")
+    axes.axvline(boundary, color=LINE, linestyle="--", label=f"boundary {boundary:.3f}")
     axes.set_yscale("log")
-    axes.set_xlabel("mean prediction entropy over the blends, bits (below the boundary: rejected)")
+    axes.set_xlabel("score over all blends (above the boundary: rejected)")
     axes.set_ylabel("share of images, %")
     axes.legend(frameon=False)

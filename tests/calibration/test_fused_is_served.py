@@ -27,7 +27,8 @@ BLOCK = {"frr": 0.05, "block_frr": 0.02}
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.calibrate.entropy_picture", lambda *_: b"a picture")
+    for picture in ("entropy_picture", "score_picture"):
+        monkeypatch.setattr(f"calibration.calibrate.{picture}", lambda *_: b"a picture")
 
 
 def calibrated(folder: Path, softmax: bool = False, **changes: object) -> CalibrationReport:
