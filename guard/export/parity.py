@@ -25,9 +25,9 @@ from guard.detection.threshold import Policy, Verdict
 from guard.errors import UnfitModelError
 from guard.export.guarded_graph import with_boundaries
 from guard.export.judgement import P_VALUE, SCORE, VERDICT, Tiers, words_of
-from guard.export.sidecar_values import sidecar_values
 from guard.runtime.onnx_classifier import ORT_ERRORS
 from guard.runtime.probing import Answers
+from guard.runtime.score_shift import full_scores
 
 __all__ = ["SCORE_TOLERANCE", "Parity", "check_parity"]
 
@@ -41,6 +41,7 @@ _OUTPUT_TOLERANCE: Final = {"FP32": 1e-4, "FP16": 1e-2}
 _LOAD_ERRORS: Final[tuple[type[Exception], ...]] = (*ORT_ERRORS, ValueError)
 _BELOW_ALL, _ABOVE_ALL = -1e15, 1e15
 _CLEAN, _RANDOM = 8, 8
+_MAX_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def check_parity(
     """
     profile = artifact.profile
     images = _images(artifact)
-    values = sidecar_values(classifier, detector, images)
+    values = -full_scores(classifier, detector, images, max_pairs=_MAX_PAIRS)
     bare = _bare_outputs(artifact, images)
     scores_off, outputs_off = [], []
     for graph, tiers in _trials(guarded, Tiers.of(profile)):

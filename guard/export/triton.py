@@ -85,10 +85,14 @@ def export_triton(options: TritonOptions) -> Exported:
     """
     name = _checked_name(options)
     held: list[Artifact] = []
-    model = load_model(name, options.artifact, RuntimeOptions(device="cpu"), approve=held.append)
+
+    def approve(artifact: Artifact) -> None:
+        _check_exportable(artifact)
+        held.append(artifact)
+
+    model = load_model(name, options.artifact, RuntimeOptions(device="cpu"), approve=approve)
     try:
         [artifact] = held
-        _check_datatypes(artifact)
         config = config_text(
             name, artifact.profile, backend=options.backend, max_batch_size=options.max_batch_size
         )
@@ -109,7 +113,18 @@ def export_triton(options: TritonOptions) -> Exported:
     return Exported(directory, parity, artifact.profile.check.n_overlays)
 
 
-def _check_datatypes(artifact: Artifact) -> None:
+def _check_exportable(artifact: Artifact) -> None:
+    precision, fused = artifact.profile.check.precision, artifact.profile.fused
+    if precision != "exact":
+        raise UnfitModelError(
+            f"{artifact.directory}: calibrated in precision {precision!r}, which `guard serve` can serve in, "
+            f"but which a graph does not hold to; calibrate with --precision exact"
+        )
+    if fused is not None and "layers" in fused.statistics:
+        raise UnfitModelError(
+            f"{artifact.directory}: its score looks at the model's layers, as `guard serve` can, but a graph "
+            f"that is exported cannot; calibrate without the statistic 'layers'"
+        )
     if "BF16" in {artifact.profile.input.datatype, artifact.profile.output.datatype}:
         raise UnfitModelError(
             f"{artifact.directory}: the model takes or gives bfloat16, which `guard serve` can serve, but "
