@@ -44,6 +44,7 @@ proto: $(VENV)/.developer  ## Make the gRPC stubs from proto/
 
 bench: $(VENV)/.developer  ## Measure the serving path; writes benchmarks/results
 	$(BIN)/python -m benchmarks.bench_check
+	$(BIN)/python -m benchmarks.bench_calls
 
 bench-serving: $(VENV)/.developer peers  ## Measure Triton alone, through the guard and through Envoy (ten minutes)
 	$(BIN)/python -m benchmarks.bench_serving
