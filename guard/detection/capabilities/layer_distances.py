@@ -64,7 +64,7 @@ class LayerDistances:
 
     widths: tuple[int, ...]
     centres: Float32[np.ndarray, "k d"]
-    whitening: tuple[Float32[np.ndarray, "w w"], ...]
+    whitening: tuple[Float32[np.ndarray, "_ _"], ...]
 
     def scores(
         self, predicted: Int64[np.ndarray, " n"], features: Float[np.ndarray, "n d"]
