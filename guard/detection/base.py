@@ -35,12 +35,14 @@ class Evidence:
         entropy_sum: Sum of the entropies seen, bits.
         passes: Number of blends seen.
         distance: Layer distance of the input itself; None where the detector looks at no layers.
-        measured: What else the detector measured, an array a round.
+        sums: Of what else was measured of the blends seen, those that the detector needs after each round.
+        measured: All that was measured, an array a round.
     """
 
     entropy_sum: float = 0.0
     passes: int = 0
     distance: float | None = None
+    sums: tuple[float, ...] = ()
     measured: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
 
 

@@ -16,7 +16,11 @@ that the full score rejects, so the rate holds too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, isfinite
+from operator import add
 from typing import ClassVar, Final
 
 import numpy as np
@@ -34,6 +38,8 @@ from guard.detection.plan import CheckPlan
 __all__ = ["Early", "Fused", "outcomes"]
 
 _NEVER_NEGATIVE: Final = ("departure", "surprise")
+_SUMMED: Final = 3  # entropy, departure, surprise: the columns that are means
+_Scale = tuple[Statistic, float, float]
 
 _Measured = Float64[np.ndarray, "n m 4"]
 _Distances = Float64[np.ndarray, " n"] | None
@@ -99,26 +105,25 @@ class Fused:
 
     def update(self, evidence: Evidence, measured: Float[np.ndarray, "r 4"]) -> Evidence:
         """Return the evidence after the next round's blends, in the plan's order of overlays."""
-        entropies = float(measured[:, ENTROPY].sum())
+        new: list[float] = measured[:, :_SUMMED].sum(axis=0).tolist()
+        sums = tuple(map(add, evidence.sums, new)) if evidence.sums else tuple(new)
         return replace(
             evidence,
-            entropy_sum=evidence.entropy_sum + entropies,
+            entropy_sum=sums[ENTROPY],
             passes=evidence.passes + len(measured),
+            sums=sums,
             measured=(*evidence.measured, measured),
         )
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
-        measured, distances = _together(evidence), _distance(evidence)
-        if not np.isfinite(measured[:, :, :3]).all() or not self._is_known(distances):
+        if not all(map(isfinite, evidence.sums)) or not self._is_known(evidence.distance):
             return Decision.FAILED
         if evidence.passes >= self.plan.n_overlays:
-            return self._tier(float(self.scores(measured, distances)[0]))
-        early = self._early_after(evidence.passes)
-        if early is not None and self._partial(early, measured, distances)[0] < early.below:
+            return self._tier(self._whole(evidence))
+        if self._accepted(evidence) is not None:
             return Decision.CLEAN
-        certain = self._certain(measured, distances)[0] > self._highest_boundary
-        return Decision.SUSPICIOUS if certain else None
+        return Decision.SUSPICIOUS if self._at_least(evidence) > self._highest_boundary else None
 
     def score(self, evidence: Evidence) -> float:
         """Return the score over the blends seen.
@@ -126,13 +131,10 @@ class Fused:
         Over all N it is what boundaries are compared with. Of an input that was accepted early it is
         that of the blends seen, on their own scale; of one that was rejected early a lower bound.
         """
-        measured, distances = _together(evidence), _distance(evidence)
         if evidence.passes >= self.plan.n_overlays:
-            return float(self.scores(measured, distances)[0])
-        early = self._early_after(evidence.passes)
-        if early is not None and (score := self._partial(early, measured, distances)[0]) < early.below:
-            return float(score)
-        return float(self._certain(measured, distances)[0])
+            return self._whole(evidence)
+        accepted = self._accepted(evidence)
+        return self._at_least(evidence) if accepted is None else accepted
 
     def p_value(self, evidence: Evidence, clean_values: Float64[np.ndarray, " n"]) -> float:
         """Return the p-value of a decided input: 1 if accepted early, an upper bound if rejected early.
@@ -141,7 +143,7 @@ class Fused:
             evidence: Of the input.
             clean_values: Minus the scores over all N blends of clean inputs, ascending.
         """
-        if evidence.passes < self.plan.n_overlays and self.decide(evidence) is Decision.CLEAN:
+        if evidence.passes < self.plan.n_overlays and self._accepted(evidence) is not None:
             return 1.0
         return p_value(-self.score(evidence), clean_values)
 
@@ -165,8 +167,36 @@ class Fused:
     def _highest_boundary(self) -> float:
         return self.boundary if self.block_boundary is None else self.block_boundary
 
-    def _is_known(self, distances: _Distances) -> bool:
-        return self.layers is None or (distances is not None and bool(np.isfinite(distances).all()))
+    def _is_known(self, distance: float | None) -> bool:
+        return self.layers is None or (distance is not None and isfinite(distance))
+
+    def _whole(self, evidence: Evidence) -> float:
+        """Return the score of an input of which all N blends were measured."""
+        distances = None if evidence.distance is None else np.array([evidence.distance])
+        return float(self.scores(np.concatenate(evidence.measured)[None], distances)[0])
+
+    def _accepted(self, evidence: Evidence) -> float | None:
+        """Return the score of the blends seen if it accepts the input, else None."""
+        rule = self._rules.get(evidence.passes)
+        if rule is None:
+            return None
+        scales, below = rule
+        score = _highest(scales, evidence, evidence.passes)
+        return score if score < below else None
+
+    def _at_least(self, evidence: Evidence) -> float:
+        """Return what the score over all N blends is at least."""
+        return _highest(self._never_falling, evidence, self.plan.n_overlays)
+
+    @cached_property
+    def _rules(self) -> Mapping[int, tuple[tuple[_Scale, ...], float]]:
+        """When to accept, as plain numbers: this runs for every input in every round."""
+        return {early.passes: (_scales(self.known_early, early.fusion), early.below) for early in self.early}
+
+    @cached_property
+    def _never_falling(self) -> tuple[_Scale, ...]:
+        scales = _scales(self.statistics, self.fusion)
+        return tuple(one for one in scales if one[0] in _NEVER_NEGATIVE or one[0] == "layers")
 
     def _tier(self, score: float) -> Decision:
         if score > self._highest_boundary:
@@ -223,9 +253,17 @@ def outcomes(
     return found, passes
 
 
-def _together(evidence: Evidence) -> Float64[np.ndarray, "1 m 4"]:
-    return np.concatenate(evidence.measured)[None] if evidence.measured else np.empty((1, 0, 4))
+def _scales(names: tuple[Statistic, ...], fusion: Fusion) -> tuple[_Scale, ...]:
+    return tuple(zip(names, fusion.centres.tolist(), fusion.scales.tolist(), strict=True))
 
 
-def _distance(evidence: Evidence) -> Float64[np.ndarray, " 1"] | None:
-    return None if evidence.distance is None else np.array([evidence.distance])
+def _highest(scales: tuple[_Scale, ...], evidence: Evidence, passes: int) -> float:
+    """Return the highest of the standardised statistics, sums taken as means over ``passes``."""
+    highest = -inf
+    for name, centre, scale in scales:
+        if name == "layers":
+            value = -inf if evidence.distance is None else evidence.distance
+        else:
+            value = evidence.sums[MEANS[name]] / passes
+        highest = max(highest, ((-value if name == "strip" else value) - centre) / scale)
+    return highest
