@@ -33,7 +33,7 @@ class Export:
             "--policy",
             choices=["enforce", "flag"],
             default="enforce",
-            help="enforce: what is not accepted gets NaN for an answer; flag: every answer is given "
+            help="enforce: what is refused gets NaN for an answer; flag: every answer is given "
             "(default enforce)",
         )
         triton.add_argument(
@@ -68,10 +68,10 @@ class Export:
                 max_batch_pairs=arguments.max_batch_pairs,
             )
         )
-        parity = exported.parity
+        parity, unit = exported.parity, " bits" if exported.detector == "strip" else ""
         print(f"{exported.directory}: written")
         print(f"  compared  {parity.images} images with the sidecar and the bare model")
-        print(f"            scores within {parity.score_difference:.1e} bits, ", end="")
+        print(f"            scores within {parity.score_difference:.1e}{unit}, ", end="")
         print(f"answers within {parity.output_difference:.1e}")
         print(f"  closed    {parity.closed} of {parity.closed} inputs that cannot be checked")
         print(f"  costs     {exported.n_overlays + 1} passes of the model an image")

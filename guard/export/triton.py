@@ -65,11 +65,13 @@ class Exported:
         directory: ``<out>/<name>/<version>``.
         parity: How the graph compares with the sidecar.
         n_overlays: N.
+        detector: Which score decides.
     """
 
     directory: Path
     parity: Parity
     n_overlays: int
+    detector: str
 
 
 def export_triton(options: TritonOptions) -> Exported:
@@ -110,7 +112,8 @@ def export_triton(options: TritonOptions) -> Exported:
     if options.backend == "python":
         files["model.py"] = Path(triton_model.__file__).read_bytes()
     directory = _write(model_directory, config, readme_text(name, artifact.profile, options.backend), files)
-    return Exported(directory, parity, artifact.profile.check.n_overlays)
+    check = artifact.profile.check
+    return Exported(directory, parity, check.n_overlays, check.detector)
 
 
 def _check_exportable(artifact: Artifact) -> None:
@@ -199,12 +202,14 @@ def _boundaries(profile: Profile) -> dict[str, Any]:
         block = None if profile.block is None else profile.block.boundary_bits
         return {
             "detector": profile.check.detector,
+            "score": "minus the mean entropy, bits",
             "boundary_bits": profile.boundary.boundary_bits,
             "block_boundary_bits": block,
         }
     fused = profile.fused
     return {
         "detector": profile.check.detector,
+        "score": "highest statistic, 0 the median of clean images and 1 what one in fifty exceeds",
         "statistics": fused.statistics,
         "boundary": fused.boundary.boundary,
         "block_boundary": None if fused.block is None else fused.block.boundary,

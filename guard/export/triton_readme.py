@@ -16,7 +16,7 @@ _STARTS: Final[dict[str, str]] = {
     docker run --rm --gpus all -v "$PWD:/models" -e NVIDIA_TF32_OVERRIDE=0 -p 8001:8001 \\
       nvcr.io/nvidia/tritonserver:24.10-py3 tritonserver --model-repository /models
 
-(run where the folder {name}/ is; leave out --gpus without a GPU). TF32 would move scores by about 1e-3 bits
+(run where the folder {name}/ is; leave out --gpus without a GPU). TF32 would move scores by about 1e-3
 from those that the boundary was calibrated with, so it is turned off.""",
     "python": """\
     tritonserver --model-repository .
@@ -38,25 +38,34 @@ Input and outputs
 -----------------
 
 {input:16}{input_type}, {input_shape}, preprocessed as the model was calibrated
-{output:16}{output_type}, {classes} {kind}; NaN in rows that the policy "enforce" does not accept
+{output:16}{output_type}, {classes} {kind}; NaN in rows that are rejected
 {verdict:16}STRING, one a row
-{score:16}FP32, one a row: minus the mean entropy in bits over all {n} overlays; higher is more suspicious
+{score:16}FP32, one a row: higher is more suspicious; its unit is told below
 {p_value:16}FP32, one a row: the share of calibration images at least as suspicious
 
     guard_verdict   means                                             its answer
     accept          checked, and not suspicious                       given
     reject          (enforce) suspicious, or it could not be checked  withheld: NaN
-    flag            (flag) suspicious                                 given
+    flag            (flag) suspicious; (enforce) beyond the boundary  given
+                    for flags alone, where a model has two
     unchecked       (flag) it could not be checked                    given
 
 What cannot be checked (NaN, infinite values, values outside the calibrated range, a model that answers NaN)
 has NaN for score and p-value. Use an answer only if its verdict is "accept".
 
+What a score is, the detector says, which is in guard.json; all are over all {n} overlays:
+
+    strip           minus the mean entropy of the answers, in bits
+    fused           the highest of several statistics, each on a scale where 0 is the median of clean images
+                    and 1 is what one clean image in fifty exceeds; without a unit
+
 Good to know
 ------------
 
 - An image costs {passes} passes of the model, whatever it is: the graph is fixed, and always tries all
-  overlays. The guard's own server stops as soon as an image is surely clean, with the same verdicts.
+  overlays. The guard's own server stops sooner. With the detector strip its verdicts are the same. With
+  fused it accepts images that look clean after a few overlays, some of which may be flagged or rejected
+  here; the false-rejection rate that is certified is that of all overlays, so it holds here as well.
 - model.onnx holds the overlays, and who knows them can look for inputs that pass: keep it as secret as a key.
   Folders have mode 0750 and files 0640; give Triton's user the group.
 - The guard's log, metrics, audit log and quarantine are not here: record verdicts in the client or a gateway.

@@ -15,8 +15,11 @@ import pytest
 
 from guard.detection.threshold import Policy
 from guard.export.triton import TritonOptions, export_triton
+from guard.runtime.score_shift import full_scores
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
 from tests.e2e.triton_process import Triton, environment
+from tests.guard.check_reference import bare_outputs, open_classifier
+from tests.guard.fused_subjects import detector_of, fitted, write_fused_artifact
 from tests.guard.guarded_model import Guarded
 from tests.reference_check import images_and_boundary, linear_logits
 from tests.tiny_models import linear_classifier
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.peer
 CALLS = Path(__file__).with_name("triton_check_calls.py")
 CLEAN, SUSPICIOUS, MEANS, BOUNDARY = images_and_boundary()
 BYTE_MODEL = linear_classifier((3, 6, 7), layout="NHWC", datatype="UINT8", batch=4, softmax=True, gain=0.3)
+FUSED_MODEL = linear_classifier((3, 6, 7), gain=0.3)
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,36 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("triton")
     tiny = write_tiny_artifact(folder / "models", boundary_bits=BOUNDARY)
     bytes_ = write_tiny_artifact(folder / "models", "bytes", model=BYTE_MODEL, kind="probabilities")
-    triton = Triton(environment(), folder / "triton", "tiny", ("flagging", "bytes"))
+    fused = write_fused_artifact(folder / "models", FUSED_MODEL, boundaries=fused_boundaries())
+    triton = Triton(environment(), folder / "triton", "tiny", ("flagging", "bytes", "fused"))
     out = triton.repository
     exports = {
         "tiny": TritonOptions(tiny, out, backend="python"),
         "flagging": TritonOptions(tiny, out, name="flagging", policy=Policy.FLAG, backend="python"),
         "bytes": TritonOptions(bytes_, out, policy=Policy.FLAG, backend="python"),
+        "fused": TritonOptions(fused, out, backend="python"),
     }
     versions = {name: export_triton(options).directory for name, options in exports.items()}
     triton.start()
     yield House(triton, versions)
     triton.kill()
+
+
+def fused_images() -> np.ndarray:
+    return random_images(fitted(FUSED_MODEL)[0], 9)
+
+
+def fused_scores() -> np.ndarray:
+    """Return the scores by what serves."""
+    profile, measures = fitted(FUSED_MODEL)
+    with open_classifier(FUSED_MODEL, profile) as classifier:
+        return full_scores(classifier, detector_of(profile, measures), fused_images(), max_pairs=64)
+
+
+def fused_boundaries() -> tuple[float, float]:
+    """Return boundaries that three of the images each are below, between and above."""
+    scores = np.sort(fused_scores())
+    return float(scores[2:4].mean()), float(scores[5:7].mean())
 
 
 def parts() -> list[np.ndarray]:
@@ -132,3 +155,25 @@ def test_a_model_of_bytes_with_a_fixed_batch_says_in_triton_what_it_says_here(
         np.testing.assert_allclose(answer["outputs"], expected.outputs, atol=1e-5)
         np.testing.assert_allclose(answer["guard_score"], expected.scores, atol=1e-5)
         np.testing.assert_allclose(answer["guard_p_value"], expected.p_values, atol=1e-6)
+
+
+def test_the_fused_detector_with_two_boundaries_says_in_triton_what_the_guard_says(
+    house: House, tmp_path: Path
+) -> None:
+    images, scores, (low, high) = fused_images(), fused_scores(), fused_boundaries()
+    broken = images[:1].copy()
+    broken[0, 0, 0, 0] = np.nan
+
+    answers = house.ask("fused", [images[:1], images[1:5], images[5:], broken], tmp_path)["answers"]
+
+    verdicts = [word for answer in answers for word in answer["verdicts"]]
+    expected = ["accept" if score < low else "flag" if score < high else "reject" for score in scores]
+    assert verdicts == [*expected, "reject"]
+    assert sorted(expected) == ["accept"] * 3 + ["flag"] * 3 + ["reject"] * 3
+    said = np.concatenate([answer["guard_score"] for answer in answers])
+    np.testing.assert_allclose(said, [*scores, np.nan], atol=1e-4)
+    outputs = np.concatenate([answer["outputs"] for answer in answers])
+    refused = np.array(verdicts) == "reject"
+    assert np.isnan(outputs).all(axis=1).tolist() == refused.tolist()
+    bare = bare_outputs(FUSED_MODEL, images, None)
+    np.testing.assert_allclose(outputs[:-1][~refused[:-1]], bare[~refused[:-1]], atol=1e-4)

@@ -105,6 +105,8 @@ def test_a_version_holds_the_graph_and_where_it_came_from(artifact: Path, tmp_pa
     assert record["artifact_sha256"] == source.digest
     assert record["model_sha256"] == source.profile.model_sha256
     assert (record["policy"], record["n_overlays"], record["boundary_bits"]) == ("enforce", 8, BOUNDARY)
+    assert (record["detector"], record["block_boundary_bits"]) == ("strip", None)
+    assert record["score"] == "minus the mean entropy, bits"
     assert record["compared_with_the_sidecar"]["images"] == exported.parity.images == 3 + 8
     assert 0.0 <= exported.parity.score_difference <= 1e-5
     assert exported.parity.closed == 5
@@ -233,6 +235,7 @@ def test_the_command_exports_and_says_what_was_compared(
     lines = capsys.readouterr().out.splitlines()
     assert (code, lines[0]) == (0, f"{tmp_path}/t/tiny/1: written")
     assert lines[1] == "  compared  11 images with the sidecar and the bare model"
+    assert " bits, answers within" in lines[2]
     assert lines[4] == "  costs     9 passes of the model an image"
     assert load(tmp_path / "t" / "tiny" / "1")(SUSPICIOUS).verdicts == ["flag", "flag"]
 
