@@ -135,12 +135,7 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         task = CheckTask.of(
-            images,
-            to_check,
-            answer_first=answer_first,
-            background=background,
-            whole=whole,
-            client=client,
+            images, to_check, answer_first=answer_first, background=background, whole=whole, client=client
         )
         submission = Submission(task, loop.create_future(), loop.create_future())
         with self._changed:
@@ -165,11 +160,13 @@ class Scheduler:
         """Refuse new work, finish what was accepted, and end the device thread (blocks).
 
         Args:
-            drain_timeout_s: Longest wait, None for none. What is left then is given up: checks of what
-                was answered first stay undecided, all else fails with ShuttingDownError.
+            drain_timeout_s: Longest wait, None for none. What is left then is given up, as what runs in the
+                background is at once: checks of what was answered first stay undecided, all else fails with
+                ShuttingDownError.
         """
         with self._changed:
             self._closing = True
+            self._give_up()
             self._changed.notify()
         self._thread.join(0.0 if self._given_up else drain_timeout_s)
         if self._thread.is_alive():
@@ -224,12 +221,11 @@ class Scheduler:
             f"details: retry, or ask the operator to look at it"
         )
 
-    def _give_up(self, error: Exception) -> None:
-        """Take everything out of the line: leave checks undecided, fail the others; the lock is held."""
-        left = list(self._submissions.values())
-        self._submissions.clear()
-        for submission in left:
+    def _give_up(self, error: Exception | None = None) -> None:
+        """Leave checks undecided, fail the others; without an error, of the background alone; lock held."""
+        for submission in [one for one in self._submissions.values() if error or one.task.background]:
             task = submission.task
+            del self._submissions[task]
             self._line.discard(task)
             if not task.answered:
                 task.error = error

@@ -521,3 +521,19 @@ async def test_nothing_is_kept_of_a_submission_whose_caller_left(start: Start) -
     gc.collect()
 
     assert kept() is None
+
+
+async def test_closing_waits_for_what_was_accepted_and_not_for_the_background(start: Start) -> None:
+    device = gated()
+    scheduler = start(device)
+    behind = scheduler.submit(numbered_images([1, 2]), np.ones(2, np.bool_), background=True, whole=True)
+    await device.next_call()
+    waiting = submit(scheduler, [3])
+    closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+
+    given_up = await asyncio.wait_for(behind.rows, PATIENCE_S)
+    device.let_all_go()
+    await closing
+
+    assert [row.decision for row in given_up] == [None, None]
+    assert [row.decision for row in await waiting.rows] != [None]
