@@ -10,6 +10,9 @@ wins nothing on average: E is a non-negative supermartingale that begins at 1, a
 chance that it *ever* reaches :math:`1/\delta` is at most :math:`\delta`, however long and however often it
 is looked at.
 
+That asks for inputs each of which is new, given those before. One that is sent again and again, or the
+frames of a film, are more of the same, and the alarm comes more often.
+
 *Which bet.* The best :math:`\lambda` against a rate :math:`\rho` is :math:`(\rho - a)/(a(1 - a))`, and
 :math:`\rho` is not known. A mean of supermartingales is one, so the stake is spread evenly over bets for
 excesses of :math:`a/2`, a, 2a, … up to about a half: the evidence is never further than the logarithm of
