@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from guard import __version__
 from guard.admin.cli import Canary, Promote, Rollback, Status, Swap
-from guard.audit.audit_command import Audit
+from guard.audit.audit_command import ACTIONS_GROUP, Audit
 from guard.errors import GuardError, SettingsError
 from guard.export.export_command import Export
 
@@ -177,11 +178,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _commands(argv: list[str]) -> list[Command]:
-    """Return the commands to choose from; where a built-in one is asked for, no other package is loaded."""
+    """Return the commands to choose from; where a built-in one is asked for, no other's are loaded."""
     own: list[Command] = [
         Serve(),
         Verify(),
-        Audit(),
+        Audit(_found(ACTIONS_GROUP) if argv[:1] == ["audit"] and argv[1:2] != ["verify"] else ()),
         Export(),
         Status(),
         Swap(),
@@ -192,8 +193,13 @@ def _commands(argv: list[str]) -> list[Command]:
     taken = {command.name for command in own}
     if argv and argv[0] in taken:
         return own
-    found = sorted(entry_points(group="guard.commands"), key=lambda entry: entry.name)
-    return [*own, *(_load(entry) for entry in found if entry.name not in taken)]
+    return [*own, *_found("guard.commands", taken)]
+
+
+def _found(group: str, taken: Collection[str] = ()) -> list[Command]:
+    """Return what other packages offer, by name."""
+    found = sorted(entry_points(group=group), key=lambda entry: entry.name)
+    return [_load(entry) for entry in found if entry.name not in taken]
 
 
 def _load(entry: EntryPoint) -> Command:

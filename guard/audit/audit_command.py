@@ -1,14 +1,18 @@
-"""``guard audit verify``."""
+"""``guard audit verify``, and what other packages add to ``guard audit``."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
-__all__ = ["Audit"]
+__all__ = ["ACTIONS_GROUP", "Action", "Audit"]
+
+ACTIONS_GROUP: Final = "guard.audit"
+"""Entry-point group of what else there is to audit."""
 
 _EXIT_BROKEN: Final = 3
 _EXPOSED: Final = (
@@ -17,16 +21,45 @@ _EXPOSED: Final = (
 )
 
 
-class Audit:
-    """``guard audit verify PATH``."""
+@runtime_checkable
+class Action(Protocol):
+    """Something that ``guard audit`` does."""
 
-    name = "audit"
-    help = "verify an audit log; exit code 0 if it is what the guard wrote, 3 if it was tampered with"
+    name: str
+    help: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the one thing that is done with a log, and its flags."""
-        actions = parser.add_subparsers(dest="action", required=True, metavar="verify")
-        verify = actions.add_parser("verify", help="hold a log against its own chain")
+        """Declare its flags."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; return the exit code."""
+        ...
+
+
+class Audit:
+    """``guard audit``.
+
+    Args:
+        more: What it does besides ``verify``.
+    """
+
+    name = "audit"
+    help = "hold the guard to what it says: its audit log (verify), its certified false-rejection rate (frr)"
+
+    def __init__(self, more: Sequence[Action] = ()) -> None:
+        self._more = {action.name: action for action in more if action.name != "verify"}
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare what there is to audit, and the flags of each."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        for action in self._more.values():
+            action.add_arguments(actions.add_parser(action.name, help=action.help, description=action.help))
+        verify = actions.add_parser(
+            "verify",
+            help="hold a log against its own chain; exit code 0 if it is what the guard wrote, 3 if it was "
+            "tampered with",
+        )
         verify.add_argument("path", type=Path, help="the file of the setting 'audit_log', or its folder")
         verify.add_argument(
             "--key-file", type=Path, help="the file of the setting 'audit_key_file', if the log has one"
@@ -47,24 +80,29 @@ class Audit:
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Verify and say what was found."""
-        from guard.audit.files import files_of
-        from guard.audit.log import read_key
-        from guard.audit.verify import verify_log
-        from guard.audit.wording import lines_of
-        from guard.secret_files import is_exposed
+        """Audit and say what was found; return the exit code."""
+        action = self._more.get(arguments.action)
+        return _verify(arguments) if action is None else action.run(arguments)
 
-        key = read_key(arguments.key_file)
-        if arguments.key_file is not None and is_exposed(arguments.key_file):
-            print(_EXPOSED.format(arguments.key_file), file=sys.stderr)
-        while True:
-            files = files_of(arguments.path)
-            found = verify_log(files, key=key, start=arguments.start, expect_last=arguments.expect_last)
-            if not found.broken or files_of(arguments.path) == files:
-                break  # else a guard put a file aside meanwhile, so that these were not all of the log
-        for line in lines_of(found, len(files)):
-            print(line)
-        return _EXIT_BROKEN if found.broken else 0
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from guard.audit.files import files_of
+    from guard.audit.log import read_key
+    from guard.audit.verify import verify_log
+    from guard.audit.wording import lines_of
+    from guard.secret_files import is_exposed
+
+    key = read_key(arguments.key_file)
+    if arguments.key_file is not None and is_exposed(arguments.key_file):
+        print(_EXPOSED.format(arguments.key_file), file=sys.stderr)
+    while True:
+        files = files_of(arguments.path)
+        found = verify_log(files, key=key, start=arguments.start, expect_last=arguments.expect_last)
+        if not found.broken or files_of(arguments.path) == files:
+            break  # else a guard put a file aside meanwhile, so that these were not all of the log
+    for line in lines_of(found, len(files)):
+        print(line)
+    return _EXIT_BROKEN if found.broken else 0
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from guard.detection.base import Decision
 
-__all__ = ["Policy", "Verdict", "verdict_of"]
+__all__ = ["Policy", "Tier", "Verdict", "tier_of", "verdict_of"]
 
 
 class Verdict(StrEnum):
@@ -29,6 +29,28 @@ class Policy(StrEnum):
     ENFORCE = "enforce"
     FLAG = "flag"
     MONITOR = "monitor"
+
+
+class Tier(StrEnum):
+    """The highest boundary that an input is beyond, whatever the policy makes of it.
+
+    ``flag`` is the lower of two; ``block`` the higher, or the only one.
+    """
+
+    FLAG = "flag"
+    BLOCK = "block"
+
+
+def tier_of(decision: Decision | None) -> Tier | None:
+    """Return what an input is beyond; None for nothing, or where that is not known.
+
+    Examples:
+        >>> tier_of(Decision.DOUBTFUL).value
+        'flag'
+    """
+    if decision is Decision.DOUBTFUL:
+        return Tier.FLAG
+    return Tier.BLOCK if decision is Decision.SUSPICIOUS else None
 
 
 def verdict_of(decision: Decision, policy: Policy) -> Verdict:

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from guard.artifact import Artifact, Probe, Profile, read_artifact
-from guard.artifact.fused_record import fused_detector
+from guard.artifact.detector import detector_of
 from guard.artifact.signature import Signature, read_signature
 from guard.detection.base import Detector
-from guard.detection.plan import CheckPlan
-from guard.detection.strip import Strip
 from guard.errors import ProfileError
 from guard.runtime.onnx_classifier import OnnxClassifier
 from guard.runtime.opening import RuntimeOptions, open_classifier
@@ -91,7 +89,7 @@ def load_model(
     _check_signature(artifact)
     approve(artifact)
     profile = artifact.profile
-    detector = _detector_of(artifact)
+    detector = detector_of(artifact)
     classifier, shift = _opened(artifact, detector, options, predict_by)
     scheduler = Scheduler(
         classifier,
@@ -117,15 +115,6 @@ def load_model(
     )
 
 
-def _detector_of(artifact: Artifact) -> Detector:
-    profile = artifact.profile
-    if profile.fused is not None and artifact.measures is not None:
-        logits = profile.output.kind == "logits"
-        return fused_detector(profile.fused, artifact.measures, profile.check.rounds, takes_logits=logits)
-    block = None if profile.block is None else profile.block.boundary_bits
-    return Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits, block)
-
-
 def _clean_values(profile: Profile) -> np.ndarray:
     if profile.fused is None:
         return np.asarray(profile.calibration.clean_entropies_bits, np.float64)
@@ -145,6 +134,11 @@ def _opened(
 
 def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -> UpstreamClassifier:
     profile = artifact.profile
+    if profile.fused is not None and profile.fused.layers:
+        raise ProfileError(
+            f"{artifact.directory}: its score looks inside the model, of which a model server returns only "
+            f"the output; calibrate it with --layers off, or run the model here"
+        )
     return UpstreamClassifier(
         predict_by(profile, artifact.version),
         source=profile.input,

@@ -94,14 +94,20 @@ def entry(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, "guard.commands")
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, *commands: Greet, broken: tuple[EntryPoint, ...] = ()) -> None:
+def offer(
+    monkeypatch: pytest.MonkeyPatch,
+    *commands: Greet,
+    broken: tuple[EntryPoint, ...] = (),
+    group: str = "guard.commands",
+) -> None:
     """Install a package that offers these commands, and nothing else."""
     package = ModuleType("another_package")
     for command in commands:
         setattr(package, command.name, command)
     monkeypatch.setitem(sys.modules, "another_package", package)
     entries = (*(entry(command.name, f"another_package:{command.name}") for command in commands), *broken)
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == "guard.commands" else ())
+    asked = group
+    monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == asked else ())
 
 
 # The frame
@@ -199,7 +205,9 @@ def test_a_broken_package_makes_only_its_own_command_unavailable(
     assert "not available here; run it to see why" in guard("--help").out
 
 
-@pytest.mark.parametrize("own", [["serve", "--repository", "nope"], ["verify", "nope"]])
+@pytest.mark.parametrize(
+    "own", [["serve", "--repository", "nope"], ["verify", "nope"], ["audit", "verify", "nope"]]
+)
 def test_our_own_commands_load_no_other_package(
     guard: Guard, monkeypatch: pytest.MonkeyPatch, own: list[str]
 ) -> None:
@@ -209,6 +217,19 @@ def test_our_own_commands_load_no_other_package(
     monkeypatch.setattr(cli, "entry_points", looked)
 
     assert guard(*own).code == 2
+
+
+def test_another_package_adds_to_what_is_audited(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = entry("broken", "nowhere_at_all:BROKEN")
+    offer(monkeypatch, Greet(), Greet("verify"), broken=(broken,), group="guard.audit")
+
+    assert guard("audit", "greet", "--word", "hello").code == 7
+    assert guard("audit", "verify", "nope").code == 2
+    assert "command 'broken' comes from a package that cannot be loaded" in guard("audit", "broken").error
+    shown = guard("audit", "--help").out
+    for line in ("greet", "say a word", "verify", "hold a log against its own chain"):
+        assert line in shown
+    assert "invalid choice: 'nope'" in guard("audit", "nope").error
 
 
 def test_another_package_cannot_take_the_name_of_our_command(

@@ -1,0 +1,33 @@
+"""The detector that an artifact was calibrated with, and its boundaries."""
+
+from __future__ import annotations
+
+from guard.artifact.fused_record import ScoreBoundary, fused_detector
+from guard.artifact.profile import BoundaryRecord, Profile
+from guard.artifact.reader import Artifact
+from guard.detection.base import Detector
+from guard.detection.plan import CheckPlan
+from guard.detection.strip import Strip
+from guard.detection.threshold import Tier
+
+__all__ = ["Boundary", "boundaries_of", "detector_of"]
+
+Boundary = BoundaryRecord | ScoreBoundary
+
+
+def detector_of(artifact: Artifact) -> Detector:
+    """Return what decides of inputs of an artifact's model, with its boundaries."""
+    profile = artifact.profile
+    if profile.fused is not None and artifact.measures is not None:
+        logits = profile.output.kind == "logits"
+        return fused_detector(profile.fused, artifact.measures, profile.check.rounds, takes_logits=logits)
+    block = None if profile.block is None else profile.block.boundary_bits
+    return Strip(CheckPlan(profile.check.rounds), profile.boundary.boundary_bits, block)
+
+
+def boundaries_of(profile: Profile) -> tuple[tuple[Tier, Boundary], ...]:
+    """Return the boundaries of the detector that decides, the lower one first; what refuses is the last."""
+    block = profile.block if profile.fused is None else profile.fused.block
+    if block is None:
+        return ((Tier.BLOCK, profile.promise),)
+    return ((Tier.FLAG, profile.promise), (Tier.BLOCK, block))
