@@ -19,6 +19,7 @@ from calibration.preprocessing import Transform, plan_input
 from calibration.sources import read_images
 from guard.artifact import MANIFEST_NAME, Profile, next_version, read_artifact
 from guard.artifact.manifest import MODEL_NAME
+from guard.artifact.precision import Precision
 from guard.artifact.signature import Layout, Signature, read_signature
 from guard.errors import MissingFileError
 
@@ -42,6 +43,7 @@ class Check:
         frr: False-rejection rate.
         block_frr: A lower one, for refusals; None for no such tier.
         confidence: Of its guarantee.
+        precision: What the model computes in; TF32 is not kept, as a healing needs no GPU.
     """
 
     name: str | None = None
@@ -53,6 +55,7 @@ class Check:
     frr: float = 0.01
     block_frr: float | None = None
     confidence: float = 0.95
+    precision: Precision = "exact"
 
     def calibration(
         self, model: Path, data: Path, subject: Subject, transform: Transform, options: HealOptions
@@ -76,6 +79,7 @@ class Check:
             frr=self.frr,
             block_frr=self.block_frr,
             confidence=self.confidence,
+            precision=self.precision,
             transform=transform,
             layout=subject.layout,
             threads=options.threads,
@@ -158,6 +162,7 @@ def _from_artifact(directory: Path, options: HealOptions) -> Subject:
         frr=boundary.frr,
         block_frr=None if profile.block is None else profile.block.frr,
         confidence=Check.confidence if boundary.confidence is None else boundary.confidence,
+        precision="fp16" if profile.check.precision == "fp16" else "exact",
     )
     return Subject(
         options.model,

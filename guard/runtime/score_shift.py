@@ -16,14 +16,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from guard.arrays import Images
 from guard.artifact import Artifact, Profile
 from guard.artifact.precision import Precision
 from guard.detection.base import Detector, Evidence, predicted_classes
 from guard.errors import ProbeError
-from guard.runtime.probing import Answers
+from guard.runtime.checked_classifier import CheckedClassifier, run_pairs
 
 __all__ = ["MARGIN", "SHARE", "check_shift", "full_scores", "tolerated_shift"]
 
@@ -52,7 +52,12 @@ def tolerated_shift(clean_values: Float64[np.ndarray, " n"], boundary: float, fr
 
 
 def check_shift(
-    classifier: Answers, detector: Detector, artifact: Artifact, precision: Precision, *, max_pairs: int
+    classifier: CheckedClassifier,
+    detector: Detector,
+    artifact: Artifact,
+    precision: Precision,
+    *,
+    max_pairs: int,
 ) -> None:
     """See that scores in another precision than at calibration are near enough; does nothing in the same.
 
@@ -70,6 +75,11 @@ def check_shift(
     calibrated = profile.check.precision
     if precision == calibrated:
         return
+    if profile.fused is not None and "layers" in profile.fused.statistics:
+        raise ProbeError(
+            f"{where}: calibrated in precision {calibrated!r}, and its score looks at the model's layers, "
+            f"whose distances in precision {precision!r} are others; {_advice(calibrated, precision)}"
+        )
     stored = _stored_scores(artifact)
     if artifact.probe is None or stored is None or len(stored) != len(artifact.probe.images):
         raise ProbeError(
@@ -87,7 +97,7 @@ def check_shift(
 
 
 def full_scores(
-    classifier: Answers, detector: Detector, images: Images, *, max_pairs: int
+    classifier: CheckedClassifier, detector: Detector, images: Images, *, max_pairs: int
 ) -> Float64[np.ndarray, " n"]:
     """Return the score of each image over all N blends.
 
@@ -97,8 +107,8 @@ def full_scores(
         images: In the classifier's input space, layout and dtype.
         max_pairs: Most pairs in one call.
     """
-    each, n_overlays = np.arange(len(images), dtype=np.int64), detector.plan.n_overlays
-    predicted = predicted_classes(classifier.check(images, each, np.full_like(each, -1))[0])
+    n_overlays = detector.plan.n_overlays
+    known, predicted = _themselves(classifier, detector, images)
     image, overlay = np.divmod(np.arange(len(images) * n_overlays, dtype=np.int64), n_overlays)
     parts = []
     for start in range(0, len(image), max_pairs):
@@ -106,7 +116,20 @@ def full_scores(
         logits, bits = classifier.check(images, image[part], overlay[part])
         parts.append(detector.measure(predicted[image[part]], overlay[part], logits, bits))
     measured = np.split(np.concatenate(parts), len(images))
-    return np.array([detector.score(detector.update(Evidence(), one)) for one in measured])
+    return np.array([detector.score(detector.update(*one)) for one in zip(known, measured, strict=True)])
+
+
+def _themselves(
+    classifier: CheckedClassifier, detector: Detector, images: Images
+) -> tuple[list[Evidence], Int64[np.ndarray, " n"]]:
+    """Return what is known of each image before its blends, and the class that the model gives it."""
+    each = np.arange(len(images), dtype=np.int64)
+    alone = (images, each, np.full_like(each, -1))
+    logits, _, features = run_pairs(classifier, *alone, with_layers=detector.layers is not None)
+    predicted = predicted_classes(logits)
+    if detector.layers is None or features is None:
+        return [Evidence() for _ in images], predicted
+    return [Evidence(distance=one) for one in detector.layers.scores(predicted, features).tolist()], predicted
 
 
 def _stored_scores(artifact: Artifact) -> np.ndarray | None:

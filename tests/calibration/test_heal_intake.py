@@ -18,7 +18,7 @@ from calibration.heal.parts import least_to_calibrate, part_images  # noqa: E402
 from calibration.heal.subject import Check, fitting_transform, read_clean, read_subject  # noqa: E402
 from calibration.heal.suspects import led_to, read_suspects  # noqa: E402
 from calibration.preprocessing import Transform, plan_input  # noqa: E402
-from guard.artifact import Preprocessing  # noqa: E402
+from guard.artifact import Preprocessing, read_artifact, write_artifact  # noqa: E402
 from guard.artifact.signature import Signature  # noqa: E402
 from guard.errors import GuardError, MissingFileError, UnsafeArrayError  # noqa: E402
 from tests.artifacts import write_tiny_artifact  # noqa: E402
@@ -190,6 +190,19 @@ def test_the_next_version_keeps_the_settings_of_the_highest_but_for_those_that_a
         options(model=str(tmp_path / "tiny"), publish=tmp_path / "other", blend="convex", overlays=3)
     ).check
     assert (changed.blend, changed.overlays, changed.rounds, changed.name) == ("convex", 3, None, None)
+
+
+@pytest.mark.parametrize(("made", "kept"), [("exact", "exact"), ("fp16", "fp16"), ("tf32", "exact")])
+def test_the_next_version_keeps_the_precision_that_needs_no_gpu(tmp_path: Path, made: str, kept: str) -> None:
+    first = read_artifact(write_tiny_artifact(tmp_path))
+    check = first.profile.check.model_copy(update={"precision": made})
+    write_artifact(
+        tmp_path / "tiny",
+        model=first.model.SerializeToString(),
+        overlays=first.overlays,
+        profile=first.profile.model_copy(update={"check": check}),
+    )
+    assert read_subject(options(model=str(tmp_path / "tiny"))).check.precision == kept
 
 
 def test_the_next_version_names_its_classes_and_prepares_images_as_the_last_did(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from guard.artifact.writer import write_artifact
 from guard.assembly import runtime_options_of
 from guard.errors import ProbeError, SettingsError
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
-from guard.runtime.score_shift import MARGIN, SHARE, full_scores, tolerated_shift
+from guard.runtime.score_shift import MARGIN, SHARE, check_shift, full_scores, tolerated_shift
 from guard.settings import Settings
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
 from tests.tiny_models import linear_classifier
@@ -186,6 +187,19 @@ def test_what_is_compared_is_the_score_that_decides(
     load(tight)
     with pytest.raises(ProbeError, match=rf"precision '{served}' moves the scores"):
         load(tight, precision=served)
+
+
+def test_a_score_of_the_layers_is_served_in_the_precision_of_its_calibration_alone(
+    tmp_path: Path, load: Callable[..., LoadedModel]
+) -> None:
+    artifact = calibrated(tmp_path, "exact", "fused")
+    assert artifact.profile.fused is not None
+    layered = artifact.profile.fused.model_copy(update={"statistics": ("departure", "layers")})
+    changed = replace(artifact, profile=artifact.profile.model_copy(update={"fused": layered}))
+    model = load(artifact.directory)
+    check_shift(model.classifier, model.detector, changed, "exact", max_pairs=8)
+    with pytest.raises(ProbeError, match=r"looks at the model's layers, whose distances in precision 'fp16'"):
+        check_shift(model.classifier, model.detector, changed, "fp16", max_pairs=8)
 
 
 @pytest.mark.parametrize("max_pairs", [1, 7, 64])
