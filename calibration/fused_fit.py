@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from guard.artifact import EarlyRecord
+from guard.detection.capabilities.layer_distances import LayerDistances
 from guard.detection.fusion import Fusion, fit_fusion
-from guard.detection.measurements import MEANS, STATISTICS, Measures, Statistic
+from guard.detection.measurements import KNOWN_EARLY, STATISTICS, Measures, Statistic
 from guard.detection.responses import fit_responses
 from guard.detection.stratified import fit_strata
 
@@ -54,9 +55,16 @@ class FusedFit:
     early: tuple[EarlyRecord, ...]
     n_fitted: int
 
-    def scores(self, measured: Float64[np.ndarray, "n m 4"]) -> Float64[np.ndarray, " n"]:
-        """Return the scores of inputs of which all N blends were measured."""
-        return self.fusion.scores(self.measures.statistics(self.statistics, measured))
+    def scores(
+        self, measured: Float64[np.ndarray, "n m 4"], distances: Float64[np.ndarray, " n"] | None = None
+    ) -> Float64[np.ndarray, " n"]:
+        """Return the scores of inputs of which all N blends were measured.
+
+        Args:
+            measured: Of each blend.
+            distances: Layer distance of each input, where that is one of the statistics.
+        """
+        return self.fusion.scores(self.measures.statistics(self.statistics, measured, distances))
 
 
 def fused_rounds(n_overlays: int) -> tuple[int, ...]:
@@ -108,6 +116,8 @@ def fit_fused(
     overlay_classes: Int64[np.ndarray, " m"],
     rounds: tuple[int, ...],
     statistics: tuple[Statistic, ...] = DEFAULT_STATISTICS,
+    layers: LayerDistances | None = None,
+    distances: Float64[np.ndarray, " n"] | None = None,
 ) -> FusedFit:
     """Fit the detector; overlays are in the plan's order. Without two classes of them nothing is stratified.
 
@@ -117,17 +127,21 @@ def fit_fused(
         entropies: Of those, bits.
         overlay_classes: Class that the model gives to each overlay.
         rounds: Overlays in each round.
-        statistics: Which are fused.
+        statistics: Which are fused, beside the layer distance.
+        layers: Gives the layer distance; None to look at no layers.
+        distances: Layer distance of each input, as of one that was not fitted on; with ``layers`` alone.
     """
     strata = None
     if len(np.unique(overlay_classes)) >= 2:
         kept = np.take_along_axis(probabilities, predicted[:, None, None], axis=2)[:, :, 0]
         strata = fit_strata(predicted, kept, overlay_classes, probabilities.shape[2])
     chosen = tuple(name for name in statistics if strata is not None or name != "stratified")
-    measures = Measures(fit_responses(predicted, probabilities), strata)
+    if layers is not None:
+        chosen = (*chosen, "layers")
+    measures = Measures(fit_responses(predicted, probabilities), strata, layers)
     measured = measures.of_inputs(predicted, probabilities, entropies)
-    fusion = fit_fusion(measures.statistics(chosen, measured))
-    early = tuple(_early_rounds(measures, chosen, measured, rounds))
+    fusion = fit_fusion(measures.statistics(chosen, measured, distances))
+    early = tuple(_early_rounds(measures, chosen, measured, distances, rounds))
     return FusedFit(measures, chosen, fusion, early, len(predicted))
 
 
@@ -135,14 +149,15 @@ def _early_rounds(
     measures: Measures,
     statistics: tuple[Statistic, ...],
     measured: Float64[np.ndarray, "n m 4"],
+    distances: Float64[np.ndarray, " n"] | None,
     rounds: tuple[int, ...],
 ) -> list[EarlyRecord]:
-    means = tuple(name for name in statistics if name in MEANS)
+    known = tuple(name for name in statistics if name in KNOWN_EARLY)
     records = []
     for passes in accumulate(rounds[:-1]):
-        if not means or passes not in ACCEPTED_EARLY:
+        if not known or passes not in ACCEPTED_EARLY:
             continue
-        seen = measures.statistics(means, measured[:, :passes])
+        seen = measures.statistics(known, measured[:, :passes], distances)
         scales = fit_fusion(seen)
         records.append(
             EarlyRecord(

@@ -42,12 +42,6 @@ _AFTER_LINEAR: Final = frozenset((
 _POOLING: Final = frozenset((
     "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Cast",
 ))  # fmt: skip
-_LINEAR: Final = frozenset(
-    ["Softmax", "LogSoftmax", "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Add", "Mul", "Div"]
-)
-_POOLING: Final = frozenset(
-    ["GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Cast"]
-)
 _LINEAR: Final = frozenset({"Gemm", "MatMul"})
 
 

@@ -15,7 +15,9 @@ from guard.detection.base import predicted_classes
 from guard.detection.capabilities.layer_distances import Layer, LayerDistances, fit_layer_distances
 from guard.runtime.onnx_classifier import OnnxClassifier
 
-__all__ = ["FittedLayers", "blind_layers", "fit_layers"]
+__all__ = ["NO_LAYERS", "FittedLayers", "blind_layers", "fit_layers"]
+
+NO_LAYERS: Final = "the model's graph has no activation of a convolution, and no linear layer after others"
 
 LEAST_CONTRAST: Final = 0.8
 """How well the distance must tell inputs that are given another class than the model gives them (AUROC)."""
@@ -52,7 +54,7 @@ def fit_layers(bench: Bench) -> Fitted | Off:
     """Return layer distances for the bench's model, or why it does not allow them."""
     layers = find_layers(bench.model, bench.source, bench.sink.name)
     if not layers:
-        return Off("the model's graph has no activation of a convolution, and no linear layer after others")
+        return Off(NO_LAYERS)
     if len(bench.images) < LEAST_IMAGES:
         return Off(f"it takes {LEAST_IMAGES} clean images to fit it on, and there are {len(bench.images)}")
     with bench.open(layers=layers) as classifier:

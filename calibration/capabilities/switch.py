@@ -15,23 +15,19 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import onnx
 from jaxtyping import Float64
-from scipy.stats import ks_2samp
 
 from calibration.capabilities.base import Bench, Capability, Fitted, Off
+from calibration.capabilities.trial import LEAST_IMAGES, unfit_scores
 from guard.arrays import Images
 
 __all__ = ["Canary", "Switched", "switch_on"]
 
-LEAST_IMAGES: Final = 100
 LEAST_AUROC: Final = 0.7
 """Mean, over the canaries, below which a capability is off."""
 
 ASKED_AGAIN: Final = 8
 MAY_MOVE: Final = 0.05
 """Share of the scores' spread by which one may move with the batch it is in."""
-
-SAME_AT: Final = 1e-3
-"""Chance at which scores of fitted and new clean inputs are taken to be differently distributed."""
 
 
 @runtime_checkable
@@ -90,7 +86,7 @@ def switch_on(capability: Capability, bench: Bench, frr: float, canaries: Sequen
     if isinstance(on_half, Off):
         return Switched(capability.name, None, on_half.reason)
     scores = on_half.scores(new)
-    reason = _unfit(scores, frr) or _fickle(on_half, new, scores)
+    reason = unfit_scores(scores, frr) or _fickle(on_half, new, scores)
     aurocs = (
         () if reason else tuple(_tried(capability, bench.with_images(seen), new, one) for one in canaries)
     )
@@ -103,28 +99,6 @@ def switch_on(capability: Capability, bench: Bench, frr: float, canaries: Sequen
     if isinstance(fitted, Off):
         return Switched(capability.name, None, fitted.reason, aurocs)
     return Switched(capability.name, fitted, "", aurocs)
-
-
-def _unfit(scores: Float64[np.ndarray, " n"], frr: float) -> str:
-    """Return what is wrong with scores of clean inputs that were not fitted on; nothing if all is well."""
-    if not np.isfinite(scores).all():
-        return "some clean inputs have no finite score"
-    highest = np.quantile(scores, 1 - frr)
-    tied = float((scores >= highest).mean())
-    if tied > max(2 * frr, 3 / len(scores)):
-        return (
-            f"its scores are too coarse for a rate of {frr:.2%}: {tied:.1%} of clean inputs share those "
-            f"that only so many should have"
-        )
-    order = np.random.default_rng(0).permutation(len(scores))
-    one, other = np.array_split(scores[order], 2)
-    chance = float(ks_2samp(one, other).pvalue)
-    if chance < SAME_AT:
-        return (
-            f"two halves of the clean images have other scores (p = {chance:.1g}), so that a boundary set on "
-            f"one would not hold on the other"
-        )
-    return ""
 
 
 def _fickle(fitted: Fitted, images: Images, scores: Float64[np.ndarray, " n"]) -> str:

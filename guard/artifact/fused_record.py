@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from guard.artifact.npy import load_npz
+from guard.detection.capabilities.layer_distances import Layer, LayerDistances
 from guard.detection.fused import Early, Fused
 from guard.detection.fusion import Fusion
-from guard.detection.measurements import MEANS, Measures, Statistic
+from guard.detection.measurements import KNOWN_EARLY, Measures, Statistic
 from guard.detection.plan import CheckPlan
 from guard.detection.responses import Responses
 from guard.detection.stratified import Strata
 from guard.errors import ProfileError
 
-__all__ = ["EarlyRecord", "FusedRecord", "ScoreBoundary", "fused_bytes", "fused_detector", "read_measures"]
+__all__ = [
+    "EarlyRecord",
+    "FusedRecord",
+    "LayerRecord",
+    "ScoreBoundary",
+    "fused_bytes",
+    "fused_detector",
+    "read_measures",
+]
 
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Size = Annotated[int, Field(ge=1)]
@@ -25,6 +35,8 @@ Scale = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 _EXPECTED: Final = "expected"
 _STRATA: Final = ("overlay_classes", "strata", "strata_means", "strata_spreads")
+_CENTRES: Final = "layer_centres"
+_WHITENING: Final = "layer_whitening_{}"
 
 
 class _Record(BaseModel):
@@ -63,6 +75,19 @@ class EarlyRecord(_Record):
     below: FiniteFloat
 
 
+class LayerRecord(_Record):
+    """An activation that the check returns; see :class:`Layer`."""
+
+    name: Annotated[str, Field(min_length=1)]
+    width: Size
+    over_space: bool
+
+    @property
+    def layer(self) -> Layer:
+        """It, as the detection core has it."""
+        return Layer(self.name, self.width, self.over_space)
+
+
 class FusedRecord(_Record):
     """The fused detector.
 
@@ -75,6 +100,7 @@ class FusedRecord(_Record):
         clean_scores: Score of every calibration image, ascending; the p-values' reference.
         n_fitted: Clean images that what is expected was fitted on; none of them calibrated.
         probe_scores: Score of each image of the probe; None in artifacts that do not say.
+        layers: Where layer distances are taken, if those are one of the statistics.
     """
 
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
@@ -86,15 +112,18 @@ class FusedRecord(_Record):
     clean_scores: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     n_fitted: Size
     probe_scores: tuple[FiniteFloat, ...] | None = None
+    layers: tuple[LayerRecord, ...] = ()
 
     @model_validator(mode="after")
     def _fits_itself(self) -> FusedRecord:
         count = len(self.statistics)
         if len(set(self.statistics)) != count or {len(self.centres), len(self.scales)} != {count}:
             raise ValueError("fused: statistics, centres and scales must be as many, each statistic once")
-        means = sum(name in MEANS for name in self.statistics)
-        if any({len(early.centres), len(early.scales)} != {means} for early in self.early):
-            raise ValueError(f"fused.early: expected scales of the {means} statistics that are means")
+        known = sum(name in KNOWN_EARLY for name in self.statistics)
+        if any({len(early.centres), len(early.scales)} != {known} for early in self.early):
+            raise ValueError(f"fused.early: expected scales of the {known} statistics that are known early")
+        if bool(self.layers) != ("layers" in self.statistics):
+            raise ValueError("fused.layers must be there if 'layers' is a statistic, and only then")
         if list(self.clean_scores) != sorted(self.clean_scores):
             raise ValueError("fused.clean_scores must be ascending")
         if self.block is not None and self.block.boundary < self.boundary.boundary:
@@ -110,13 +139,25 @@ def fused_bytes(measures: Measures) -> bytes:
         arrays |= dict(
             zip(_STRATA, (strata.overlay_classes, strata.classes, strata.means, strata.spreads), strict=True)
         )
+    if measures.layers is not None:
+        arrays[_CENTRES] = measures.layers.centres
+        arrays |= {_WHITENING.format(place): one for place, one in enumerate(measures.layers.whitening)}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
-def read_measures(data: bytes, classes: int, n_overlays: int, where: str) -> Measures:
+def read_measures(
+    data: bytes, classes: int, n_overlays: int, widths: tuple[int, ...], where: str
+) -> Measures:
     """Read the tables and see that they fit the model and its overlays.
+
+    Args:
+        data: Content of ``fused.npz``.
+        classes: Classes of the model.
+        n_overlays: N.
+        widths: Numbers of each layer that distances are taken at; none for no such.
+        where: The file, for errors.
 
     Raises:
         UnsafeArrayError: If an array holds pickled objects.
@@ -124,15 +165,18 @@ def read_measures(data: bytes, classes: int, n_overlays: int, where: str) -> Mea
         ProfileError: If an array is missing, of another shape or dtype, or holds what cannot be.
     """
     arrays = load_npz(data, where)
-    if set(arrays) not in ({_EXPECTED}, {_EXPECTED, *_STRATA}):
+    of_layers = {_CENTRES, *(_WHITENING.format(place) for place in range(len(widths)))} if widths else set()
+    if set(arrays) - of_layers not in ({_EXPECTED}, {_EXPECTED, *_STRATA}) or not of_layers <= set(arrays):
+        expected_names = ", ".join(sorted({_EXPECTED, *of_layers}))
         raise ProfileError(
-            f"{where} holds the arrays {sorted(arrays)}, expected {_EXPECTED}; calibrate again"
+            f"{where} holds the arrays {sorted(arrays)}, expected {expected_names}; calibrate again"
         )
     expected = _checked(arrays[_EXPECTED], (classes, n_overlays, classes), np.float32, where)
     if expected.min() < 0 or not np.allclose(expected.sum(axis=2), 1.0, atol=1e-3):
         raise ProfileError(f"{where}: rows of {_EXPECTED!r} are no probabilities; calibrate again")
-    if len(arrays) == 1:
-        return Measures(Responses(expected), None)
+    layers = _layers(arrays, classes, widths, where) if widths else None
+    if _STRATA[0] not in arrays:
+        return Measures(Responses(expected), None, layers)
     of_overlays = _checked(arrays["overlay_classes"], (n_overlays,), np.int64, where)
     strata = np.unique(of_overlays)
     if len(strata) < 2 or strata[0] < 0 or strata[-1] >= classes or (arrays["strata"] != strata).any():
@@ -141,7 +185,19 @@ def read_measures(data: bytes, classes: int, n_overlays: int, where: str) -> Mea
     spreads = _checked(arrays["strata_spreads"], (len(strata),), np.float64, where)
     if spreads.min() <= 0:
         raise ProfileError(f"{where}: a spread is not above 0; calibrate again")
-    return Measures(Responses(expected), Strata(of_overlays, strata, means, spreads))
+    return Measures(Responses(expected), Strata(of_overlays, strata, means, spreads), layers)
+
+
+def _layers(
+    arrays: Mapping[str, np.ndarray], classes: int, widths: tuple[int, ...], where: str
+) -> LayerDistances:
+    centres = _checked(arrays[_CENTRES], (classes, sum(widths)), np.float32, where)
+    names = [_WHITENING.format(place) for place in range(len(widths))]
+    whitening = [
+        _checked(arrays[name], (width, width), np.float32, where)
+        for name, width in zip(names, widths, strict=True)
+    ]
+    return LayerDistances(widths, centres, tuple(whitening))
 
 
 def fused_detector(

@@ -100,7 +100,8 @@ def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -
     where = str(directory / FUSED_NAME)
     if FUSED_NAME not in files:
         raise MissingFileError(f"{where} is missing, which the detector 'fused' needs; calibrate again")
-    return read_measures(files[FUSED_NAME], profile.output.classes, profile.check.n_overlays, where)
+    widths = tuple(layer.width for layer in profile.fused.layers) if profile.fused is not None else ()
+    return read_measures(files[FUSED_NAME], profile.output.classes, profile.check.n_overlays, widths, where)
 
 
 def _read_inside(directory: Path, name: str) -> bytes:

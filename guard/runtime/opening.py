@@ -65,6 +65,7 @@ def open_classifier(
         threads=options.threads,
         precision=precision,
         cuda_graphs_up_to=options.max_batch_pairs if options.cuda_graphs else None,
+        layers=tuple(record.layer for record in profile.fused.layers) if profile.fused is not None else (),
     )
     try:
         classifier.warm_up(options.max_batch_pairs)
