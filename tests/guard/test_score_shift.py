@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from guard.runtime.score_shift import MARGIN, SHARE, check_shift, full_scores, tolerated_shift
 from guard.settings import Settings
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
+from tests.serving import infer_request, serving
 from tests.tiny_models import linear_classifier
 
 LIKE_AN_ARTIFACT = {"device": "cpu", "threads": 1, "max_batch_pairs": 16}
@@ -245,3 +247,22 @@ def test_cuda_graphs_without_cuda_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=rf"expected device = 'cuda' beside {where}, got 'auto'"):
         runtime_options_of(Settings(repository=tmp_path, **settings), "cats")
+
+
+async def test_a_guard_says_how_far_scores_are_shifted_and_serves_what_is_set(tmp_path: Path) -> None:
+    directory = with_scores(tmp_path / "made", 0.5, (0.5, 1.0, 1.5, 2.0))
+    repository = tmp_path / "repository"
+    shutil.copytree(directory, repository / "tiny" / "1")
+    shutil.copytree(directory, repository / "half" / "1")
+    async with serving(repository, policy="flag", models={"half": {"precision": "fp16"}}) as client:
+        shifts = client.counted("guard_score_shift_bits", "model")
+        image = random_images(make_profile(linear_classifier()), 1)
+        exact, half = [
+            np.frombuffer(
+                (await client.infer(infer_request(image, model=name))).raw_output_contents[0], "<f4"
+            )
+            for name in ("tiny", "half")
+        ]
+    assert 1e-6 < shifts["half",] < 0.25
+    assert shifts.get(("tiny",), 0.0) < 1e-5
+    assert 0 < np.abs(half - exact).max() < 2e-2 * np.abs(exact).max()
