@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from calibration.sources import read_images
 from guard.arrays import Images
 from guard.artifact import OutputSpec
 from guard.artifact.signature import Signature, read_signature
+from guard.detection.capabilities.layer_distances import Layer
 from guard.runtime.onnx_classifier import OnnxClassifier
 
 __all__ = ["Subject", "read_subject"]
@@ -46,8 +48,10 @@ class Subject:
         """Return the subject with what its output was found to be."""
         return replace(self, sink=self.sink.model_copy(update={"kind": kind}))
 
-    def open(self, overlays: Images, options: CalibrateOptions) -> OnnxClassifier:
-        """Load the model with these overlays, by the code that serves."""
+    def open(
+        self, overlays: Images, options: CalibrateOptions, layers: Sequence[Layer] = ()
+    ) -> OnnxClassifier:
+        """Load the model with these overlays, and these layers to return, by the code that serves."""
         return OnnxClassifier.open(
             self.source.model,
             source=self.prepare.source,
@@ -58,6 +62,7 @@ class Subject:
             device=options.device,
             threads=options.threads,
             precision=options.precision,
+            layers=layers,
         )
 
 
