@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from calibration.canary_choice import choose_by_canaries, images_for_canaries, settled
 from calibration.detector_choice import choose_detector
 from calibration.options import CalibrateOptions
 from calibration.outputs import accuracy_of, kind_of
@@ -40,6 +41,7 @@ from guard.artifact import (
 )
 from guard.artifact.fused_record import fused_detector
 from guard.detection.fused import outcomes
+from guard.detection.measurements import Statistic
 from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip, mean_entropies, passes_needed
 from guard.errors import UnfitModelError
@@ -69,20 +71,26 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         outputs = _predict(subject, options)
         subject = subject.with_kind(kind_of(outputs, str(options.model)))
     choice = choose_detector(options, len(subject.images), subject.sink.classes)
-    predicted = outputs.argmax(axis=1)
+    n_fit = images_for_canaries(options, len(subject.images), choice.n_fit)
+    predicted, generator = outputs.argmax(axis=1), np.random.default_rng(seed)
     with clock.stage("split"):
         split = split_images(
             subject.images.images,
             options.overlays,
-            np.random.default_rng(seed),
-            n_fit=choice.n_fit,
-            predicted=predicted if choice.fused else None,
+            generator,
+            n_fit=n_fit,
+            predicted=predicted if n_fit else None,
         )
+    canaries = None
+    if options.wants_canaries:
+        with clock.stage("canaries"):
+            canaries = choose_by_canaries(subject, split, predicted, options, generator, fused=choice.fused)
+    options, split, statistics = settled(options, split, canaries, fused=choice.fused)
     with clock.stage("score"):
-        scored = _score(subject, split, predicted, options)
+        scored = _score(subject, split, predicted, options, statistics)
     with clock.stage("boundary"):
         means = mean_entropies(scored.entropies)
-        boundary = _boundary(means, options.frr, options, choice.fused)
+        boundary = _boundary(means, options.frr, options, scored.fit is not None)
         profile = _profile(subject, outputs, split, scored, boundary, options)
     findings = Findings(
         profile=profile,
@@ -92,6 +100,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         prepare=subject.prepare,
         split=split,
         why_strip=choice.why_not,
+        canaries=canaries,
         overlay_entropies=mean_entropies(scored.entropies.T),
         device=scored.device,
         machine=machine(),
@@ -134,9 +143,15 @@ def _predict(subject: Subject, options: CalibrateOptions) -> Logits:
         raise _failed(options, error) from error
 
 
-def _score(subject: Subject, split: Split, predicted: np.ndarray, options: CalibrateOptions) -> Scored:
+def _score(
+    subject: Subject,
+    split: Split,
+    predicted: np.ndarray,
+    options: CalibrateOptions,
+    statistics: tuple[Statistic, ...],
+) -> Scored:
     try:
-        return score(subject, split, predicted, options)
+        return score(subject, split, predicted, options, statistics)
     except ORT_ERRORS as error:
         raise _failed(options, error) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, get_args
 
+from calibration.canary_kinds import DEFAULT_KINDS, KINDS
 from calibration.command import run_or_explain
 from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 from guard.artifact.precision import Precision
@@ -71,10 +72,11 @@ def _run(arguments: argparse.Namespace) -> int:
     same_name = (
         "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "detector",
         "threshold", "frr", "block_frr", "confidence", "layout", "seed", "device", "threads",
-        "precision", "quiet",
+        "precision", "quiet", "scan",
     )  # fmt: skip
     options = CalibrateOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
+        canaries=_kinds(arguments.canaries),
         transform=Transform(**preprocessing_of(arguments)),
     )
     for line in calibrate(options).lines():
@@ -82,10 +84,31 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _kinds(asked: list[str] | None) -> tuple[str, ...]:
+    return () if asked is None else tuple(asked or DEFAULT_KINDS)
+
+
 def _add_check(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overlays", type=int, default=32, metavar="N", help="overlays (default %(default)s)")
     group.add_argument(
-        "--blend", choices=tuple(BLEND_RULES), default="add", help="blend rule (default %(default)s)"
+        "--blend",
+        choices=(*BLEND_RULES, "auto"),
+        default="add",
+        help="blend rule; auto takes the one that canaries are found best with (default %(default)s)",
+    )
+    group.add_argument(
+        "--canaries",
+        nargs="*",
+        metavar="KIND",
+        help="plant backdoors in throw-away copies of the model to choose overlays and statistics by, and "
+        "the blend rule with --blend auto; a minute or two for the usual kinds, and none need be named: "
+        f"{', '.join(KINDS)} (needs the extra 'repair')",
+    )
+    group.add_argument(
+        "--scan",
+        type=Path,
+        metavar="DIR",
+        help="choose by the triggers that `guard scan --out DIR` found in this model; nothing is planted",
     )
     group.add_argument(
         "--detector",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from calibration.canary_kinds import KINDS
 from calibration.errors import OptionError
 from calibration.preprocessing import Transform
 from guard.artifact.signature import Layout
@@ -17,7 +18,7 @@ from guard.runtime.onnx_classifier import Device, Precision
 
 __all__ = ["Blend", "CalibrateOptions", "Detector", "Threshold"]
 
-Blend = Literal["add", "add_clip", "half_clip", "convex"]
+Blend = Literal["add", "add_clip", "half_clip", "convex", "auto"]
 Threshold = Literal["conformal", "normal"]
 Detector = Literal["auto", "fused", "strip"]
 
@@ -39,13 +40,16 @@ class CalibrateOptions:
         name: Name the profile gives the model; None for the last part of ``out``.
         overlays: N.
         rounds: Passes of each round of the check, N together; None for what is usual for N.
-        blend: Name of the blend rule.
+        blend: Name of the blend rule, or ``auto`` for the one that canaries are found best with.
         detector: ``fused``, ``strip``, or ``auto`` for the former where there are images enough.
         threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
         frr: False-rejection rate α.
         block_frr: A lower rate, beyond which the policy ``enforce`` refuses; what is only beyond ``frr`` is
             then flagged. None to refuse all of it.
         confidence: 1 − δ of the guarantee.
+        canaries: Kinds of canary triggers to plant in throw-away copies of the model, to choose by; with
+            ``blend`` or ``scan`` given, none stands for those that can be planted quickly.
+        scan: Folder of a scan of the model, whose triggers are taken in place of planted ones.
         transform: Preprocessing asked for.
         layout: The model's layout, where its shape does not tell.
         seed: Seed of the overlay draw; None for a fresh one.
@@ -72,6 +76,8 @@ class CalibrateOptions:
     frr: float = 0.01
     block_frr: float | None = None
     confidence: float = 0.95
+    canaries: tuple[str, ...] = ()
+    scan: Path | None = None
     transform: Transform = field(default_factory=Transform)
     layout: Layout | None = None
     seed: int | None = None
@@ -82,7 +88,18 @@ class CalibrateOptions:
 
     def __post_init__(self) -> None:
         _check_out(self.out, self.model_name)
-        _require(self.blend in BLEND_RULES, f"--blend {self.blend}", f"one of {', '.join(BLEND_RULES)}")
+        _require(
+            self.blend in {*BLEND_RULES, "auto"},
+            f"--blend {self.blend}",
+            f"one of {', '.join(BLEND_RULES)}, or auto",
+        )
+        unknown = [kind for kind in self.canaries if kind not in KINDS]
+        _require(not unknown, f"--canaries {' '.join(unknown)}", f"some of {', '.join(KINDS)}")
+        _require(
+            self.threshold == "conformal" or not self.wants_canaries,
+            f"--threshold {self.threshold}",
+            "conformal where canaries choose, as their boundaries are",
+        )
         _require(
             self.threshold in {"conformal", "normal"}, f"--threshold {self.threshold}", "conformal or normal"
         )
@@ -128,8 +145,13 @@ class CalibrateOptions:
 
     @property
     def blend_rule(self) -> BlendRule:
-        """The rule named by ``blend``."""
-        return BLEND_RULES[self.blend]
+        """The rule named by ``blend``; that of the paper where it is yet to be chosen."""
+        return BLEND_RULES["add" if self.blend == "auto" else self.blend]
+
+    @property
+    def wants_canaries(self) -> bool:
+        """Whether canaries are to be planted, or the triggers of a scan tried."""
+        return self.blend == "auto" or bool(self.canaries) or self.scan is not None
 
 
 def _require(holds: bool, what: str, expected: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -33,6 +33,16 @@ _QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _NEARLY_ZERO_BITS = 1e-3
 
 
+class Told(Protocol):
+    """What a room found that calibrations know nothing of but how it is told."""
+
+    def lines(self) -> Iterable[str]:
+        """Yield what a person reads."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return it as plain values."""
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything a calibration found.
@@ -40,6 +50,7 @@ class Findings:
     Attributes:
         outputs: The model's raw output on every image.
         why_strip: Why the detector is STRIP where the choice was left open; empty else.
+        canaries: What canaries chose; None where none were asked for.
         overlay_entropies: Mean clean entropy under each overlay, bits, in the plan's order.
         device: Where the model ran.
         seconds: Seconds of each stage.
@@ -56,6 +67,7 @@ class Findings:
     device: str
     machine: Mapping[str, str | int]
     seconds: Mapping[str, float]
+    canaries: Told | None = None
 
     def warnings(self) -> Iterator[str]:
         """Yield what the user should look into, most serious first."""
@@ -120,6 +132,7 @@ class Findings:
             },
             "check": {**profile.check.model_dump(mode="json"), "n_overlays": profile.check.n_overlays},
             "why_strip": self.why_strip,
+            "canaries": self.canaries and self.canaries.to_record(),
             "boundary": profile.boundary.model_dump(mode="json"),
             "block": profile.block and profile.block.model_dump(mode="json"),
             "fused": profile.fused and profile.fused.model_dump(mode="json", exclude={"clean_scores"}),
@@ -187,6 +200,10 @@ class CalibrationReport:
             yield "refused from", f"{_value_text(block)}, {_method_text(block)}"
             yield "", _promise_text(block)
         yield "mean passes", f"{record.mean_passes_clean:.2f} of {check.n_overlays} per clean input"
+        for place, line in enumerate(
+            () if self.findings.canaries is None else self.findings.canaries.lines()
+        ):
+            yield "" if place else "canaries", line
         picture = "entropies.png" if profile.fused is None else "scores.png"
         yield "artifact", f"{self.artifact} (report.json and {picture} inside)"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from calibration.fused_fit import FusedFit, fit_fused, fused_rounds, most_telling_first
+from calibration.fused_fit import DEFAULT_STATISTICS, FusedFit, fit_fused, fused_rounds, most_telling_first
 from calibration.options import CalibrateOptions
 from calibration.progress import Progress
 from calibration.scoring import answer_blends, answer_images, most_uncertain_first, score_images
@@ -16,6 +16,7 @@ from calibration.subject import Subject
 from guard.arrays import Overlays
 from guard.artifact import Probe
 from guard.detection.entropy import softmax
+from guard.detection.measurements import Statistic
 from guard.detection.plan import default_rounds
 from guard.detection.strip import mean_entropies
 from guard.runtime.onnx_classifier import OnnxClassifier
@@ -51,7 +52,11 @@ class Scored:
 
 
 def score(
-    subject: Subject, split: Split, predicted: Int64[np.ndarray, " n"], options: CalibrateOptions
+    subject: Subject,
+    split: Split,
+    predicted: Int64[np.ndarray, " n"],
+    options: CalibrateOptions,
+    statistics: tuple[Statistic, ...] = DEFAULT_STATISTICS,
 ) -> Scored:
     """Score the calibration images; where the split has images to fit on, fit the fused detector first.
 
@@ -60,12 +65,13 @@ def score(
         split: Which images serve what.
         predicted: Class that the model gives to each image.
         options: Of the calibration.
+        statistics: Which the fused detector is to fuse.
     """
     overlays = subject.prepare(subject.images.images[split.overlays])
     blends = (len(split.fit) + len(split.calibration)) * len(overlays)
     with Progress(blends, "blends", options.quiet) as progress:
         if len(split.fit):
-            return _score_fused(subject, split, predicted, options, overlays, progress)
+            return _score_fused(subject, split, predicted, options, overlays, statistics, progress)
         return _score_strip(subject, split, options, overlays, progress)
 
 
@@ -89,6 +95,7 @@ def _score_fused(
     predicted: Int64[np.ndarray, " n"],
     options: CalibrateOptions,
     overlays: Overlays,
+    statistics: tuple[Statistic, ...],
     progress: Progress,
 ) -> Scored:
     rounds = options.rounds or fused_rounds(options.overlays)
@@ -100,7 +107,14 @@ def _score_fused(
         probabilities = softmax(outputs) if subject.sink.kind == "logits" else outputs
         classes = predicted[split.overlays]
         order = most_telling_first(predicted[split.fit], probabilities, classes)
-        fit = fit_fused(predicted[split.fit], probabilities[:, order], bits[:, order], classes[order], rounds)
+        fit = fit_fused(
+            predicted[split.fit],
+            probabilities[:, order],
+            bits[:, order],
+            classes[order],
+            rounds,
+            statistics,
+        )
         measured = _measure(classifier, subject, split, predicted, fit, order, progress)
         entropies = measured[:, :, 0].astype(np.float32)
         probed = _spread(len(entropies), _PROBE_IMAGES)
