@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection import peer, published
+from benchmarks.detection import capabilities, peer, published
 from benchmarks.detection.answers import Answers, Asking, answers_of
 from benchmarks.detection.figures import figures
 from benchmarks.detection.images import Sizes, drawn, read_pool
@@ -85,6 +85,7 @@ def record_of(asking: Asking, *, with_published: bool) -> dict[str, Any]:
         peer.NAME: peer.row_of_art(asking),
     }
     rows |= {name: row for name, row in others.items() if row is not None}
+    rows |= capabilities.layer_rows(asking, answers)
     speed = _speed(asking, answers, found)
     for row in rows.values():
         if "passes clean" in row and "images per second" not in row:

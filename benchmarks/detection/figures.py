@@ -20,7 +20,18 @@ from guard.detection.fused import Fused, outcomes
 from guard.detection.plan import CheckPlan, default_rounds
 from guard.detection.strip import Strip, passes_needed
 
-__all__ = ["EARLY_NAME", "FRR_GRID", "RATES", "auroc", "boundary_of", "figures", "interval", "rates_at"]
+__all__ = [
+    "EARLY_NAME",
+    "FRR_GRID",
+    "RATES",
+    "auroc",
+    "boundary_of",
+    "figures",
+    "interval",
+    "of_detector",
+    "rates_at",
+    "row_of",
+]
 
 RATES = (0.01, 0.001)
 DELTA = 0.05
@@ -44,9 +55,9 @@ def figures(answers: Answers, found: Scored, more: Decisions) -> dict[str, dict[
         found: The scores made of them.
         more: Gives what a detector makes of further fresh images.
     """
-    rows = {name: _row(answers, scores) for name, scores in found.scores.items()}
+    rows = {name: row_of(answers, scores) for name, scores in found.scores.items()}
     rows["strip"] |= _spent(answers, _passes_of_strip(answers))
-    rows[EARLY_NAME] = _of_detector(answers, found, more)
+    rows[EARLY_NAME] = of_detector(answers, found.detector, found.measured, found.scores["fused"], more)
     rows["fused"]["histogram"] = _histogram(answers, found.scores["fused"])
     for name in ("max-softmax",):
         rows[name] |= {"passes clean": 0.0, "passes triggered": 0.0}
@@ -89,7 +100,7 @@ def auroc(clean: Scores, triggered: Scores) -> float | None:
     return float(above / (len(clean) * len(triggered)))
 
 
-def _row(answers: Answers, scores: Scores) -> dict[str, Any]:
+def row_of(answers: Answers, scores: Scores) -> dict[str, Any]:
     """Return AUROC, curve, and the rates at the boundary certified for each rate."""
     clean, triggered = scores[answers.part(2)], scores[answers.part(3)]
     row: dict[str, Any] = {"auroc": auroc(clean, triggered), "roc": _roc(clean, triggered)}
@@ -100,18 +111,34 @@ def _row(answers: Answers, scores: Scores) -> dict[str, Any]:
     return row
 
 
-def _of_detector(answers: Answers, found: Scored, more: Decisions) -> dict[str, Any]:
-    """Return the same of the guard's detector: its boundaries are those of the score over all blends."""
-    fused, fresh = found.scores["fused"], answers.part(2)
+def of_detector(
+    answers: Answers,
+    detector: Fused,
+    measured: Float[np.ndarray, "n m 4"],
+    fused: Scores,
+    more: Decisions = lambda _detector: (),
+    distances: Scores | None = None,
+) -> dict[str, Any]:
+    """Return the same of the guard's detector: its boundaries are those of the score over all blends.
+
+    Args:
+        answers: Of one subject.
+        detector: Fitted, its boundary not set.
+        measured: Of every input under every overlay.
+        fused: Its scores over all blends.
+        more: Gives what a detector makes of further fresh images.
+        distances: Layer distance of every input, where the detector looks at it.
+    """
+    fresh = answers.part(2)
     boundaries = [boundary_of(fused[answers.part(1)], rate) for rate in RATES]
     flag, block = boundaries
     assert flag is not None
-    both = replace(found.detector, boundary=flag, block_boundary=block)
+    both = replace(detector, boundary=flag, block_boundary=block)
     further, row = more(both), dict[str, Any]()
     for rate, boundary in zip(RATES, boundaries, strict=True):
         if boundary is None:
             continue
-        rejected, passes = outcomes(replace(found.detector, boundary=boundary), found.measured)
+        rejected, passes = outcomes(replace(detector, boundary=boundary), measured, distances)
         beyond = REJECTED if rate == RATES[0] else (Decision.SUSPICIOUS,)
         clean = np.concatenate([rejected[fresh], [one in beyond for one in further]]).astype(bool)
         row |= rates_at(clean, rejected[answers.part(3)], rate) | {"fresh": len(clean)}

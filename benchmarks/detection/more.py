@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -18,12 +20,26 @@ _AT_ONCE = 200
 
 def decisions(asking: Asking, answers: Answers, detector: Fused) -> list[Decision]:
     """Return what the detector makes of each further fresh image, round by round as when it serves."""
+    name = f"{asking.victim.network}-more-{_fingerprint(answers, detector)}"
+    kept = asking.kept(name, lambda: {"decisions": _decide(asking, answers, detector)})
+    return [Decision(str(value)) for value in kept["decisions"]]
+
+
+def _decide(asking: Asking, answers: Answers, detector: Fused) -> np.ndarray:
     network = Network(asking.victim.model)
     images, overlays = asking.pool.images, asking.pool.images[answers.overlays]
     rows, found = asking.parts.more, list[Decision]()
     for start in range(0, len(rows), _AT_ONCE):
         found += _of_some(network, detector, images[rows[start : start + _AT_ONCE]], overlays, asking.rule)
-    return found
+    return np.array([decision.value for decision in found])
+
+
+def _fingerprint(answers: Answers, detector: Fused) -> str:
+    """Return what tells detectors apart by which further images were decided."""
+    numbers = [detector.boundary, detector.block_boundary, *detector.plan.rounds, *answers.overlays]
+    numbers += [number for early in detector.early for number in (early.passes, early.below)]
+    numbers += [*detector.fusion.centres, *detector.fusion.scales]
+    return hashlib.sha256(repr([float(one or 0) for one in numbers]).encode()).hexdigest()[:16]
 
 
 def _of_some(

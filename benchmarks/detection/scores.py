@@ -15,7 +15,7 @@ from guard.detection.fused import Early, Fused
 from guard.detection.fusion import Fusion
 from guard.detection.plan import CheckPlan
 
-__all__ = ["Scored", "ordered", "scored"]
+__all__ = ["Scored", "detector_of", "measured_of", "ordered", "scored"]
 
 _AT_ONCE = 500
 
@@ -54,7 +54,7 @@ def scored(answers: Answers) -> Scored:
     fitted = fit_fused(
         answers.predicted[fit], answers.under[fit], entropies[fit], answers.overlay_classes, rounds
     )
-    measured = _measured(fitted, answers, entropies)
+    measured = measured_of(fitted, answers, entropies)
     departure, surprise, stratified = fitted.measures.statistics(fitted.statistics, measured).T
     bits = entropies.mean(axis=1, dtype=np.float64)
     middle, spread = np.median(bits[fit]), bits[fit].std()
@@ -67,10 +67,11 @@ def scored(answers: Answers) -> Scored:
         "surprise": surprise,
         "fused": fitted.scores(measured),
     }
-    return Scored(_detector(fitted, rounds), measured, scores)
+    return Scored(detector_of(fitted, rounds), measured, scores)
 
 
-def _detector(fitted: FusedFit, rounds: tuple[int, ...]) -> Fused:
+def detector_of(fitted: FusedFit, rounds: tuple[int, ...]) -> Fused:
+    """Return the guard's detector; its boundary is not set."""
     early = tuple(
         Early(one.passes, Fusion(np.array(one.centres), np.array(one.scales)), one.below)
         for one in fitted.early
@@ -79,7 +80,8 @@ def _detector(fitted: FusedFit, rounds: tuple[int, ...]) -> Fused:
     return Fused(plan, fitted.measures, fitted.statistics, fitted.fusion, early, np.inf, takes_logits=False)
 
 
-def _measured(fitted: FusedFit, answers: Answers, entropies: np.ndarray) -> Float64[np.ndarray, "n m 4"]:
+def measured_of(fitted: FusedFit, answers: Answers, entropies: np.ndarray) -> Float64[np.ndarray, "n m 4"]:
+    """Return what the detector measures of every input under every overlay."""
     starts = range(0, len(answers.under), _AT_ONCE)
     parts = [slice(start, start + _AT_ONCE) for start in starts]
     return np.concatenate(

@@ -23,15 +23,16 @@ NOTES = """**How to read it.** `strip` is the mean entropy, its boundary set by 
 `stratified`, `departure` and `surprise` are the parts of `fused`; `fused, accepting early` is the guard's
 own detector class, which stops where the first blends are those of most clean inputs. *STRIP as published*
 draws 100 overlays anew for each input and sets its boundary by a Normal distribution (calibrated on 200
-images, measured on 500 clean and 100 triggered). *ART's STRIP* is adversarial-robustness-toolbox 1.20.1
+images, measured on 300 clean and 100 triggered). *ART's STRIP* is adversarial-robustness-toolbox 1.20.1
 with its own options on the same images; its entropy is taken over the overlays instead of the classes.
 `max-softmax` is the null: the prediction alone.
 
-**What was chosen while looking at what.** The list of fused statistics, the share of clean inputs that sets
-their scales, and the rounds after which inputs are accepted were settled while looking at nine of the
-CIFAR-10 networks (`all_to_all`, `badnets`, `blend`, `clean_label`, `low_confidence`, `sig`,
-`source_specific`, `trojan`, `wanet`), overlays and images of seed 0. All the others, all other data sets
-included, were measured afterwards. Boundaries are set on clean images alone.
+**What was chosen while looking at what.** The list of fused statistics and the share of clean inputs that
+sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
+`blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of overlays
+and when inputs are accepted early while looking at those and `label_smoothed`; overlays and images of seed 0.
+All the others, all other data sets included, were measured afterwards. Boundaries are set on clean images
+alone.
 
 **Clean images.** None was trained on. CIFAR-10: the fifth batch, of which 30 are overlays, 1,000 are fitted
 on and 3,000 set the boundaries; what is left, 5,970, and the first 1,017 of the official test set are
@@ -89,10 +90,14 @@ def claims(records: Sequence[Record], folder: Path) -> str:
 
 def _mean_auroc(records: Sequence[Record], name: str, least: float) -> tuple[str, str, str]:
     found = mean_of(records, name, "auroc")
+    once = [one for one in records if " x" not in one["subject"]]
+    without = mean_of(once, name, "auroc")
+    assert found is not None
+    assert without is not None
     return (
         f"Mean AUROC of `{name}` on CIFAR-10's {len(records)} attacks ≥ {least}",
-        _word(found is not None and found >= least),
-        NONE if found is None else f"{found:.3f}",
+        _word(min(found, without) >= least),
+        f"{found:.3f}; {without:.3f} without those that repeat the patch",
     )
 
 
@@ -143,7 +148,7 @@ def _rejected(records: Sequence[Record]) -> tuple[str, str, str]:
     found = {f"{one['data']} {one['subject']}": one["scores"][EARLY]["frr at 0.01"] for one in records}
     above = {name: rate for name, rate in found.items() if rate > 0.01}
     least, most = (f(one["scores"][EARLY]["fresh"] for one in records) for f in (min, max))
-    images = f"{least:,} to {most:,} fresh images"
+    images = f"{most:,} fresh images" if least == most else f"{least:,} to {most:,} fresh images"
     title = f"Measured FRR of `{EARLY}` under the certified 1 % for every model, {images}"
     figure = f"highest {percent(max(found.values()))} %"
     return title, _word(not above), figure + (f"; above: {_listed(above, percent)}" if above else "")
