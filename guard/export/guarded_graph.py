@@ -10,7 +10,7 @@ boundaries are set on.
     images (n, …)
         Loop over parts of [the image itself, overlay 0, …, overlay N - 1], g of them at a time:
             the check graph on n · g pairs    as the sidecar runs it (guard.runtime.check_graph)
-            logits (n, k) kept from the part that holds the image itself, the first
+            logits (n, k), and layers' activations, kept from the part that holds the image itself, the first
             sums (s, n) += what the detector measures of the blends, float64
         value (n) = minus the score, by the sums              (guard.export.whole_detector, whole_fused)
         checked = every pixel in range, all that was measured finite                  (guard.export.judgement)
@@ -80,15 +80,20 @@ def build_guarded_graph(artifact: Artifact, *, policy: Policy, overlays_per_pass
     _check_names(artifact.model)
     profile = artifact.profile
     source, sink = profile.input, profile.output
+    detector = _detector_of(artifact)
     wrapped = build_check_graph(
-        artifact.model, source=source, sink=sink, overlays=artifact.overlays, blend=profile.check.blend_rule
+        artifact.model,
+        source=source,
+        sink=sink,
+        overlays=artifact.overlays,
+        blend=profile.check.blend_rule,
+        layers=detector.layers,
     )
     g = NodeList(_PREFIX)
-    detector = _detector_of(artifact)
     parts = Parts.of(len(artifact.overlays), 1 if profile.fixed_batch else overlays_per_pass)
-    sums, logits = add_loop(g, wrapped.graph, source, sink, detector, parts)
-    value, conditions = detector.add_values(g, sums, logits)
-    answers = add_judgement(g, profile, policy, value, conditions, logits)
+    seen = add_loop(g, wrapped.graph, source, sink, detector, parts)
+    value, conditions = detector.add_values(g, seen)
+    answers = add_judgement(g, profile, policy, value, conditions, seen.logits)
     g.node("Cast", [answers], sink.name, to=_ELEMENT[sink.datatype])
     batch = profile.fixed_batch or "n"
     graph = helper.make_graph(g.nodes, "guarded", [_input(source, batch)], _outputs(sink, batch), g.constants)

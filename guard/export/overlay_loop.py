@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,16 +11,35 @@ from onnx import AttributeProto, TensorProto, helper
 
 from guard.artifact import InputSpec, OutputSpec
 from guard.export.parts import Part, Parts
-from guard.export.whole_detector import WholeDetector
-from guard.runtime.check_graph import IMAGE_INDEX, IMAGES, LOGITS, OVERLAY_INDEX
+from guard.export.whole_detector import Seen, WholeDetector
+from guard.runtime.check_graph import FEATURES, IMAGE_INDEX, IMAGES, LOGITS, OVERLAY_INDEX
 from guard.runtime.node_list import NodeList
 
 __all__ = ["add_loop"]
 
 _PREFIX = "guard_check/whole/"
 _BODY = _PREFIX + "body/"
-_PASS, _GO_ON, _SUMS, _KEPT = (_BODY + name for name in ("pass", "go_on", "sums", "kept"))
+_PASS, _GO_ON, _SUMS = (_BODY + name for name in ("pass", "go_on", "sums"))
 _PAIRS, _ROWS = _PREFIX + "pairs_shape", _PREFIX + "rows"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor of the check graph of which the rows of the images themselves are kept.
+
+    Attributes:
+        name: What it is called here.
+        tensor: What it is called in the check graph, float32 (p, width).
+    """
+
+    name: str
+    tensor: str
+    width: int
+
+    @property
+    def carried(self) -> str:
+        """Its name where the body takes it over from the pass before."""
+        return f"{_BODY}kept_{self.name}"
 
 
 def add_loop(
@@ -29,7 +49,7 @@ def add_loop(
     sink: OutputSpec,
     detector: WholeDetector,
     parts: Parts,
-) -> tuple[str, str]:
+) -> Seen:
     """Add the loop over a check graph.
 
     Args:
@@ -41,17 +61,24 @@ def add_loop(
         parts: Which overlays go into which pass.
 
     Returns:
-        Names of the sums, float64 (s, n), and of the model's outputs, float32 (n, k).
+        The names of what it leaves.
     """
     _add_pairs(g, source, parts.length)
-    body = _body(check, source, sink, detector, parts)
+    kept = _kept(sink, detector)
+    body = _body(check, {source.name: "model_input", sink.name: "model_output"}, detector, parts, kept)
     count = g.constant("passes", np.array(parts.count, np.int64))
     always = g.constant("always", np.array(True, np.bool_))
-    sums, logits = _PREFIX + "sums", _PREFIX + "logits"
-    begin = _add_beginnings(g, sink, detector.n_sums)
-    loop = helper.make_node("Loop", [count, always, *begin], [sums, logits], _PREFIX + "loop", body=body)
-    g.nodes.append(loop)
-    return sums, logits
+    begin = [_add_zeros(g, "sums", detector.n_sums, by_image=False)]
+    begin += [_add_zeros(g, one.name, one.width, by_image=True) for one in kept]
+    left = [_PREFIX + "sums", *(_PREFIX + one.name for one in kept)]
+    g.nodes.append(helper.make_node("Loop", [count, always, *begin], left, _PREFIX + "loop", body=body))
+    return Seen(left[0], left[1], left[2] if detector.layers else None)
+
+
+def _kept(sink: OutputSpec, detector: WholeDetector) -> list[_Kept]:
+    logits = _Kept("logits", LOGITS, sink.classes)
+    width = sum(layer.width for layer in detector.layers)
+    return [logits, _Kept("features", FEATURES, width)] if detector.layers else [logits]
 
 
 def _add_pairs(g: NodeList, source: InputSpec, length: int) -> None:
@@ -68,43 +95,44 @@ def _add_pairs(g: NodeList, source: InputSpec, length: int) -> None:
     g.node("Reshape", [table, flat], IMAGE_INDEX)
 
 
-def _add_beginnings(g: NodeList, sink: OutputSpec, n_sums: int) -> tuple[str, str]:
-    zero_64 = helper.make_tensor("zero", TensorProto.DOUBLE, [1], [0.0])
-    zero_32 = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
-    height = g.constant("n_sums", np.array([n_sums], np.int64))
-    classes = g.constant("classes", np.array([sink.classes], np.int64))
-    sums = g.node("Concat", [height, _PREFIX + "n"], _PREFIX + "sums_shape", axis=0)
-    logits = g.node("Concat", [_PREFIX + "n", classes], _PREFIX + "logits_shape", axis=0)
-    return (
-        g.node("ConstantOfShape", [sums], _PREFIX + "no_sums", value=zero_64),
-        g.node("ConstantOfShape", [logits], _PREFIX + "no_logits", value=zero_32),
-    )
+def _add_zeros(g: NodeList, name: str, width: int, *, by_image: bool) -> str:
+    """Add zeros to begin with: float32 (n, width), or float64 (width, n)."""
+    element = TensorProto.FLOAT if by_image else TensorProto.DOUBLE
+    zero = helper.make_tensor("zero", element, [1], [0.0])
+    size = g.constant(f"{name}_width", np.array([width], np.int64))
+    axes = [_PREFIX + "n", size] if by_image else [size, _PREFIX + "n"]
+    shape = g.node("Concat", axes, f"{_PREFIX}{name}_shape", axis=0)
+    return g.node("ConstantOfShape", [shape], f"{_PREFIX}no_{name}", value=zero)
 
 
 def _body(
-    check: onnx.GraphProto, source: InputSpec, sink: OutputSpec, detector: WholeDetector, parts: Parts
+    check: onnx.GraphProto,
+    renamed: Mapping[str, str],
+    detector: WholeDetector,
+    parts: Parts,
+    kept: list[_Kept],
 ) -> onnx.GraphProto:
     before, after = NodeList(_BODY), NodeList(_BODY)
     _add_part(before, parts)
-    kept = _add_kept(after)
-    part = Part(parts, _PASS, _PAIRS, kept)
-    new_sums = after.node("Add", [_SUMS, detector.add_part_sums(after, part)], _BODY + "new_sums")
+    news = _add_kept(after, kept)
+    part = Part(parts, _PASS, _PAIRS, news[0])
+    sums = after.node("Add", [_SUMS, detector.add_part_sums(after, part)], _BODY + "new_sums")
+    goes_on = after.node("Identity", [_GO_ON], _BODY + "goes_on")
     carried = [
         _value(_GO_ON, TensorProto.BOOL, []),
         _value(_SUMS, TensorProto.DOUBLE, [detector.n_sums, "n"]),
-        _value(_KEPT, TensorProto.FLOAT, ["n", sink.classes]),
+        *(_value(one.carried, TensorProto.FLOAT, ["n", one.width]) for one in kept),
     ]
-    goes_on = after.node("Identity", [_GO_ON], _BODY + "goes_on")
     body = onnx.GraphProto()
     body.CopyFrom(check)
     inner = list(body.node)
     for node in inner:
-        _rename(node, {source.name: _BODY + "model_input", sink.name: _BODY + "model_output"})
+        _rename(node, {name: _BODY + new for name, new in renamed.items()})
     del body.node[:], body.input[:], body.output[:], body.value_info[:]
     body.node.extend([*before.nodes, *inner, *after.nodes])
     body.initializer.extend([*before.constants, *after.constants])
     body.input.extend([_value(_PASS, TensorProto.INT64, []), *carried])
-    body.output.extend(_renamed(carried, (goes_on, new_sums, kept)))
+    body.output.extend(_renamed(carried, [goes_on, sums, *news]))
     return body
 
 
@@ -117,11 +145,17 @@ def _add_part(g: NodeList, parts: Parts) -> None:
     g.node("Reshape", [table, g.constant("flat", np.array([-1], np.int64))], OVERLAY_INDEX)
 
 
-def _add_kept(g: NodeList) -> str:
-    """Keep the first n answers of the first pass: those to the images themselves."""
-    alone = g.node("Gather", [LOGITS, _ROWS], _BODY + "first_logits", axis=0)
+def _add_kept(g: NodeList, kept: list[_Kept]) -> list[str]:
+    """Keep the first n rows of the first pass: those of the images themselves."""
     first = g.node("Equal", [_PASS, g.constant("first", np.array(0, np.int64))], _BODY + "is_first")
-    return g.node("Where", [first, alone, _KEPT], _BODY + "new_kept")
+    return [
+        g.node(
+            "Where",
+            [first, g.node("Gather", [one.tensor, _ROWS], f"{_BODY}first_{one.name}", axis=0), one.carried],
+            f"{_BODY}new_{one.name}",
+        )
+        for one in kept
+    ]
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
@@ -136,7 +170,7 @@ def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
                 _rename(inner, names)
 
 
-def _renamed(values: list[onnx.ValueInfoProto], names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
+def _renamed(values: list[onnx.ValueInfoProto], names: list[str]) -> list[onnx.ValueInfoProto]:
     renamed = []
     for value, name in zip(values, names, strict=True):
         copy = onnx.ValueInfoProto()

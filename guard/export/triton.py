@@ -117,16 +117,11 @@ def export_triton(options: TritonOptions) -> Exported:
 
 
 def _check_exportable(artifact: Artifact) -> None:
-    precision, fused = artifact.profile.check.precision, artifact.profile.fused
+    precision = artifact.profile.check.precision
     if precision != "exact":
         raise UnfitModelError(
             f"{artifact.directory}: calibrated in precision {precision!r}, which `guard serve` can serve in, "
             f"but which a graph does not hold to; calibrate with --precision exact"
-        )
-    if fused is not None and "layers" in fused.statistics:
-        raise UnfitModelError(
-            f"{artifact.directory}: its score looks at the model's layers, as `guard serve` can, but a graph "
-            f"that is exported cannot; calibrate without the statistic 'layers'"
         )
     if "BF16" in {artifact.profile.input.datatype, artifact.profile.output.datatype}:
         raise UnfitModelError(

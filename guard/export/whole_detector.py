@@ -11,16 +11,37 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from guard.detection.capabilities.layer_distances import Layer
 from guard.export.parts import Part
 from guard.runtime.check_graph import ENTROPY
 from guard.runtime.node_list import NodeList
 
-__all__ = ["WholeDetector", "WholeStrip", "add_entropy_sum"]
+__all__ = ["Seen", "WholeDetector", "WholeStrip", "add_entropy_sum"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The names of what the loop leaves.
+
+    Attributes:
+        sums: Over all N overlays, float64 (s, n).
+        logits: What the model answers to the images themselves, float32 (n, k).
+        features: The layers' activations for the images themselves, float32 (n, d); None without layers.
+    """
+
+    sums: str
+    logits: str
+    features: str | None
 
 
 @runtime_checkable
 class WholeDetector(Protocol):
     """A detector in a graph that runs all N blends."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Activations that it needs of the images themselves."""
+        ...
 
     @property
     def n_sums(self) -> int:
@@ -31,13 +52,12 @@ class WholeDetector(Protocol):
         """Add, within the loop, the sums over a part's overlays; return their name, float64 (s, n)."""
         ...
 
-    def add_values(self, g: NodeList, sums: str, logits: str) -> tuple[str, list[str]]:
-        """Add, after the loop, what the sums come to.
+    def add_values(self, g: NodeList, seen: Seen) -> tuple[str, list[str]]:
+        """Add, after the loop, what was seen comes to.
 
         Args:
             g: The graph's nodes.
-            sums: Name of the sums over all N overlays, float64 (s, n).
-            logits: Name of what the model answers to the images themselves, float32 (n, k).
+            seen: What the loop leaves.
 
         Returns:
             Names of the values, float64 (n, 1), and of conditions, bool (n, 1), without all of which an image
@@ -57,6 +77,11 @@ class WholeStrip:
     n_overlays: int
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """None."""
+        return ()
+
+    @property
     def n_sums(self) -> int:
         """One: of entropies."""
         return 1
@@ -65,11 +90,11 @@ class WholeStrip:
         """Add the sums of entropies."""
         return add_entropy_sum(g, part, self.n_overlays)
 
-    def add_values(self, g: NodeList, sums: str, logits: str) -> tuple[str, list[str]]:
+    def add_values(self, g: NodeList, seen: Seen) -> tuple[str, list[str]]:
         """Add the mean entropies."""
         count = g.constant("n_overlays", np.array(self.n_overlays, np.float64))
         column = g.constant("column", np.array([-1, 1], np.int64))
-        mean = g.node("Div", [sums, count], g.prefix + "mean")
+        mean = g.node("Div", [seen.sums, count], g.prefix + "mean")
         return g.node("Reshape", [mean, column], g.prefix + "value"), []
 
 

@@ -26,12 +26,14 @@ import numpy as np
 from onnx import TensorProto
 
 from guard.artifact import FusedRecord, OutputSpec
+from guard.detection.capabilities.layer_distances import Layer
 from guard.detection.measurements import MEANS, Measures
 from guard.detection.responses import EPSILON
 from guard.detection.stratified import Strata
 from guard.export.idioms import add_all, add_highest, add_row_sums
 from guard.export.parts import Part
-from guard.export.whole_detector import add_entropy_sum
+from guard.export.whole_detector import Seen, add_entropy_sum
+from guard.export.whole_layers import add_layer_distance
 from guard.runtime.check_graph import IMAGE_INDEX, probabilities_name
 from guard.runtime.node_list import NodeList
 
@@ -56,6 +58,11 @@ class WholeFused:
     sink: OutputSpec
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Those of the profile; none where the layer distance is no statistic."""
+        return tuple(record.layer for record in self.record.layers)
+
+    @property
     def n_sums(self) -> int:
         """Of three measurements, and one for each class that overlays have."""
         strata = self.measures.strata
@@ -78,30 +85,40 @@ class WholeFused:
             sums.append(part.add_sums(g, kept, _shares(self.measures.strata), g.prefix + "strata"))
         return g.node("Concat", sums, g.prefix + "part_sums", axis=0)
 
-    def add_values(self, g: NodeList, sums: str, logits: str) -> tuple[str, list[str]]:
+    def add_values(self, g: NodeList, seen: Seen) -> tuple[str, list[str]]:
         """Add minus the scores; without a class, or a finite sum, an image was not checked."""
-        rows = [self._add_means(g, sums)] if self._means else []
-        if "stratified" in self.record.statistics:
-            rows.append(self._add_stratified(g, sums, logits))
+        predicted = _add_predicted(g, seen.logits)
+        conditions = [self._add_has_class(g, seen.logits), _add_finite(g, seen.sums)]
+        rows = [self._add_means(g, seen.sums)] if self._means else []
+        if "stratified" in self._names:
+            rows.append(self._add_stratified(g, seen.sums, predicted))
+        if self.measures.layers is not None and seen.features is not None:
+            distance, known = add_layer_distance(g, self.measures.layers, seen.features, predicted)
+            rows.append(distance)
+            conditions.append(known)
         statistics = g.node("Concat", rows, g.prefix + "statistics", axis=0)
         score = add_highest(g, self._add_standardised(g, statistics), len(self._order), g.prefix + "highest")
         column = g.constant("column", np.array([-1, 1], np.int64))
         value = g.node("Reshape", [g.node("Neg", [score], g.prefix + "minus"), column], g.prefix + "value")
-        return value, [self._add_has_class(g, logits), _add_finite(g, sums)]
+        return value, conditions
 
     @property
     def _n_overlays(self) -> int:
         return int(self.measures.responses.expected.shape[1])
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        return self.record.statistics
+
+    @property
     def _means(self) -> list[str]:
-        return [name for name in self.record.statistics if name in MEANS]
+        return [name for name in self._names if name in MEANS]
 
     @property
     def _order(self) -> list[int]:
-        """Places of the statistics as the graph has them: means first."""
-        names = list(self.record.statistics)
-        return sorted(range(len(names)), key=lambda place: names[place] not in MEANS)
+        """Places of the statistics as the graph has them: means first, then these two."""
+        names = [*self._means, "stratified", "layers"]
+        return sorted(range(len(self._names)), key=lambda place: names.index(self._names[place]))
 
     def _add_expected(self, g: NodeList, part: Part, classes: str) -> str:
         """Add the row of the table for each pair, float32 (p, k)."""
@@ -166,7 +183,7 @@ class WholeFused:
             "Div", [g.node("Gather", [sums, rows], g.prefix + "of", axis=0), counts], g.prefix + "means"
         )
 
-    def _add_stratified(self, g: NodeList, sums: str, logits: str) -> str:
+    def _add_stratified(self, g: NodeList, sums: str, predicted: str) -> str:
         """Add the highest residual of a stratum that is not the image's own class, float64 (1, n)."""
         strata = self.measures.strata
         if strata is None:
@@ -174,7 +191,6 @@ class WholeFused:
         height = len(strata.classes)
         rows = g.constant("stratum_rows", np.arange(_MEANS, _MEANS + height))
         kept = g.node("Gather", [sums, rows], g.prefix + "kept_by_stratum", axis=0)
-        predicted = _add_predicted(g, logits)
         usual = g.constant("stratum_means", np.ascontiguousarray(strata.means.T))
         usual = g.node("Gather", [usual, predicted], g.prefix + "usually_kept", axis=1)
         more = g.node("Sub", [kept, usual], g.prefix + "kept_more")

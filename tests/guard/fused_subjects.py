@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from guard.artifact import FusedRecord, Profile, ScoreBoundary, write_artifact
-from guard.artifact.fused_record import fused_detector
+from guard.artifact.fused_record import LayerRecord, fused_detector
 from guard.detection.base import predicted_classes
+from guard.detection.capabilities.layer_distances import Layer, LayerDistances, fit_layer_distances
 from guard.detection.entropy import softmax
 from guard.detection.fused import Fused
 from guard.detection.fusion import fit_fusion
@@ -30,6 +32,7 @@ def fitted(
     statistics: tuple[Statistic, ...] = DEFAULT,
     *,
     strata: bool = True,
+    layers: tuple[Layer, ...] = (),
     boundaries: tuple[float, float] | None = None,
     **profile_options: object,
 ) -> tuple[Profile, Measures]:
@@ -39,14 +42,17 @@ def fitted(
         model: It is fitted to this one's answers to random images.
         statistics: Which are fused.
         strata: Whether the overlays' classes are looked at.
+        layers: Where layer distances are taken, if those are a statistic.
         boundaries: On scores, for flags and for refusals; one that half of the images are above if None.
     """
     profile = make_profile(model, **profile_options)  # type: ignore[arg-type]
     predicted, answers, entropies, of_overlays = _answers(model, profile)
+    looked = _looked_inside(model, profile, predicted, layers)
     kept = np.take_along_axis(answers, predicted[:, None, None], axis=2)[:, :, 0]
     of_strata = fit_strata(predicted, kept, of_overlays, answers.shape[2]) if strata else None
-    measures = Measures(fit_responses(predicted, answers), of_strata)
-    values = measures.statistics(statistics, measures.of_inputs(predicted, answers, entropies))
+    distances, scored = looked or (None, None)
+    measures = Measures(fit_responses(predicted, answers), of_strata, distances)
+    values = measures.statistics(statistics, measures.of_inputs(predicted, answers, entropies), scored)
     fusion = fit_fusion(values)
     scores = np.sort(fusion.scores(values))
     first, second = boundaries or (float(np.median(scores)), None)
@@ -59,6 +65,7 @@ def fitted(
         block=None if second is None else _boundary(second, len(scores)),
         clean_scores=tuple(scores.tolist()),
         n_fitted=len(scores),
+        layers=tuple(LayerRecord(**asdict(layer)) for layer in layers),
     )
     check = profile.check.model_copy(update={"detector": "fused"})
     return profile.model_copy(update={"check": check, "fused": record}), measures
@@ -97,6 +104,21 @@ def _answers(
         of_overlays = predicted_classes(classifier.logits(overlays_of(profile)))
     answers = softmax(logits) if profile.output.kind == "logits" else logits
     return predicted, answers.reshape(len(images), count, -1), entropies.reshape(-1, count), of_overlays
+
+
+def _looked_inside(
+    model: onnx.ModelProto, profile: Profile, predicted: np.ndarray, layers: tuple[Layer, ...]
+) -> tuple[LayerDistances, np.ndarray] | None:
+    """Return what the images look like inside, and how far each is from that."""
+    if not layers:
+        return None
+    images = random_images(profile, N_CLEAN, seed=3)
+    each = np.arange(len(images), dtype=np.int64)
+    with open_classifier(model, profile, layers=layers) as classifier:
+        features = classifier.check_layers(images, each, np.full_like(each, -1))[2]
+    widths = tuple(layer.width for layer in layers)
+    distances = fit_layer_distances(predicted, features, widths, profile.output.classes)
+    return distances, distances.scores(predicted, features)
 
 
 def _boundary(boundary: float, n_scores: int) -> ScoreBoundary:

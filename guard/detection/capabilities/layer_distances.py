@@ -28,13 +28,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-__all__ = ["Layer", "LayerDistances", "fit_layer_distances", "held_out_scores"]
+__all__ = ["LEAST_DISTANCE", "Layer", "LayerDistances", "fit_layer_distances", "held_out_scores"]
 
 SHRINKAGE = 5.0
 """Inputs of any class that each class's mean is drawn from, beside its own."""
 
 _LEAST_SPREAD = 1e-6
-_LEAST_DISTANCE = 1e-12
+LEAST_DISTANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class LayerDistances:
                 total += ((away[:, start : start + width] @ matrix.astype(np.float64)) ** 2).sum(axis=1)
                 start += width
             usable = np.isfinite(total) & (predicted >= 0)
-            return np.where(usable, np.log(np.maximum(total, _LEAST_DISTANCE)), np.nan)
+            return np.where(usable, np.log(np.maximum(total, LEAST_DISTANCE)), np.nan)
 
 
 def fit_layer_distances(
