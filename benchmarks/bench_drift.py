@@ -48,7 +48,7 @@ FULL_SHARE, FALSE_ALARM_RATE, CUSUM_LIMIT = 0.01, 0.001, 12.0  # the settings' d
 NOTES = (
     "What is not noticed: a rate that is little above the certified one takes more inputs than these, and a",
     "change that leaves the median p-value between 0.31 and 0.69, half a standard deviation, is one that the",
-    "CUSUM allows. Scores are watched, not what the model answers: blurred images may all be given one class.",
+    "CUSUM allows. Scores are watched, not what is answered: blurred images may all be given one class.",
     "",
     "The traffic is resampled from few images, so that delays depend on these.",
 )
