@@ -87,7 +87,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _print_table(items: Sequence[ItemRecord]) -> None:
-    heads = ("id", "model", "version", "verdict", "score", "p-value", "label", "inputs")
+    heads = ("id", "model", "version", "verdict", "tier", "score", "p-value", "label", "inputs")
     rows = [heads, *(_row(item) for item in items)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     for row in rows:
@@ -96,7 +96,8 @@ def _print_table(items: Sequence[ItemRecord]) -> None:
 
 def _row(item: ItemRecord) -> tuple[str, ...]:
     label = str(item.label) if item.label >= 0 else "-"
-    found = (f"{item.score:.4f}", f"{item.p_value:.3g}", label, str(item.count))
+    tier = item.tier.value if item.tier else "-"
+    found = (tier, f"{item.score:.4f}", f"{item.p_value:.3g}", label, str(item.count))
     return (item.id, printable(item.model), printable(item.version), item.verdict.value, *found)
 
 

@@ -96,6 +96,7 @@ class Verify:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Read the artifact, load, warm up and probe its model, and say what it is."""
+        from guard.artifact.detector import boundaries_of, promise_text, value_text
         from guard.runtime.loader import RuntimeOptions, load_model
 
         model = load_model(
@@ -103,17 +104,13 @@ class Verify:
         )
         model.close()
         profile = model.profile
-        frr = profile.promise.certified_frr
-        promise = f"{frr:.4%} certified" if frr else "not guaranteed"
-        value = f"{profile.boundary.boundary_bits:.4f} bits"
-        if profile.fused is not None:
-            value = f"score {profile.fused.boundary.boundary:.4f}"
         print(f"{arguments.directory}: ok")
         print(f"  model     {model.profile.model_name}, SHA-256 {model.profile.model_sha256}")
         print(f"  artifact  SHA-256 {model.digest}")
         print(f"  check     {profile.check.detector}, {profile.check.blend}, N = {profile.check.n_overlays}")
         print(f"  probe     {_PROBED if model.probed else _UNPROBED}")
-        print(f"  boundary  {value}, false rejections {promise}")
+        for name, (_, boundary) in zip(("boundary", "refused"), boundaries_of(profile), strict=False):
+            print(f"  {name:<10}{value_text(boundary)}, false rejections {promise_text(boundary)}")
         return 0
 
 

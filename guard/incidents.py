@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from guard.detection.threshold import Policy, Verdict
+from guard.detection.threshold import Policy, Tier, Verdict
 
 __all__ = ["NO_LABEL", "Incident", "Witness"]
 
@@ -27,8 +27,9 @@ class Incident:
         client: Address the request came from, without its port; empty where it is not known.
         row: Number of the row in the request, from 0.
         verdict: What was found.
+        tier: The highest boundary that the row is beyond, whatever the policy; None if none is known.
         policy: Of the model, at that time.
-        score: Negative mean entropy, bits; NaN for a row that was not checked.
+        score: The detector's, higher is more suspicious; NaN for a row that was not checked.
         p_value: Of the score; NaN for a row that was not checked.
         passes: Overlays that were looked at.
         reason: Why a row was not checked, a value of
@@ -48,6 +49,7 @@ class Incident:
     client: str
     row: int
     verdict: Verdict
+    tier: Tier | None
     policy: Policy
     score: float
     p_value: float

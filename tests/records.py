@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.detection.threshold import Policy, Verdict
+from guard.detection.threshold import Policy, Tier, Verdict
 from guard.incidents import Incident
 
 SHAPE = (3, 8, 8)
@@ -34,6 +34,7 @@ def incident(image: np.ndarray | int = 0, **fields: Any) -> Incident:
         "policy": Policy.ENFORCE,
         "score": -0.125,
         "p_value": 0.01,
+        "tier": Tier.BLOCK,
         "passes": 8,
         "reason": "",
         "label": 5,

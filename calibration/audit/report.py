@@ -10,7 +10,7 @@ from calibration.audit.bounds import Rejections
 from calibration.audit.job import ClassAudit, FrrAudit, TierAudit
 from calibration.report import machine, package_versions
 from calibration.wording import printable
-from guard.artifact import ScoreBoundary
+from guard.artifact.detector import value_text
 
 __all__ = ["lines_of", "to_json", "to_record"]
 
@@ -118,11 +118,9 @@ def _tier_head(audit: FrrAudit) -> tuple[str, ...]:
 
 
 def _tier_row(tier: TierAudit) -> tuple[str, ...]:
-    boundary = tier.boundary
-    value = f"{boundary.boundary:.4f}" if isinstance(boundary, ScoreBoundary) else None
     return (
         tier.tier.value,
-        f"score {value}" if value else f"{boundary.boundary_bits:.4f} bits",  # type: ignore[union-attr]
+        value_text(tier.boundary),
         f"{tier.rate:.3%}",
         *_cells(tier.found),
         tier.standing,

@@ -76,7 +76,10 @@ def swap_lines(report: SwapReport) -> Iterator[str]:
     else:
         yield _printable(f"{report.model}: version {new} is served already; nothing was changed")
     yield f"  artifact  SHA-256 {_printable(report.new.digest)}"
-    yield f"  boundary  {_boundary(report.new)}, false rejections {_promise(report.new)}"
+    yield f"  boundary  {_boundary(report.new)}, false rejections {_promise(report.new.certified_frr)}"
+    if report.new.block_boundary is not None:
+        value = _value(report.new, report.new.block_boundary)
+        yield f"  refused   {value}, false rejections {_promise(report.new.block_certified_frr)}"
     for step in report.steps:
         yield _printable(f"  done      {step.words} ({step.seconds:.2f} s)")
     if report.note:
@@ -91,18 +94,27 @@ def _row(status: ModelStatus) -> tuple[str, ...]:
 
 
 def _cells(now: VersionInfo) -> tuple[str, ...]:
-    frr = "-" if now.certified_frr is None else f"{now.certified_frr:.4%}"
-    return (now.version, _time(now.loaded_at), _boundary(now), frr, now.digest[:_SHORT_DIGEST])
+    boundary, frr = _boundary(now), _rate(now.certified_frr)
+    if now.block_boundary is not None:
+        boundary += f", {_value(now, now.block_boundary)}"
+        frr += f", {_rate(now.block_certified_frr)}"
+    return (now.version, _time(now.loaded_at), boundary, frr, now.digest[:_SHORT_DIGEST])
+
+
+def _rate(certified: float | None) -> str:
+    return "-" if certified is None else f"{certified:.4%}"
 
 
 def _boundary(info: VersionInfo) -> str:
-    if info.detector == "fused":
-        return f"score {info.boundary:.4f}"
-    return f"{info.boundary_bits:.4f} bits"
+    return _value(info, info.boundary if info.detector == "fused" else -info.boundary_bits)
 
 
-def _promise(info: VersionInfo) -> str:
-    return "not guaranteed" if info.certified_frr is None else f"{info.certified_frr:.4%} certified"
+def _value(info: VersionInfo, score: float) -> str:
+    return f"score {score:.4f}" if info.detector == "fused" else f"{-score:.4f} bits"
+
+
+def _promise(certified: float | None) -> str:
+    return "not guaranteed" if certified is None else f"{certified:.4%} certified"
 
 
 def _time(seconds: float) -> str:

@@ -10,7 +10,7 @@ from guard.detection.plan import CheckPlan
 from guard.detection.strip import Strip
 from guard.detection.threshold import Tier
 
-__all__ = ["Boundary", "boundaries_of", "detector_of"]
+__all__ = ["Boundary", "boundaries_of", "detector_of", "promise_text", "score_of", "value_text"]
 
 Boundary = BoundaryRecord | ScoreBoundary
 
@@ -31,3 +31,20 @@ def boundaries_of(profile: Profile) -> tuple[tuple[Tier, Boundary], ...]:
     if block is None:
         return ((Tier.BLOCK, profile.promise),)
     return ((Tier.FLAG, profile.promise), (Tier.BLOCK, block))
+
+
+def score_of(boundary: Boundary) -> float:
+    """Return a boundary as a score, above which an input is suspicious."""
+    return boundary.boundary if isinstance(boundary, ScoreBoundary) else -boundary.boundary_bits
+
+
+def value_text(boundary: Boundary) -> str:
+    """Return a boundary in the unit that its detector has."""
+    if isinstance(boundary, ScoreBoundary):
+        return f"score {boundary.boundary:.4f}"
+    return f"{boundary.boundary_bits:.4f} bits"
+
+
+def promise_text(boundary: Boundary) -> str:
+    """Return the false-rejection rate that it guarantees."""
+    return "not guaranteed" if boundary.certified_frr is None else f"{boundary.certified_frr:.4%} certified"

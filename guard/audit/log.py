@@ -87,6 +87,7 @@ class AuditLog:
             "client": incident.client,
             "row": incident.row,
             "verdict": incident.verdict.value,
+            "tier": incident.tier and incident.tier.value,
             "policy": incident.policy.value,
             "score": incident.score,
             "p_value": incident.p_value,

@@ -32,6 +32,8 @@ class VersionInfo:
         loaded_at: Seconds since the epoch.
         detector: Which score decides: ``strip`` or ``fused``.
         boundary: Of that score; what is above it is suspicious.
+        block_boundary: A higher one, which alone refuses under ``enforce``; None where there are no two.
+        block_certified_frr: Bound of the share of clean inputs beyond that; None where there is none.
     """
 
     version: str
@@ -42,6 +44,8 @@ class VersionInfo:
     loaded_at: float
     detector: str = "strip"
     boundary: float = 0.0
+    block_boundary: float | None = None
+    block_certified_frr: float | None = None
 
 
 Agreement = Callable[[VersionInfo], Awaitable[None]]

@@ -137,7 +137,7 @@ class ControlRoom:
         return canary.status()
 
     def _watch(self, keeper: ModelKeeper, candidate: LoadedModel, share: float) -> Canary:
-        boundary = candidate.profile.boundary
+        boundary = candidate.profile.promise
         frr = boundary.frr if boundary.certified_frr is None else boundary.certified_frr
         canary = Canary(
             keeper.name,

@@ -11,7 +11,7 @@ import numpy as np
 from guard.arrays import Logits, held
 from guard.artifact import OutputSpec
 from guard.dataplane.classification import classification
-from guard.detection.threshold import Verdict
+from guard.detection.threshold import Tier, Verdict
 from guard.messages import InferRequest, InferResponse, Parameter, Relayed, Tensor
 
 __all__ = ["GUARD_OUTPUTS", "PENDING", "Finding", "add_findings", "build_answer", "worst"]
@@ -35,6 +35,7 @@ class Finding:
         p_value: Conformal p-value; NaN if unchecked.
         passes: Blends spent.
         entropy_bits: Mean entropy of those; NaN if unchecked.
+        tier: The highest boundary that it is beyond; None if none, or unchecked.
     """
 
     verdict: Verdict
@@ -42,6 +43,7 @@ class Finding:
     p_value: float
     passes: int
     entropy_bits: float = math.nan
+    tier: Tier | None = None
 
 
 def worst(findings: list[Finding]) -> Finding:

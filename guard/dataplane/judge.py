@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guard.arrays import Logits
+from guard.artifact import ScoreBoundary
+from guard.artifact.detector import boundaries_of
 from guard.dataplane.answer import Finding
 from guard.dataplane.reporter import Reporter
 from guard.dataplane.served import ServedModel
 from guard.detection.base import Decision
-from guard.detection.threshold import Verdict, verdict_of
+from guard.detection.threshold import Verdict, tier_of, verdict_of
 from guard.errors import CheckFailedError, InputRejectedError
 from guard.incidents import NO_LABEL
 from guard.messages import InferRequest
@@ -109,7 +111,8 @@ class Judge:
         p = detector.p_value(evidence, self.model.clean_values)
         verdict = verdict_of(row.decision, self.served.policy)
         bits = evidence.entropy_sum / evidence.passes
-        return Finding(verdict, detector.score(evidence), p, evidence.passes, bits)
+        tier = tier_of(row.decision)
+        return Finding(verdict, detector.score(evidence), p, evidence.passes, bits, tier)
 
     def _log_suspicious(self, findings: list[Finding]) -> None:
         rows = [index for index, one in enumerate(findings) if one.verdict in {Verdict.REJECT, Verdict.FLAG}]
@@ -125,6 +128,7 @@ class Judge:
                 "rows": rows,
                 "scores": [findings[index].score for index in rows],
                 "p_values": [findings[index].p_value for index in rows],
+                "tiers": [findings[index].tier for index in rows],
             },
         )
 
@@ -143,9 +147,9 @@ class Judge:
         )
 
     def _why(self, score: float) -> str:
-        profile = self.model.profile
-        if profile.fused is not None:
-            boundary = (profile.fused.block or profile.fused.boundary).boundary
-            return f"score {score:.4f}, above the boundary of model {self.model.name!r}, {boundary:.4f}"
-        bits = (profile.block or profile.boundary).boundary_bits
-        return f"mean entropy {-score:.4f} bits, below the boundary of model {self.model.name!r}, {bits:.4f}"
+        """Return how far the most suspicious of the rejected rows is beyond the boundary that rejects."""
+        *lower, (_, boundary) = boundaries_of(self.model.profile)
+        which = f"{'block ' if lower else ''}boundary of model {self.model.name!r}"
+        if isinstance(boundary, ScoreBoundary):
+            return f"score {score:.4f}, above the {which}, {boundary.boundary:.4f}"
+        return f"mean entropy {-score:.4f} bits, below the {which}, {boundary.boundary_bits:.4f}"

@@ -63,6 +63,7 @@ class Reporter:
             client=self.request.client,
             row=row,
             verdict=finding.verdict,
+            tier=finding.tier,
             policy=self.policy,
             score=finding.score,
             p_value=finding.p_value,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from guard.detection.threshold import Policy, Verdict
+from guard.detection.threshold import Policy, Tier, Verdict
 
 __all__ = ["ITEM_ID", "ItemRecord", "folder_of", "new_id", "short_text"]
 
@@ -41,8 +41,9 @@ class ItemRecord(BaseModel):
         request_id: What the caller named the request; cut if it was long.
         client: HMAC-SHA256 of the caller's address under the folder's own key; empty where it is not known.
         verdict: ``reject`` or ``flag``.
+        tier: The highest boundary that it is beyond, whatever the policy; None in items that do not say.
         policy: Of the model, at that time.
-        score: Negative mean entropy, bits.
+        score: The detector's, higher is more suspicious.
         p_value: Of the score.
         passes: Overlays that were looked at.
         label: Class that the model gave it, -1 where that is not known.
@@ -68,6 +69,7 @@ class ItemRecord(BaseModel):
     request_id: _Text
     client: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     verdict: Verdict
+    tier: Tier | None = None
     policy: Policy
     score: FiniteFloat
     p_value: FiniteFloat

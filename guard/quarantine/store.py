@@ -260,6 +260,7 @@ class Store:
             request_id=short_text(incident.request_id),
             client=hashed_client(self._key, incident.client),
             verdict=incident.verdict,
+            tier=incident.tier,
             policy=incident.policy,
             score=incident.score,
             p_value=incident.p_value,

@@ -157,6 +157,8 @@ def encode_version(info: VersionInfo) -> pb.VersionInfo:
         loaded_at=info.loaded_at,
         detector=info.detector,
         boundary=info.boundary,
+        block_boundary=info.block_boundary,
+        block_certified_frr=info.block_certified_frr,
     )
 
 
@@ -188,6 +190,8 @@ def decode_version(info: pb.VersionInfo) -> VersionInfo:
         loaded_at=info.loaded_at,
         detector=info.detector,
         boundary=info.boundary,
+        block_boundary=info.block_boundary if info.HasField("block_boundary") else None,
+        block_certified_frr=info.block_certified_frr if info.HasField("block_certified_frr") else None,
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from calibration.contact_sheet import as_pixels, contact_sheet
 from calibration.quarantine_command import QUARANTINE, _moment
 from guard.cli import main
-from guard.detection.threshold import Verdict
+from guard.detection.threshold import Tier, Verdict
 from guard.quarantine import Bounds, ItemRecord, read_contents
 from guard.quarantine.store import Store
 from tests.records import incident, picture
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     """Three images of one model, one of them twice, and one of another in another shape."""
     root = tmp_path / "quarantine"
     store = Store(root, Bounds(100, 2**30, 1e9))
-    flagged = {"verdict": Verdict.FLAG, "version": "2", "label": -1}
+    flagged = {"verdict": Verdict.FLAG, "tier": Tier.FLAG, "version": "2", "label": -1}
     store.keep(
         [
             incident(1, at=NOW, score=-0.5),
@@ -59,11 +59,11 @@ def test_a_list_is_a_table_with_the_newest_first_and_nothing_that_moves_the_term
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     assert "\x1b" not in out
-    assert lines[0] == ["id", "model", "version", "verdict", "score", "p-value", "label", "inputs"]
-    assert lines[1][1:] == ["gray\\x1b[31m", "1", "reject", "-0.1250", "0.01", "5", "1"]
-    assert lines[2][1:] == ["tiny", "2", "flag", "-0.1250", "0.01", "-", "1"]
-    assert lines[3][1:] == ["tiny", "1", "reject", "-0.1250", "0.01", "7", "2"]
-    assert lines[4][1:] == ["tiny", "1", "reject", "-0.5000", "0.01", "5", "1"]
+    assert lines[0] == ["id", "model", "version", "verdict", "tier", "score", "p-value", "label", "inputs"]
+    assert lines[1][1:] == ["gray\\x1b[31m", "1", "reject", "block", "-0.1250", "0.01", "5", "1"]
+    assert lines[2][1:] == ["tiny", "2", "flag", "flag", "-0.1250", "0.01", "-", "1"]
+    assert lines[3][1:] == ["tiny", "1", "reject", "block", "-0.1250", "0.01", "7", "2"]
+    assert lines[4][1:] == ["tiny", "1", "reject", "block", "-0.5000", "0.01", "5", "1"]
     assert out.splitlines()[5] == "items: 4, inputs: 5"
     assert "not the guard's: 1, such as " in out.splitlines()[6]
 

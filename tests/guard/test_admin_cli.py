@@ -21,7 +21,8 @@ import pytest
 
 from guard import cli
 from guard.admin.client import Connection
-from guard.control.api import CanaryStatus, Failure
+from guard.admin.wording import swap_lines
+from guard.control.api import CanaryStatus, Failure, SwapReport
 from tests.guard.admin_house import PATIENCE_S, House, administering, make_authority, token_file
 from tests.guard.fake_control import FakeControl, version_info
 
@@ -109,6 +110,27 @@ def test_status_is_a_table(guard: Guard, house: House) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("detector", "values", "refused"),
+    [
+        ("strip", ("1.2500 bits, 0.5000 bits", "1.0000%, 0.1000%"), "0.5000 bits"),
+        ("fused", ("score 0.0000, score -0.5000", "1.0000%, 0.1000%"), "score -0.5000"),
+    ],
+)
+def test_both_boundaries_are_told_where_there_are_two(
+    guard: Guard, house: House, detector: str, values: tuple[str, ...], refused: str
+) -> None:
+    two = replace(version_info("1"), detector=detector, block_boundary=-0.5, block_certified_frr=0.001)
+    house.control.tiny = replace(house.control.tiny, current=two)
+
+    run = guard("status", "--admin", house.address)
+
+    for value in values:
+        assert f"  {value}  " in run.out
+    lines = list(swap_lines(SwapReport("tiny", two, two, 0.1, True)))
+    assert lines[3] == f"  refused   {refused}, false rejections 0.1000% certified"
+
+
 def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: House) -> None:
     house.control.tiny = replace(
         house.control.tiny,
@@ -188,6 +210,8 @@ def test_json_holds_everything(guard: Guard, house: House) -> None:
         "loaded_at": 1.7e9 + 1,
         "detector": "strip",
         "boundary": 0.0,
+        "block_boundary": None,
+        "block_certified_frr": None,
     }
     assert (status["canary"], shown["figures"], shown["candidate"]["certified_frr"]) == (
         shown,

@@ -56,7 +56,7 @@ class StopCanaryRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class VersionInfo(_message.Message):
-    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at", "detector", "boundary")
+    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at", "detector", "boundary", "block_boundary", "block_certified_frr")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,8 @@ class VersionInfo(_message.Message):
     LOADED_AT_FIELD_NUMBER: _ClassVar[int]
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     BOUNDARY_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_CERTIFIED_FRR_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     model_sha256: str
@@ -73,7 +75,9 @@ class VersionInfo(_message.Message):
     loaded_at: float
     detector: str
     boundary: float
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ..., detector: _Optional[str] = ..., boundary: _Optional[float] = ...) -> None: ...
+    block_boundary: float
+    block_certified_frr: float
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ..., detector: _Optional[str] = ..., boundary: _Optional[float] = ..., block_boundary: _Optional[float] = ..., block_certified_frr: _Optional[float] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("version", "at", "error")
