@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -33,6 +33,7 @@ _QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _NEARLY_ZERO_BITS = 1e-3
 
 
+@runtime_checkable
 class Told(Protocol):
     """What a room found that calibrations know nothing of but how it is told."""
 
