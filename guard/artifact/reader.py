@@ -101,7 +101,11 @@ def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -
     if FUSED_NAME not in files:
         raise MissingFileError(f"{where} is missing, which the detector 'fused' needs; calibrate again")
     widths = tuple(layer.width for layer in profile.fused.layers) if profile.fused is not None else ()
-    return read_measures(files[FUSED_NAME], profile.output.classes, profile.check.n_overlays, widths, where)
+    n_overlays, classes = profile.check.n_overlays, profile.output.classes
+    measures = read_measures(files[FUSED_NAME], classes, n_overlays, widths, where)
+    if measures.strata is None and profile.fused is not None and "stratified" in profile.fused.statistics:
+        raise ProfileError(f"{where} holds no strata, which statistic 'stratified' needs; calibrate again")
+    return measures
 
 
 def _read_inside(directory: Path, name: str) -> bytes:

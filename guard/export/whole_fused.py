@@ -34,7 +34,7 @@ from guard.export.idioms import add_all, add_highest, add_row_sums
 from guard.export.parts import Part
 from guard.export.whole_detector import Seen, add_entropy_sum
 from guard.export.whole_layers import add_layer_distance
-from guard.runtime.check_graph import IMAGE_INDEX, probabilities_name
+from guard.runtime.check_graph import IMAGE_INDEX, OVERLAY_INDEX, probabilities_name
 from guard.runtime.node_list import NodeList
 
 __all__ = ["WholeFused"]
@@ -72,13 +72,15 @@ class WholeFused:
         """Add the sums of entropies, departures, surprises, and of probabilities kept by stratum."""
         predicted = _add_predicted(g, part.logits)
         classes = g.node("Gather", [predicted, IMAGE_INDEX], g.prefix + "class_of_pair", axis=0)
-        expected = self._add_expected(g, part, classes)
+        expected = self._add_expected(g, classes)
         probabilities = probabilities_name(self.sink)
-        all_of_them = np.ones((1, self._n_overlays))
+        departure = self._add_departure(g, probabilities, expected)
+        surprise = self._add_surprise(g, probabilities, expected)
+        every = np.ones((1, self._n_overlays))
         sums = [
             add_entropy_sum(g, part, self._n_overlays),
-            part.add_sums(g, self._add_departure(g, probabilities, expected), all_of_them, g.prefix + "far"),
-            part.add_sums(g, self._add_surprise(g, probabilities, expected), all_of_them, g.prefix + "odd"),
+            part.add_sums(g, departure, every, g.prefix + "departures"),
+            part.add_sums(g, surprise, every, g.prefix + "surprises"),
         ]
         if self.measures.strata is not None:
             kept = self._add_kept(g, probabilities, classes)
@@ -120,19 +122,16 @@ class WholeFused:
         names = [*self._means, "stratified", "layers"]
         return sorted(range(len(self._names)), key=lambda place: names.index(self._names[place]))
 
-    def _add_expected(self, g: NodeList, part: Part, classes: str) -> str:
-        """Add the row of the table for each pair, float32 (p, k)."""
+    def _add_expected(self, g: NodeList, classes: str) -> str:
+        """Add the row of the table for each pair, float32 (p, k); any for an image itself, of weight 0."""
         table = self.measures.responses.expected
         rows = g.constant("expected", table.reshape(-1, table.shape[2]))
-        first = g.node(
-            "Mul", [classes, g.constant("m", np.array(table.shape[1], np.int64))], g.prefix + "row_0"
-        )
-        within = g.constant("columns", np.maximum(part.parts.overlays, 0))  # -1 means nothing, and weighs 0
-        column = g.node("Gather", [within, part.number], g.prefix + "columns_of_part", axis=0)
-        upright = g.node("Reshape", [column, g.constant("upright", np.array([-1, 1]))], g.prefix + "upright_")
-        spread = g.node("Expand", [upright, part.shape], g.prefix + "column_table")
-        flat = g.node("Reshape", [spread, g.constant("line", np.array([-1]))], g.prefix + "column_of_pair")
-        row = g.node("Add", [first, flat], g.prefix + "row_of_pair")
+        columns = g.constant("n_columns", np.array(table.shape[1], np.int64))
+        zero = g.constant("column_0", np.array(0, np.int64))
+        itself = g.node("Less", [OVERLAY_INDEX, zero], g.prefix + "is_itself")
+        column = g.node("Where", [itself, zero, OVERLAY_INDEX], g.prefix + "column_of_pair")
+        first = g.node("Mul", [classes, columns], g.prefix + "first_of_class")
+        row = g.node("Add", [first, column], g.prefix + "row_of_pair")
         return g.node("Gather", [rows, row], g.prefix + "expected_of_pair", axis=0)
 
     def _add_departure(self, g: NodeList, probabilities: str, expected: str) -> str:
@@ -141,33 +140,29 @@ class WholeFused:
             for place, name in enumerate((probabilities, expected))
         ]
         overlap = self._add_sum(g, g.node("Mul", roots, g.prefix + "overlaps"), "overlap")
-        one, zero = (
-            g.constant(f"{name}_fp64", np.array(name == "one", np.float64)) for name in ("one", "no")
-        )
-        far = g.node("Sub", [one, overlap], g.prefix + "one_less")
-        negative = g.node("Less", [far, zero], g.prefix + "far_negative")
-        return g.node("Where", [negative, zero, far], g.prefix + "departure")  # NaN stays NaN
+        one = g.constant("one_fp64", np.array(1.0))
+        zero = g.constant("zero_fp64", np.array(0.0))
+        departure = g.node("Sub", [one, overlap], g.prefix + "departure_rounded")
+        negative = g.node("Less", [departure, zero], g.prefix + "departure_negative")
+        return g.node("Where", [negative, zero, departure], g.prefix + "departure")  # NaN stays NaN
 
     def _add_surprise(self, g: NodeList, probabilities: str, expected: str) -> str:
-        classes = self.sink.classes
         share = g.constant("share", np.array(1 - EPSILON, np.float32))
-        rest = g.constant("rest", np.array(EPSILON / classes, np.float32))
-        mixed = g.node("Add", [g.node("Mul", [expected, share], g.prefix + "most"), rest], g.prefix + "mixed")
-        log = g.node("Log", [mixed], g.prefix + "log_expected")
-        bits = g.node("Mul", [log, g.constant("bit", np.array(-1 / math.log(2), np.float32))], g.prefix + "b")
-        return self._add_sum(g, g.node("Mul", [probabilities, bits], g.prefix + "surprises"), "surprise")
+        uniform = g.constant("uniform", np.array(EPSILON / self.sink.classes, np.float32))
+        to_bits = g.constant("log_to_bits", np.array(-1 / math.log(2), np.float32))
+        shared = g.node("Mul", [expected, share], g.prefix + "expected_share")
+        mixed = g.node("Add", [shared, uniform], g.prefix + "expected_mixed")
+        log = g.node("Log", [mixed], g.prefix + "expected_log")
+        bits = g.node("Mul", [log, to_bits], g.prefix + "expected_bits")
+        return self._add_sum(g, g.node("Mul", [probabilities, bits], g.prefix + "bits_of_each"), "surprise")
 
     def _add_kept(self, g: NodeList, probabilities: str, classes: str) -> str:
         """Add the probability of each pair's own class, float64 (p, 1); NaN elsewhere in the row is NaN."""
         numbers = g.constant("numbers", np.arange(self.sink.classes)[None])
         upright = g.constant("class_column", np.array([-1, 1]))
         column = g.node("Reshape", [classes, upright], g.prefix + "class_of_pair_column")
-        own = g.node(
-            "Cast",
-            [g.node("Equal", [numbers, column], g.prefix + "own")],
-            g.prefix + "own_1",
-            to=TensorProto.FLOAT,
-        )
+        own = g.node("Equal", [numbers, column], g.prefix + "is_own")
+        own = g.node("Cast", [own], g.prefix + "is_own_fp32", to=TensorProto.FLOAT)
         return self._add_sum(g, g.node("Mul", [probabilities, own], g.prefix + "kept_alone"), "kept_of_own")
 
     def _add_sum(self, g: NodeList, table: str, name: str) -> str:
@@ -179,9 +174,8 @@ class WholeFused:
         rows = g.constant("mean_rows", np.array([MEANS[name] for name in self._means], np.int64))
         signs = [-1.0 if name == "strip" else 1.0 for name in self._means]
         counts = g.constant("counts", self._n_overlays * np.array(signs)[:, None])
-        return g.node(
-            "Div", [g.node("Gather", [sums, rows], g.prefix + "of", axis=0), counts], g.prefix + "means"
-        )
+        totals = g.node("Gather", [sums, rows], g.prefix + "totals", axis=0)
+        return g.node("Div", [totals, counts], g.prefix + "means")
 
     def _add_stratified(self, g: NodeList, sums: str, predicted: str) -> str:
         """Add the highest residual of a stratum that is not the image's own class, float64 (1, n)."""
