@@ -32,7 +32,8 @@ class Finding:
     Attributes:
         score: The detector's, higher is more suspicious (STRIP's is minus the mean entropy, bits); what it
             is where ``passes`` is below N, the detector says; NaN if unchecked.
-        p_value: Conformal p-value; NaN if unchecked.
+        p_value: Conformal p-value, exact where ``passes`` is N; else what the detector says: 1 for an input
+            that the fused one accepted early, a lower bound for one that STRIP did; NaN if unchecked.
         passes: Blends spent.
         entropy_bits: Mean entropy of those; NaN if unchecked.
         tier: The highest boundary that it is beyond; None if none, or unchecked.
@@ -63,7 +64,7 @@ def build_answer(
     """Return the response to a request.
 
     The response parameters summarise: ``guard_verdict``, ``guard_score`` and ``guard_p_value``
-    of the worst row, ``guard_passes`` of all rows together.
+    of the worst row, by verdict and then by score, ``guard_passes`` of all rows together.
 
     Args:
         request: The request answered.
