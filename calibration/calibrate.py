@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import numpy as np
@@ -39,7 +40,7 @@ from guard.artifact import (
     Profile,
     write_artifact,
 )
-from guard.artifact.fused_record import fused_detector
+from guard.artifact.fused_record import LayerRecord, fused_detector
 from guard.detection.fused import outcomes
 from guard.detection.measurements import Statistic
 from guard.detection.plan import CheckPlan
@@ -100,6 +101,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         prepare=subject.prepare,
         split=split,
         why_strip=choice.why_not,
+        why_no_layers="" if scored.look is None else scored.look.why_not,
         canaries=canaries,
         overlay_entropies=mean_entropies(scored.entropies.T),
         device=scored.device,
@@ -167,7 +169,7 @@ def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:
     fit, measured = scored.fit, scored.measured
     if fit is None or measured is None:
         return None
-    scores, block = fit.scores(measured), options.block_frr
+    scores, block = fit.scores(measured, scored.distances), options.block_frr
     return FusedRecord(
         statistics=fit.statistics,
         centres=tuple(fit.fusion.centres.tolist()),
@@ -178,6 +180,7 @@ def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:
         clean_scores=tuple(np.sort(scores).tolist()),
         n_fitted=fit.n_fitted,
         probe_scores=tuple(scores[scored.probed].tolist()),
+        layers=tuple(LayerRecord(**asdict(layer)) for layer in scored.look.layers) if scored.look else (),
     )
 
 
@@ -186,7 +189,7 @@ def _passes(scored: Scored, boundary: BoundaryRecord, fused: FusedRecord | None)
     if fused is None or scored.fit is None or scored.measured is None:
         return passes_needed(scored.entropies, Strip(CheckPlan(scored.rounds), boundary.boundary_bits))
     detector = fused_detector(fused, scored.fit.measures, scored.rounds, takes_logits=True)
-    return outcomes(detector, scored.measured)[1]
+    return outcomes(detector, scored.measured, scored.distances)[1]
 
 
 def _profile(

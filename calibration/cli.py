@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from calibration.preprocessing import Transform
 
     same_name = (
-        "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "detector",
+        "model", "data", "labels", "class_names", "out", "name", "overlays", "blend", "detector", "layers",
         "threshold", "frr", "block_frr", "confidence", "layout", "seed", "device", "threads",
         "precision", "quiet", "scan",
     )  # fmt: skip
@@ -116,6 +116,13 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="fused sees more of the same passes and needs more clean images; auto takes it where there are "
         "enough (default %(default)s)",
+    )
+    group.add_argument(
+        "--layers",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether the fused detector looks at activations too, which costs no pass; off for a model that "
+        "a model server runs (default %(default)s)",
     )
     group.add_argument(
         "--threshold",

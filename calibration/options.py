@@ -42,6 +42,7 @@ class CalibrateOptions:
         rounds: Passes of each round of the check, N together; None for what is usual for N.
         blend: Name of the blend rule, or ``auto`` for the one that canaries are found best with.
         detector: ``fused``, ``strip``, or ``auto`` for the former where there are images enough.
+        layers: ``auto`` to have the fused detector look inside the model where that can be, or ``off``.
         threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
         frr: False-rejection rate α.
         block_frr: A lower rate, beyond which the policy ``enforce`` refuses; what is only beyond ``frr`` is
@@ -72,6 +73,7 @@ class CalibrateOptions:
     rounds: tuple[int, ...] | None = None
     blend: Blend = "add"
     detector: Detector = "auto"
+    layers: Literal["auto", "off"] = "auto"
     threshold: Threshold = "conformal"
     frr: float = 0.01
     block_frr: float | None = None
@@ -113,6 +115,7 @@ class CalibrateOptions:
         _require(
             self.detector in {"auto", "fused", "strip"}, f"--detector {self.detector}", "auto, fused or strip"
         )
+        _require(self.layers in {"auto", "off"}, f"--layers {self.layers}", "auto or off")
         _require(
             self.block_frr is None or 0 < self.block_frr < self.frr,
             f"--block-frr {self.block_frr}",

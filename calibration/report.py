@@ -51,6 +51,7 @@ class Findings:
     Attributes:
         outputs: The model's raw output on every image.
         why_strip: Why the detector is STRIP where the choice was left open; empty else.
+        why_no_layers: Why the fused detector does not look inside the model although it may; empty else.
         canaries: What canaries chose; None where none were asked for.
         overlay_entropies: Mean clean entropy under each overlay, bits, in the plan's order.
         device: Where the model ran.
@@ -64,6 +65,7 @@ class Findings:
     prepare: Prepare
     split: Split
     why_strip: str
+    why_no_layers: str
     overlay_entropies: Float64[np.ndarray, " m"]
     device: str
     machine: Mapping[str, str | int]
@@ -133,6 +135,7 @@ class Findings:
             },
             "check": {**profile.check.model_dump(mode="json"), "n_overlays": profile.check.n_overlays},
             "why_strip": self.why_strip,
+            "why_no_layers": self.why_no_layers,
             "canaries": self.canaries and self.canaries.to_record(),
             "boundary": profile.boundary.model_dump(mode="json"),
             "block": profile.block and profile.block.model_dump(mode="json"),
@@ -212,7 +215,9 @@ class CalibrationReport:
         fused, why = self.findings.profile.fused, self.findings.why_strip
         if fused is None:
             return "strip" + (f" (fused: {why})" if why else "")
-        return f"fused ({', '.join(fused.statistics)}), fitted on {fused.n_fitted} other images"
+        text = f"fused ({', '.join(fused.statistics)}), fitted on {fused.n_fitted} other images"
+        off = self.findings.why_no_layers
+        return f"{text}; layers are off: {off}" if off else text
 
 
 def package_versions() -> dict[str, str]:

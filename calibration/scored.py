@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from calibration.fused_fit import DEFAULT_STATISTICS, FusedFit, fit_fused, fused_rounds, most_telling_first
+from calibration.fused_layers import InnerLook, features_of, layers_of, look_inside
 from calibration.options import CalibrateOptions
 from calibration.progress import Progress
 from calibration.scoring import answer_blends, answer_images, most_uncertain_first, score_images
@@ -15,6 +16,7 @@ from calibration.split import Split
 from calibration.subject import Subject
 from guard.arrays import Overlays
 from guard.artifact import Probe
+from guard.detection.capabilities.layer_distances import Layer
 from guard.detection.entropy import softmax
 from guard.detection.measurements import Statistic
 from guard.detection.plan import default_rounds
@@ -39,6 +41,8 @@ class Scored:
         device: Where the model ran.
         fit: The fused detector, fitted on other images; None for STRIP.
         measured: What it measures of all calibration images; None for STRIP.
+        look: Whether it looks inside the model, and where; None for STRIP.
+        distances: Layer distance of all calibration images; None where nobody looks.
     """
 
     overlays: Overlays
@@ -49,6 +53,8 @@ class Scored:
     device: str
     fit: FusedFit | None = None
     measured: Float64[np.ndarray, "n m 4"] | None = None
+    look: InnerLook | None = None
+    distances: Float64[np.ndarray, " n"] | None = None
 
 
 def score(
@@ -99,7 +105,8 @@ def _score_fused(
     progress: Progress,
 ) -> Scored:
     rounds = options.rounds or fused_rounds(options.overlays)
-    with subject.open(overlays, options) as classifier:
+    layers = layers_of(subject, options.layers == "auto")
+    with subject.open(overlays, options, layers) as classifier:
         images = subject.images.images
         outputs, bits = answer_images(
             classifier, images[split.fit], subject.prepare, len(overlays), subject.batch, progress
@@ -107,6 +114,7 @@ def _score_fused(
         probabilities = softmax(outputs) if subject.sink.kind == "logits" else outputs
         classes = predicted[split.overlays]
         order = most_telling_first(predicted[split.fit], probabilities, classes)
+        look = _look(classifier, subject, split, predicted, layers, options)
         fit = fit_fused(
             predicted[split.fit],
             probabilities[:, order],
@@ -114,12 +122,51 @@ def _score_fused(
             classes[order],
             rounds,
             statistics,
+            layers=look.distances,
+            distances=look.held_out,
         )
         measured = _measure(classifier, subject, split, predicted, fit, order, progress)
         entropies = measured[:, :, 0].astype(np.float32)
         probed = _spread(len(entropies), _PROBE_IMAGES)
         probe = _probe(classifier, subject, images[split.calibration], entropies, probed)
-        return Scored(overlays[order], rounds, entropies, probe, probed, classifier.device, fit, measured)
+        distances = _distances(classifier, subject, split, predicted, look)
+        where = classifier.device
+        return Scored(
+            overlays[order], rounds, entropies, probe, probed, where, fit, measured, look, distances
+        )
+
+
+def _look(
+    classifier: OnnxClassifier,
+    subject: Subject,
+    split: Split,
+    predicted: Int64[np.ndarray, " n"],
+    layers: tuple[Layer, ...],
+    options: CalibrateOptions,
+) -> InnerLook:
+    """Return layer distances, fitted on the pool, or why they are off."""
+    if options.layers != "auto":
+        return InnerLook()
+    features = None
+    if layers:
+        images = subject.images.images[split.fit]
+        features = features_of(classifier, images, subject.prepare, subject.batch)
+    return look_inside(layers, predicted[split.fit], features, subject.sink.classes, options.lowest_frr)
+
+
+def _distances(
+    classifier: OnnxClassifier,
+    subject: Subject,
+    split: Split,
+    predicted: Int64[np.ndarray, " n"],
+    look: InnerLook,
+) -> Float64[np.ndarray, " c"] | None:
+    """Return the layer distance of each calibration image; None where nobody looks."""
+    if look.distances is None:
+        return None
+    rows = split.calibration
+    features = features_of(classifier, subject.images.images[rows], subject.prepare, subject.batch)
+    return look.distances.scores(predicted[rows], features)
 
 
 def _measure(

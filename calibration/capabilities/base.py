@@ -19,7 +19,7 @@ from guard.detection.entropy import softmax
 from guard.detection.superimpose import BLEND_RULES
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
 
-__all__ = ["Bench", "Capability", "Fitted", "Off"]
+__all__ = ["Bench", "Capability", "Fitted", "Off", "batches"]
 
 _BATCH = 128
 
