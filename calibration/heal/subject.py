@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Num
@@ -39,6 +40,7 @@ class Check:
         rounds: Passes of each round of the check; None for what is usual for N.
         overlays: N.
         detector: Which decides; of a fused one ``auto``, for the next version may have fewer images.
+        layers: Whether it may look inside the model; not where the model's own does not.
         threshold: How the boundary is set.
         frr: False-rejection rate.
         block_frr: A lower one, for refusals; None for no such tier.
@@ -51,6 +53,7 @@ class Check:
     rounds: tuple[int, ...] | None = None
     overlays: int = 32
     detector: Detector = "auto"
+    layers: Literal["auto", "off"] = "auto"
     threshold: Threshold = "conformal"
     frr: float = 0.01
     block_frr: float | None = None
@@ -73,6 +76,7 @@ class Check:
             name=self.name,
             overlays=self.overlays,
             detector=self.detector,
+            layers=self.layers,
             rounds=self.rounds,
             blend=self.blend,
             threshold=self.threshold,
@@ -158,6 +162,7 @@ def _from_artifact(directory: Path, options: HealOptions) -> Subject:
         rounds=profile.check.rounds,
         overlays=profile.check.n_overlays,
         detector="strip" if profile.fused is None else "auto",
+        layers="auto" if profile.fused is None or profile.fused.layers else "off",
         threshold=boundary.method,
         frr=boundary.frr,
         block_frr=None if profile.block is None else profile.block.frr,

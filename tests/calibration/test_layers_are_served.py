@@ -10,6 +10,8 @@ import onnx
 import pytest
 
 from calibration.calibrate import calibrate
+from calibration.heal.options import heal_options
+from calibration.heal.subject import read_subject
 from calibration.report import CalibrationReport
 from guard.detection.base import Decision
 from guard.errors import ProfileError
@@ -118,3 +120,12 @@ def test_a_model_server_cannot_serve_what_looks_inside_the_model(tmp_path: Path)
     report = calibrated(tmp_path, residual_net(3))
     with pytest.raises(ProfileError, match="calibrate it with --layers off, or run the model here"):
         load_model("tiny", report.artifact, RUNTIME, predict_by=lambda _profile, _version: lambda rows: rows)
+
+
+@pytest.mark.parametrize("layers", ["auto", "off"])
+def test_a_healed_version_looks_inside_the_model_where_the_last_one_did(tmp_path: Path, layers: str) -> None:
+    report = calibrated(tmp_path, residual_net(3), layers=layers)
+    pytest.importorskip("torch")
+    options = heal_options({"model": str(report.artifact.parent), "data": "d.npz", "out": str(tmp_path)})
+    kept = read_subject(options).check
+    assert (kept.detector, kept.layers) == ("auto", layers)
