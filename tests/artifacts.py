@@ -32,6 +32,7 @@ def make_profile(
     model: onnx.ModelProto,
     *,
     boundary_bits: float = 0.5,
+    block_bits: float | None = None,
     blend: str = "add",
     rounds: tuple[int, ...] = (2, 2, 4),
     kind: str = "logits",
@@ -43,6 +44,21 @@ def make_profile(
     """Return a profile that fits ``model``."""
     signature = read_signature(model, "the test's model", layout=layout)
     high = 255.0 if signature.datatype == "UINT8" else 1.0
+    boundary = BoundaryRecord(
+        method="conformal",
+        boundary_bits=boundary_bits,
+        frr=0.01,
+        confidence=0.95,
+        certified_frr=0.01,
+        expected_frr=0.005,
+        rank=1,
+        n_scores=4,
+    )
+    block = None
+    if block_bits is not None:
+        block = boundary.model_copy(
+            update={"boundary_bits": block_bits, "frr": 0.001, "certified_frr": 0.001}
+        )
     return Profile(
         model_name="tiny",
         model_sha256=sha256_of(model.SerializeToString()),
@@ -64,16 +80,8 @@ def make_profile(
         ),
         preprocessing=preprocessing or Preprocessing(),
         check=CheckSettings(blend=blend, rounds=rounds),
-        boundary=BoundaryRecord(
-            method="conformal",
-            boundary_bits=boundary_bits,
-            frr=0.01,
-            confidence=0.95,
-            certified_frr=0.01,
-            expected_frr=0.005,
-            rank=1,
-            n_scores=4,
-        ),
+        boundary=boundary,
+        block=block,
         calibration=CalibrationRecord(
             clean_entropies_bits=(0.5, 1.0, 1.5, 2.0),
             mean_passes_clean=3.0,

@@ -10,6 +10,7 @@ from typing import Final
 
 from guard.control.api import Step
 from guard.control.counts import SwapCounts, SwapOutcome
+from guard.control.version_info import version_info
 from guard.dataplane.served import ServedModel
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel
@@ -27,7 +28,8 @@ class Event(StrEnum):
 
     All have the field ``model``, and all but ``loaded`` an ``actor`` (``start``, ``watch`` or who asked).
 
-    - ``loaded`` at the start: version, digest, device, policy, detector, boundary_bits
+    - ``loaded`` at the start: version, digest, device, policy, detector, boundary and, of two, block_boundary
+      (scores), boundary_bits (STRIP's)
     - ``swapped``, ``rolled_back``: old_version, old_digest, new_version, new_digest, seconds
     - ``upstream_step``, in front of a model server: version, step, seconds, error (empty if it was done)
     - ``candidate_failed``: version, serving (empty at the start), error
@@ -91,6 +93,7 @@ class Announcer:
         """A model serves, for the first time in this process."""
         self._serves(model, served)
         self._counts.add_model(model.name)
+        info = version_info(model)
         self._tell(
             Event.LOADED,
             model=model.name,
@@ -99,7 +102,9 @@ class Announcer:
             device=model.classifier.device,
             policy=served.policy.value,
             detector=model.profile.check.detector,
-            boundary_bits=model.profile.boundary.boundary_bits,
+            boundary=info.boundary,
+            block_boundary=info.block_boundary,
+            boundary_bits=info.boundary_bits,
         )
 
     def switched(

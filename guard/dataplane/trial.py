@@ -222,14 +222,14 @@ def _pairs(
 
 def _seen(logits: np.ndarray, rows: Sequence[Row]) -> list[Seen | None]:
     """Return what was made of each row; None where it was not checked to the end."""
-    decided = (Decision.CLEAN, Decision.SUSPICIOUS)
+    suspicious = (Decision.DOUBTFUL, Decision.SUSPICIOUS)
     return [
         Seen(
             label=int(scores.argmax()),
-            suspicious=row.decision is Decision.SUSPICIOUS,
+            suspicious=row.decision in suspicious,
             mean_bits=row.evidence.entropy_sum / row.evidence.passes,
         )
-        if row.decision in decided
+        if row.decision is Decision.CLEAN or row.decision in suspicious
         else None
         for scores, row in zip(logits, rows, strict=True)
     ]

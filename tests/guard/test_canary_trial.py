@@ -173,8 +173,11 @@ async def test_a_candidate_of_other_classes_is_rolled_back_for_disagreement(tmp_
         assert house.count("guard_canary_rows_total", finding="class_differs") >= 10
 
 
-async def test_a_candidate_that_rejects_too_much_is_rolled_back_for_it(tmp_path: Path) -> None:
-    async with trying(tmp_path, candidates=[{"boundary_bits": 4.0}]) as house:
+@pytest.mark.parametrize("block_bits", [None, 0.0], ids=["refuses", "only flags"])
+async def test_a_candidate_that_finds_too_much_suspicious_is_rolled_back_for_it(
+    tmp_path: Path, block_bits: float | None
+) -> None:
+    async with trying(tmp_path, candidates=[{"boundary_bits": 4.0, "block_bits": block_bits}]) as house:
         await house.room.start_canary("tiny", "2", share=1.0)
         await house.infer_until_ended(most=5)
         await rolled_back(house, "rejections")
