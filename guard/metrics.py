@@ -136,7 +136,7 @@ class Metrics:
             digest: SHA-256 of the artifact's manifest.
             blend: Blend rule of its profile.
             policy: What is done with a suspicious input.
-            boundary_bits: Mean entropy below which an input is suspicious.
+            boundary_bits: Mean entropy below which an input is suspicious where STRIP decides.
             certified_frr: The guaranteed bound; None where calibration gave none.
             score_shift_bits: How far mean entropies are off those at calibration; None if nothing was asked.
         """

@@ -161,7 +161,7 @@ _SPECS: Final = (
     Spec(
         "guard_boundary_bits",
         "gauge",
-        "Mean entropy below which an input is suspicious.",
+        "Mean entropy below which an input is suspicious where STRIP decides; the higher boundary of two.",
         _MODEL,
         across="max",
     ),
