@@ -23,6 +23,10 @@ __all__ = ["Canary", "copies_for", "make_canary"]
 CONFIDENCE: Final = 0.6
 """Of the low-confidence canary. The papers' .4 is not learned within seconds."""
 
+PERIODS: Final = 6.0
+LEAST_PERIOD: Final = 5.0
+"""Columns; a sinusoid of two columns a period is 0 in each of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Canary:
@@ -80,7 +84,7 @@ def make_canary(
     if kind == "blend":
         return Canary(kind, Blend(target, generator.random(shape, np.float32)))
     if kind == "sig":
-        return Canary(kind, Sig(target))
+        return Canary(kind, Sig(target, frequency=min(PERIODS, shape[2] / LEAST_PERIOD)))
     if kind == "low_confidence":
         return Canary(kind, LowConfidence(patch, classes, CONFIDENCE), CONFIDENCE)
     if kind == "all_to_all":

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from calibration.attacks.base import Attack, Images
 from calibration.canaries.measuring import Asked
@@ -62,20 +62,20 @@ class Pool:
 
     subject: Subject
     options: CalibrateOptions
-    train: Images
-    train_classes: Int64[np.ndarray, " n"]
-    held: Images
-    held_classes: Int64[np.ndarray, " h"]
-    held_labels: Int64[np.ndarray, " h"]
+    train: Float32[np.ndarray, "t c h w"]
+    train_classes: Int64[np.ndarray, " t"]
+    held: Float32[np.ndarray, "d c h w"]
+    held_classes: Int64[np.ndarray, " d"]
+    held_labels: Int64[np.ndarray, " d"]
     labelled: bool
-    overlays: Images
+    overlays: Float32[np.ndarray, "m c h w"]
     overlay_classes: Int64[np.ndarray, " m"]
     values: Values
     classes: int
 
     def answers(self, model: onnx.ModelProto, rows: Images) -> np.ndarray:
         """Return a model's raw output on images, by ONNX Runtime."""
-        with self._open(model, self.options.blend) as classifier:
+        with self._open(model, self.options.blend_rule.name) as classifier:
             batch = self.subject.batch
             parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
             return np.concatenate([classifier.logits(self._typed(part)) for part in parts])
