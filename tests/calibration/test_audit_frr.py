@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from calibration.audit.bounds import Rejections
@@ -16,22 +18,17 @@ from calibration.audit.job import audit_frr, by_class
 from calibration.audit.options import FrrOptions
 from calibration.audit.report import to_record
 from calibration.calibrate import calibrate
-from calibration.checking import check_images
 from calibration.errors import DataError, OptionError
 from calibration.preprocessing import Transform
-from calibration.progress import Progress
 from guard.artifact import read_artifact
 from guard.artifact.detector import boundaries_of
 from guard.cli import main
 from guard.detection.base import Decision
 from guard.detection.threshold import Tier
-from guard.runtime.check_task import CheckTask, Row
-from guard.runtime.checked_classifier import run_pairs
+from guard.runtime.check_task import Row
 from guard.runtime.loader import RuntimeOptions, load_model
-from guard.runtime.rounds import Line
 from tests.calibration.calibration_subjects import options_for, pixels
-from tests.guard.fake_classifier import numbered_images
-from tests.guard.test_layers_in_line import TABLE, LayeredTable, detector, distance_of
+from tests.calibration.capability_models import clean_images, residual_net
 from tests.tiny_models import linear_classifier
 
 IMAGES = 900
@@ -44,17 +41,24 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An artifact of each kind, each beside the ``data.npz`` that it was calibrated with."""
+@pytest.fixture(scope="module", autouse=True)
+def _no_picture() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for picture in ("entropy_picture", "score_picture"):
             patch.setattr(f"calibration.calibrate.{picture}", lambda *_: b"a picture")
-        return {kind: made(tmp_path_factory.mktemp(kind), **changes) for kind, changes in KINDS.items()}
+        yield
 
 
-def made(folder: Path, images: np.ndarray | None = None, **changes: Any) -> Path:
-    options = options_for(folder, linear_classifier(gain=0.5), **changes)
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An artifact of each kind, each beside the ``data.npz`` that it was calibrated with."""
+    return {kind: made(tmp_path_factory.mktemp(kind), **changes) for kind, changes in KINDS.items()}
+
+
+def made(
+    folder: Path, images: np.ndarray | None = None, model: onnx.ModelProto | None = None, **changes: Any
+) -> Path:
+    options = options_for(folder, model or linear_classifier(gain=0.5), **changes)
     np.savez(options.data, images=pixels(IMAGES) if images is None else images)
     return calibrate(options).artifact
 
@@ -101,22 +105,25 @@ async def test_every_image_is_decided_as_when_it_is_served(
     assert audit.mean_passes == pytest.approx(np.mean([row.evidence.passes for row in rows]))
 
 
-def test_a_detector_that_looks_inside_decides_alike_too() -> None:
-    """Against the waiting line that serves, of a classifier that gives its layers."""
-    fused, numbers = detector(boundary=distance_of(4)), [0, 5, 1, 11, 3, 2, 9]
-    task = CheckTask.of(numbered_images(numbers), np.ones(len(numbers), bool))
-    line, classifier = Line(fused, max_pairs=5, max_rows=100), LayeredTable(TABLE)
-    line.add(task)
-    while (batch := line.next_batch()) is not None:
-        pairs = (batch.images, batch.image_index, batch.overlay_index)
-        line.complete(batch, *run_pairs(classifier, *pairs, with_layers=True))
-    progress = Progress(len(numbers), "images", quiet=True)
-    with progress:
-        checked = check_images(classifier, fused, numbered_images(numbers), lambda rows: rows, 3, progress)
+async def test_a_detector_that_looks_inside_decides_as_when_it_is_served(tmp_path: Path) -> None:
+    def pictures(images: np.ndarray) -> np.ndarray:
+        return np.asarray((images.transpose(0, 2, 3, 1) * 255).round(), np.uint8)
 
-    assert list(checked.decisions) == [row.decision for row in task.rows]
-    assert checked.passes.tolist() == [row.evidence.passes for row in task.rows]
-    assert set(checked.decisions) == {Decision.CLEAN, Decision.SUSPICIOUS}
+    artifact = made(
+        tmp_path, pictures(clean_images(800)), residual_net(3), detector="fused", frr=0.05, layers="auto"
+    )
+    noise = np.random.default_rng(0).uniform(0, 1, (20, 3, 8, 8))
+    images = np.concatenate([pictures(clean_images(40, seed=5)), pictures(noise)])
+    audit = audit_frr(asked(artifact, stored(tmp_path, images=images)))
+    rows, scores = await served(artifact, audit.fresh.prepare(images))
+
+    fused = audit.artifact.profile.fused
+    assert fused is not None
+    assert "layers" in fused.statistics
+    assert list(audit.checked.decisions) == [row.decision for row in rows]
+    assert audit.checked.passes.tolist() == [row.evidence.passes for row in rows]
+    np.testing.assert_allclose(audit.checked.scores, scores, atol=1e-3)
+    assert audit.checked.passes[40:].min() < audit.artifact.profile.check.n_overlays
 
 
 @pytest.mark.parametrize("kind", KINDS)
