@@ -1,8 +1,8 @@
 """Which activations of a model tell most of what it sees: found in its graph, whatever their names.
 
 Three at most: what the last linear layer reads, the activation before it at the same resolution, and the last
-activation of the resolution before. On seventeen backdoored networks, those tell triggers better than earlier
-layers, which see edges and colours, alone or with them (``benchmarks/results/detection.md``).
+activation of the resolution before. On seventeen backdoored networks those told triggers better than earlier
+layers, which see edges and colours, did alone or with them; no one layer was best on all.
 """
 
 from __future__ import annotations

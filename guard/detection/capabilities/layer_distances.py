@@ -17,13 +17,14 @@ References:
 
 **Deviations:** TED takes at each layer the rank of the nearest clean input of the same class, TED++ the worst
 rank beyond a radius. Both need all clean inputs at hand for each request, and told triggers worse on ten
-backdoored networks (``benchmarks/results/detection.md``). Lee et al. weigh layers by a classifier trained on
+backdoored CIFAR-10 networks (mean AUROC .90 and .98, against .99 of these distances). Lee et al. weigh layers by a classifier trained on
 attacks; here they are summed, for there are none to train on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -81,11 +82,15 @@ class LayerDistances:
             away = features.astype(np.float64) - self.centres[predicted]
             total = np.zeros(len(away))
             start = 0
-            for width, matrix in zip(self.widths, self.whitening, strict=True):
-                total += ((away[:, start : start + width] @ matrix.astype(np.float64)) ** 2).sum(axis=1)
+            for width, matrix in zip(self.widths, self._doubles, strict=True):
+                total += ((away[:, start : start + width] @ matrix) ** 2).sum(axis=1)
                 start += width
             usable = np.isfinite(total) & (predicted >= 0)
             return np.where(usable, np.log(np.maximum(total, LEAST_DISTANCE)), np.nan)
+
+    @cached_property
+    def _doubles(self) -> tuple[Float64[np.ndarray, "_ _"], ...]:
+        return tuple(matrix.astype(np.float64) for matrix in self.whitening)
 
 
 def fit_layer_distances(
