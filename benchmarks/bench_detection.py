@@ -61,7 +61,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=VICTIMS, help="subjects of the zoo")
     parser.add_argument("--rule", default="add", help="how inputs and overlays are blended")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overlays", type=int, default=30, help="N, about: as many of each class as fit")
+    parser.add_argument("--overlays", type=int, default=30, help="N; one of each class at least")
     parser.add_argument("--published", action="store_true", help="measure STRIP as published, too")
     parser.add_argument("--art", choices=("bundle",), help="only write what ART is asked")
     return parser.parse_args()

@@ -45,7 +45,7 @@ from calibration.options import CalibrateOptions, Detector
 
 OUT = Path("build/bench_efficiency")
 NETWORKS = {"badnets": "WRN-16-1", "resnet_badnets": "ResNet-18 x 1/8"}
-CALIBRATED, SEED, THREADS = 1500, 20, 1
+CALIBRATED, SEED, THREADS = 800, 20, 1
 DETECTORS: tuple[Detector, ...] = tuple(one for one in get_args(Detector) if one != "auto")
 
 

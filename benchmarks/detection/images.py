@@ -22,7 +22,7 @@ class Sizes:
     """How much is asked of a subject.
 
     Attributes:
-        overlays: N, about: as many of each class as fit, one at least.
+        overlays: N, as many of each class as of any other or one more; one of each at least.
         calibration: Clean inputs that boundaries are set on.
         fresh: Clean inputs that all scores are measured on, at most; the guard's detector gets all there are.
         triggered: Inputs with the trigger that the model gives the attacker's label, at most.
@@ -94,8 +94,9 @@ def drawn(pool: Pool, sizes: Sizes, seed: int) -> Parts:
     random = np.random.default_rng(seed)
     order = random.permutation(len(labels))
     classes = np.unique(labels)
-    each = max(1, sizes.overlays // len(classes))
-    overlays = np.concatenate([order[labels[order] == one][:each] for one in classes])
+    each, over = divmod(max(sizes.overlays, len(classes)), len(classes))
+    shares = [(one, each + (number < over)) for number, one in enumerate(classes)]
+    overlays = np.concatenate([order[labels[order] == one][:share] for one, share in shares])
     rest = np.setdiff1d(order, overlays)
     random.shuffle(rest)
     ends = np.cumsum([FIT, sizes.calibration, sizes.fresh])

@@ -44,6 +44,8 @@ def test_the_parts_of_a_pool_share_no_image_and_overlays_are_balanced() -> None:
     assert sorted(clean) == list(range(6000))
     assert (len(parts.fit), len(parts.calibration), len(parts.fresh)) == (FIT, 2000, 1500)
     assert (np.bincount(labels[parts.overlays]) == 3).all()
+    sixteen = drawn(pool, Sizes(overlays=16), seed=3).overlays
+    assert sorted(np.bincount(labels[sixteen])) == [1] * 4 + [2] * 6
     assert set(parts.stamped) <= set(parts.more)
     assert set(parts.more) >= set(range(5800, 6000))
 
