@@ -122,10 +122,19 @@ class FusedRecord(_Record):
         known = sum(name in KNOWN_EARLY for name in self.statistics)
         if any({len(early.centres), len(early.scales)} != {known} for early in self.early):
             raise ValueError(f"fused.early: expected scales of the {known} statistics that are known early")
+        ends = [early.passes for early in self.early]
+        if (ends and not known) or len(set(ends)) != len(ends):
+            raise ValueError(
+                "fused.early: expected each round once, and none where no statistic is known early"
+            )
         if bool(self.layers) != ("layers" in self.statistics):
             raise ValueError("fused.layers must be there if 'layers' is a statistic, and only then")
         if list(self.clean_scores) != sorted(self.clean_scores):
             raise ValueError("fused.clean_scores must be ascending")
+        count = len(self.clean_scores)
+        for tier in (self.boundary, self.block):
+            if tier is not None and (tier.n_scores != count or tier.rank > count):
+                raise ValueError("fused: rank and n_scores of boundaries must fit fused.clean_scores")
         if self.block is not None and self.block.boundary < self.boundary.boundary:
             raise ValueError("fused.block must not lie below fused.boundary")
         return self
@@ -179,7 +188,8 @@ def read_measures(
         return Measures(Responses(expected), None, layers)
     of_overlays = _checked(arrays["overlay_classes"], (n_overlays,), np.int64, where)
     strata = np.unique(of_overlays)
-    if len(strata) < 2 or strata[0] < 0 or strata[-1] >= classes or (arrays["strata"] != strata).any():
+    of_strata = _checked(arrays["strata"], strata.shape, np.int64, where)
+    if len(strata) < 2 or strata[0] < 0 or strata[-1] >= classes or (of_strata != strata).any():
         raise ProfileError(f"{where}: the overlays' classes are not those of the model; calibrate again")
     means = _checked(arrays["strata_means"], (classes, len(strata)), np.float64, where)
     spreads = _checked(arrays["strata_spreads"], (len(strata),), np.float64, where)

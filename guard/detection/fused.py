@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from operator import add
 from typing import ClassVar, Final
 
@@ -199,6 +199,8 @@ class Fused:
         return tuple(one for one in scales if one[0] in _NEVER_NEGATIVE or one[0] == "layers")
 
     def _tier(self, score: float) -> Decision:
+        if isnan(score):  # compares as below every boundary
+            return Decision.FAILED
         if score > self._highest_boundary:
             return Decision.SUSPICIOUS
         return Decision.DOUBTFUL if score > self.boundary else Decision.CLEAN

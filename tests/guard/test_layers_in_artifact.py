@@ -18,7 +18,7 @@ from guard.errors import ProfileError
 CLASSES, OVERLAYS, WIDTHS = 3, 4, (5, 2)
 BOUNDARY = {
     "boundary": 2.0, "frr": 0.01, "confidence": 0.95, "certified_frr": 0.01, "expected_frr": 0.005,
-    "rank": 1, "n_scores": 300,
+    "rank": 1, "n_scores": 2,
 }  # fmt: skip
 
 
