@@ -21,7 +21,9 @@ __all__ = ["Fusion", "fit_fusion"]
 UPPER = 0.98
 """Share of clean inputs below 1 on a statistic's scale."""
 
-_LEAST_SCALE = 1e-9
+_LEAST_SCALE = 1e-3
+"""Of a statistic that clean inputs hardly move; on a smaller one the rounding of float32, 6e-8, would be more
+than the margin that a boundary keeps from scores that repeat (:mod:`calibration.threshold`)."""
 
 
 @dataclass(frozen=True, eq=False)
