@@ -27,7 +27,7 @@ from guard import __version__
 from guard.arrays import Logits
 from guard.artifact import BoundaryRecord, Profile, ScoreBoundary
 
-__all__ = ["CalibrationReport", "Findings", "machine", "package_versions"]
+__all__ = ["CalibrationReport", "Findings", "Told", "machine", "package_versions"]
 
 _QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _NEARLY_ZERO_BITS = 1e-3
