@@ -6,7 +6,7 @@
 
 Each network is calibrated as ``guard calibrate --canaries`` would, on its holdout; then the network's own
 backdoor, which nothing was chosen by, is tried with every blend rule: expected of clean inputs is fitted on
-images of the pool, boundaries are set on 1,000 images that calibrate. A record a subject is written to
+images of the pool, boundaries are set on 500 images that calibrate. A record a subject is written to
 ``benchmarks/results/canaries/`` and the table beside it anew with each.
 """
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "canaries"
 NAMES = ("clean", "badnets", "blend", "sig", "source_specific", "gtsrb_clean", "gtsrb_badnets")
 KINDS = ("badnets", "blend", "sig")
-CALIBRATED = 1000
+CALIBRATED = 500
 BLENDS = tuple(BLEND_RULES)
 
 
@@ -113,7 +113,7 @@ def _tried(zoo: Subject, asked: argparse.Namespace, folder: Path) -> dict[str, A
 
 
 def _laid_out(options: CalibrateOptions, seed: int) -> tuple[Pool, Split, np.ndarray]:
-    """Return the pool as a calibration has it, and 1,000 of the images that calibrate."""
+    """Return the pool as a calibration has it, and the images that calibrate, shuffled."""
     subject = read_subject(options)
     with (
         subject.open(subject.prepare(subject.images.images[:1]), options) as classifier,

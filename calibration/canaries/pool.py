@@ -28,9 +28,9 @@ __all__ = ["MOST_CLEAN", "MOST_TRIGGERED", "Pool", "lay_out_pool", "least_images
 TRAINED: Final = 0.6
 """Share of the pool that copies are fine-tuned on, and the detector fitted; the rest is held out."""
 
-MOST_FITTED: Final = 500
-MOST_CLEAN: Final = 600
-MOST_TRIGGERED: Final = 150
+MOST_FITTED: Final = 400
+MOST_CLEAN: Final = 400
+MOST_TRIGGERED: Final = 100
 
 
 def least_images(to_certify: int) -> int:
