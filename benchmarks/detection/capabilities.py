@@ -24,7 +24,7 @@ from guard.detection.entropy import entropy_of_probabilities
 from guard.detection.superimpose import BLEND_RULES
 from guard.runtime.onnx_classifier import OnnxClassifier
 
-__all__ = ["FUSED_NAME", "layer_rows"]
+__all__ = ["FUSED_NAME", "layer_rows", "signature_of"]
 
 FUSED_NAME = "fused + capabilities"
 _EARLY_NAME = "fused + capabilities, accepting early"
@@ -39,7 +39,7 @@ def layer_rows(asking: Asking, answers: Answers) -> Mapping[str, dict[str, Any]]
         answers: What it says, overlays in order.
     """
     model = onnx.load(str(asking.victim.model))
-    source, sink = _signature(model, asking.pool.images[0].shape, answers.alone.shape[1])
+    source, sink = signature_of(model, asking.pool.images[0].shape, answers.alone.shape[1])
     layers = find_layers(model, source, sink.name)
     found = asking.kept(
         f"{asking.victim.name}-layers", lambda: {"features": _ask(asking, model, source, sink, layers)}
@@ -100,7 +100,10 @@ def _as_they_are(images: np.ndarray) -> Images:
     return images
 
 
-def _signature(model: onnx.ModelProto, shape: tuple[int, ...], classes: int) -> tuple[InputSpec, OutputSpec]:
+def signature_of(
+    model: onnx.ModelProto, shape: tuple[int, ...], classes: int
+) -> tuple[InputSpec, OutputSpec]:
+    """Return how a subject of the zoo takes images, and how it answers."""
     source = InputSpec(
         name=model.graph.input[0].name,
         datatype="FP32",
