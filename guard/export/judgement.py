@@ -56,7 +56,7 @@ class Tiers:
 
     def decision(self, value: float) -> Decision:
         """Return what is made of a value."""
-        if not np.isfinite(value):
+        if np.isnan(value):
             return Decision.FAILED
         if value < self.block_boundary:
             return Decision.SUSPICIOUS

@@ -28,8 +28,10 @@ def scores_that_serve(
         return full_scores(classifier, detector_of(profile, measures), images, max_pairs=7)
 
 
-@pytest.mark.parametrize("batch", [None, 4])
-@pytest.mark.parametrize(("kind", "layout"), [("logits", "NCHW"), ("probabilities", "NHWC")])
+@pytest.mark.parametrize(
+    ("kind", "layout", "batch"),
+    [("logits", "NCHW", None), ("logits", "NHWC", 4), ("probabilities", "NHWC", None)],
+)
 @pytest.mark.parametrize("datatype", ["FP32", "FP16", "UINT8"])
 def test_scores_verdicts_and_p_values_are_the_sidecars(
     datatype: str, layout: str, kind: str, batch: int | None
@@ -97,7 +99,7 @@ def test_any_list_of_statistics_in_any_order(statistics: tuple[Statistic, ...], 
     assert np.ptp(answer.scores) > 0.1
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, 23])
+@pytest.mark.parametrize("opset", [9, 11, 13, 18, 23])
 def test_it_goes_around_models_of_any_opset_from_9_on(opset: int) -> None:
     model = linear_classifier((3, 6, 7), opset=opset, gain=0.3)
     profile, measures = fitted(model, blend="add_clip")
@@ -180,9 +182,17 @@ def scores_of(graph: onnx.ModelProto, images: np.ndarray) -> list[float]:
 # What cannot be checked
 
 
-@pytest.mark.parametrize("policy", [Policy.ENFORCE, Policy.FLAG])
-@pytest.mark.parametrize("datatype", ["FP32", "FP16"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.01, -0.01])
+@pytest.mark.parametrize(
+    ("value", "datatype", "policy"),
+    [
+        (np.nan, "FP32", Policy.ENFORCE),
+        (np.nan, "FP16", Policy.FLAG),
+        (np.inf, "FP32", Policy.FLAG),
+        (-np.inf, "FP16", Policy.ENFORCE),
+        (1.01, "FP32", Policy.ENFORCE),
+        (-0.01, "FP16", Policy.FLAG),
+    ],
+)
 def test_what_cannot_be_checked_is_not_accepted(value: float, datatype: str, policy: Policy) -> None:
     model = linear_classifier((3, 6, 7), datatype=datatype, gain=0.3)
     profile, measures = fitted(model, boundaries=(1e6, 1e6))
