@@ -24,12 +24,13 @@ from benchmarks.canaries_table import render
 from benchmarks.machine import commit, describe_machine
 from benchmarks.zoo.source import as_floats, read_dataset
 from benchmarks.zoo.subjects import Subject, load_subject
-from calibration.canaries.choice import FUSED, STATISTICS_TRIED, Setting
+from calibration.canaries.choice import FUSED, STATISTICS_TRIED, Found, Setting, choose_setting
 from calibration.canaries.job import choose
 from calibration.canaries.measuring import Rate, found_by, settings_of, together
 from calibration.canaries.measuring import Subject as Answers
 from calibration.canaries.pool import MOST_FITTED, MOST_TRIGGERED, Pool, lay_out_pool
 from calibration.detector_choice import choose_detector
+from calibration.evaluation.numbers import Share
 from calibration.intake import rows_of
 from calibration.options import CalibrateOptions
 from calibration.progress import Progress
@@ -57,8 +58,16 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", metavar="KIND", default=KINDS, help="canaries to plant")
     parser.add_argument("--overlays", type=int, default=32, help="most overlays")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--choose-again", action="store_true", help="from what the records found; ask nothing"
+    )
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.choose_again:
+        for path in sorted(RESULTS.glob("*.json")):
+            path.write_text(json.dumps(_chosen_again(json.loads(path.read_text())), indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(render(RESULTS))
+        return
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             record = _tried(load_subject(name), options, Path(folder))
@@ -110,6 +119,24 @@ def _tried(zoo: Subject, asked: argparse.Namespace, folder: Path) -> dict[str, A
         "commit": commit(),
         **describe_machine(("numpy", "scipy", "onnxruntime", "torch")),
     }
+
+
+def _chosen_again(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the setting that is chosen now of what it found."""
+    choice = record["choice"]
+    if choice["tried"]:
+        tried = [_found(one) for one in choice["tried"]]
+        chosen = choose_setting(tried, _found(choice["default"]).setting)
+        choice["chosen"] = choice["tried"][tried.index(chosen)]
+    return record
+
+
+def _found(one: dict[str, Any]) -> Found:
+    shares = {
+        kind: [share[key] for key in ("hits", "of", "low", "high")] for kind, share in one["tpr"].items()
+    }
+    setting = Setting(one["blend"], one["overlays"], tuple(one["statistics"]))
+    return Found(setting, {kind: Share(*some) for kind, some in shares.items()}, one["passes_clean"])
 
 
 def _laid_out(options: CalibrateOptions, seed: int) -> tuple[Pool, Split, np.ndarray]:

@@ -36,9 +36,13 @@ STATISTICS_TRIED: Final[tuple[tuple[Statistic, ...], ...]] = (
 """``strip`` alone is the plain detector; all others are fused. What looks inside the model takes no part."""
 
 STANDS_FOR: Final[Mapping[Statistic, str]] = MappingProxyType(
-    {"surprise": "low_confidence", "stratified": "source_specific"}
+    {"departure": "all_to_all", "surprise": "low_confidence", "stratified": "source_specific"}
 )
-"""The canary without which a statistic is not left out: what it is there for would go unseen."""
+"""The canary that shows what a statistic is there for."""
+
+HANDICAP: Final = 0.05
+"""Mean TPR that must be gained for each statistic left out without its canary: what it is there for may then
+go unseen, and no other canary tells."""
 
 NONE_CHOSEN: Final = "no canary could be planted"
 
@@ -139,6 +143,7 @@ class Choice:
             yield f"nothing chosen, the default stays: {self.why_not}"
             return
         yield f"chosen: {self.chosen.setting}"
+        yield from _left_out(self.chosen, self.default)
         for kind, share in self.chosen.tpr.items():
             other = "" if self.default is None else f"; the default {self.default.tpr[kind].value:.0%}"
             yield (
@@ -164,35 +169,35 @@ class Choice:
 def choose_setting(tried: Sequence[Found], default: Setting) -> Found:
     """Return the setting with the highest mean TPR, to the percent; ties: fewer overlays, then the default.
 
-    A statistic of the default is left out only where a canary of the kind it is there for was found by
-    both; a choice among canaries that do not need it says nothing against it.
+    A statistic of the default is left out only where that gains enough: :data:`HANDICAP`, unless the canary
+    of the kind it is there for was planted.
 
     Args:
-        tried: What each found, of the same canaries.
+        tried: What each found, of the same canaries; one at least.
         default: What is taken without canaries.
-
-    Raises:
-        ValueError: If none may be chosen.
     """
-    allowed = [one for one in tried if _may_leave_out(one, default)]
-    if not allowed:
-        raise ValueError("tried: expected the default's statistics among them")
-    return max(allowed, key=lambda one: _rank(one, default))
+    return max(tried, key=lambda one: _rank(one, default))
 
 
 def _rank(found: Found, default: Setting) -> tuple[float, int, bool, bool]:
     setting = found.setting
+    left_out = set(default.statistics) - set(setting.statistics)
+    blind = sum(STANDS_FOR.get(name) not in found.tpr for name in left_out)
     return (
-        round(found.mean_tpr, 2),
+        round(found.mean_tpr - HANDICAP * blind, 2),
         -setting.overlays,
         setting.blend == default.blend,
         setting.statistics == default.statistics,
     )
 
 
-def _may_leave_out(found: Found, default: Setting) -> bool:
-    left_out = set(default.statistics) - set(found.setting.statistics)
-    return all(STANDS_FOR[name] in found.tpr for name in left_out & set(STANDS_FOR))
+def _left_out(chosen: Found, default: Found | None) -> Iterable[str]:
+    """Yield what may go unseen with the chosen statistics."""
+    usual = () if default is None else default.setting.statistics
+    for name in usual:
+        kind = STANDS_FOR.get(name)
+        if name not in chosen.setting.statistics and kind not in chosen.tpr:
+            yield f"left out: {name}; a {kind} backdoor may go unseen, and no such canary was planted"
 
 
 def _change(one: Planting) -> str:

@@ -18,6 +18,7 @@ pytest.importorskip("torch")
 from calibration.calibrate import calibrate
 from calibration.canaries import job
 from calibration.errors import DataError, OptionError
+from calibration.fused_fit import DEFAULT_STATISTICS
 from calibration.options import CalibrateOptions
 from calibration.preprocessing import Transform
 from calibration.report import CalibrationReport
@@ -78,12 +79,11 @@ def test_the_profile_has_what_was_chosen_and_the_model_is_the_one_given(planted:
     assert (planted.artifact / "model.onnx").read_bytes() == planted.findings.options.model.read_bytes()
 
 
-def test_the_chosen_setting_finds_as_much_as_any_that_may_be_chosen(planted: CalibrationReport) -> None:
+def test_the_chosen_setting_finds_as_much_as_any_that_leaves_nothing_out(planted: CalibrationReport) -> None:
     canaries = told(planted)
-    usual = [one for one in canaries["tried"] if set(one["statistics"]) >= {"surprise", "stratified"}]
+    usual = [one for one in canaries["tried"] if set(one["statistics"]) >= {*DEFAULT_STATISTICS}]
     assert {one["blend"] for one in usual} == {"add", "add_clip", "half_clip", "convex"}
-    best = max(round(one["mean_tpr"], 2) for one in usual)
-    assert round(canaries["chosen"]["mean_tpr"], 2) == best
+    assert canaries["chosen"]["mean_tpr"] >= max(one["mean_tpr"] for one in usual) - 0.01
     share = canaries["chosen"]["tpr"]["badnets"]
     assert share["low"] <= share["value"] <= share["high"]
 

@@ -8,7 +8,7 @@ import pytest
 from calibration.attacks.badnets import BadNets
 from calibration.attacks.inverted import Inverted
 from calibration.attacks.measure import asr
-from calibration.canaries.choice import FUSED, PLAIN, STATISTICS_TRIED, Found, Setting, choose_setting
+from calibration.canaries.choice import FUSED, PLAIN, STATISTICS_TRIED, Choice, Found, Setting, choose_setting
 from calibration.canaries.kinds import copies_for, make_canary
 from calibration.canaries.measuring import Asked, Rate, Subject, found_by, settings_of, together
 from calibration.canaries.stamps import Values
@@ -35,16 +35,23 @@ def test_of_equals_fewer_overlays_are_chosen_and_then_the_default() -> None:
     assert choose_setting([*many, *few], DEFAULT).setting == Setting("add", 16, FUSED)
 
 
-def test_a_statistic_is_left_out_only_where_its_canary_was_planted() -> None:
+def test_a_statistic_without_its_canary_is_left_out_only_for_a_gain() -> None:
     without = Setting("add", 32, ("departure", "stratified"))
-    blind = [
-        found(DEFAULT, badnets=80),
-        found(without, badnets=100),
-        found(Setting("add", 32, PLAIN), badnets=100),
-    ]
-    assert choose_setting(blind, DEFAULT).setting == DEFAULT
-    seeing = [found(DEFAULT, low_confidence=80), found(without, low_confidence=90)]
+    little = [found(DEFAULT, badnets=80), found(without, badnets=84)]
+    assert choose_setting(little, DEFAULT).setting == DEFAULT
+    much = [found(DEFAULT, badnets=80), found(without, badnets=87)]
+    assert choose_setting(much, DEFAULT).setting == without
+    seeing = [found(DEFAULT, low_confidence=80), found(without, low_confidence=82)]
     assert choose_setting(seeing, DEFAULT).setting == without
+
+
+def test_each_statistic_left_out_costs_and_is_told() -> None:
+    plain, pair = Setting("add", 32, PLAIN), Setting("add", 32, ("departure", "stratified"))
+    tried = [found(DEFAULT, badnets=5), found(plain, badnets=48), found(pair, badnets=43)]
+    chosen = choose_setting(tried, DEFAULT)
+    assert chosen.setting == pair
+    lines = list(Choice(chosen, tried[0], tuple(tried)).lines())
+    assert [line.split(",")[0] for line in lines if "left out" in line] == ["left out: surprise"]
 
 
 def test_every_other_set_of_statistics_is_the_plain_detector_or_fused() -> None:
