@@ -21,6 +21,7 @@ from guard.detection.entropy import softmax
 from guard.detection.measurements import Statistic
 from guard.detection.plan import default_rounds
 from guard.detection.strip import mean_entropies
+from guard.errors import UnfitModelError
 from guard.runtime.onnx_classifier import OnnxClassifier
 
 __all__ = ["Scored", "score"]
@@ -72,6 +73,9 @@ def score(
         predicted: Class that the model gives to each image.
         options: Of the calibration.
         statistics: Which the fused detector is to fuse.
+
+    Raises:
+        UnfitModelError: If what the model answers to blends cannot be measured.
     """
     overlays = subject.prepare(subject.images.images[split.overlays])
     blends = (len(split.fit) + len(split.calibration)) * len(overlays)
@@ -111,7 +115,7 @@ def _score_fused(
         outputs, bits = answer_images(
             classifier, images[split.fit], subject.prepare, len(overlays), subject.batch, progress
         )
-        probabilities = softmax(outputs) if subject.sink.kind == "logits" else outputs
+        probabilities = _probabilities(subject, outputs)
         classes = predicted[split.overlays]
         order = most_telling_first(predicted[split.fit], probabilities, classes)
         look = _look(classifier, subject, split, predicted, layers, options)
@@ -169,6 +173,20 @@ def _distances(
     return look.distances.scores(predicted[rows], features)
 
 
+def _probabilities(
+    subject: Subject, outputs: Float32[np.ndarray, "*batch k"]
+) -> Float32[np.ndarray, "*batch k"]:
+    """Return what the model answers to blends, as probabilities."""
+    if subject.sink.kind == "logits":
+        return softmax(outputs)
+    if outputs.min() < 0:
+        raise UnfitModelError(
+            f"{subject.source.path} answers images with probabilities and blends with numbers down to "
+            f"{outputs.min():.3g}; try --blend convex, which stays within the images' range, or export logits"
+        )
+    return outputs
+
+
 def _measure(
     classifier: OnnxClassifier,
     subject: Subject,
@@ -185,7 +203,7 @@ def _measure(
         classifier, subject.images.images[rows], subject.prepare, len(order), subject.batch, progress
     )
     for (image, overlay), (logits, bits) in blends:
-        probabilities = softmax(logits) if subject.sink.kind == "logits" else logits
+        probabilities = _probabilities(subject, logits)
         place = place_of[overlay]
         measured[image, place] = fit.measures.of_blends(predicted[rows[image]], place, probabilities, bits)
     return measured

@@ -14,7 +14,7 @@ ALPHA, DELTA = 0.05, 0.1
 
 
 def test_the_true_rate_exceeds_what_is_certified_in_no_more_than_delta_of_calibrations() -> None:
-    draws = 4000
+    draws = 1500
     scores = np.random.default_rng(0).normal(0.0, 1.0, (draws, 200))
     tiers = [score_boundary(row, ALPHA, DELTA) for row in scores]
     rates = np.asarray(stats.norm.sf([tier.boundary for tier in tiers]))
