@@ -229,7 +229,7 @@ class OnnxClassifier:
         index = np.asarray(rows, np.int64)
         expected = (len(index), self._sink.classes)
         try:
-            logits = self._run_all(images, index, np.full_like(index, -1))[0]
+            logits, _, *features = self._run_all(images, index, np.full_like(index, -1))
         except ORT_ERRORS as error:
             raise UnfitModelError(
                 f"the model fails on a batch of {len(index)} images: {first_line(error)}; expected an "
@@ -240,5 +240,10 @@ class OnnxClassifier:
             raise UnfitModelError(
                 f"the model gives an output of shape {logits.shape} for {len(index)} images, expected "
                 f"{expected} as the profile says; calibrate this model again"
+            )
+        if features and features[0].shape != (len(index), self._features):
+            raise UnfitModelError(
+                f"the model gives layers of shape {features[0].shape} for {len(index)} images, expected "
+                f"{(len(index), self._features)} as the profile says; calibrate this model again"
             )
         return logits

@@ -123,3 +123,17 @@ def test_a_classifier_that_was_opened_without_layers_says_so() -> None:
         pytest.raises(RuntimeError, match="without"),
     ):
         classifier.check_layers(pairs.images, pairs.image_index, pairs.overlay_index)
+
+
+@pytest.mark.parametrize("wrong", [Layer("positive", 15, True), Layer("flat", 1, False)])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_layer_of_another_width_than_the_profile_says_is_found_before_it_serves(
+    batch: int | None, wrong: Layer
+) -> None:
+    model = conv_classifier(batch=batch)
+    profile = make_profile(model)
+    with (
+        open_classifier(model, profile, layers=(wrong,)) as classifier,
+        pytest.raises(UnfitModelError, match=rf"layers of shape .* 16\).* expected .* {wrong.width}\)"),
+    ):
+        classifier.warm_up(8)
