@@ -84,7 +84,8 @@ class Strata:
     @cached_property
     def _firsts(self) -> Int64[np.ndarray, " s"]:
         """Return where the overlays of each class begin among those in order."""
-        return np.cumsum(self._counts) - self._counts
+        firsts: np.ndarray = np.cumsum(self._counts) - self._counts
+        return firsts
 
 
 def fit_strata(
