@@ -21,7 +21,10 @@ are those that the attack succeeds with; `x4` and `x9` are as many copies of the
 
 NOTES = """**How to read it.** `strip` is the mean entropy, its boundary set by rank and curtailed exactly;
 `stratified`, `departure` and `surprise` are the parts of `fused`; `fused, accepting early` is the guard's
-own detector class, which stops where the first blends are those of most clean inputs. *STRIP as published*
+own detector class, which stops where the first blends are those of most clean inputs. `layers` is how far the
+input's own activations are from those of clean inputs of its predicted class, at no pass, the one score that is
+not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate` makes it (its clean
+rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost passes. *STRIP as published*
 draws 100 overlays anew for each input and sets its boundary by a Normal distribution (calibrated on 200
 images, measured on 300 clean and 100 triggered). *ART's STRIP* is adversarial-robustness-toolbox 1.20.1
 with its own options on the same images; its entropy is taken over the overlays instead of the classes.
@@ -31,8 +34,10 @@ with its own options on the same images; its entropy is taken over the overlays 
 sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
 `blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of overlays
 and when inputs are accepted early while looking at those and `label_smoothed`; overlays and images of seed 0.
-All the others, all other data sets included, were measured afterwards. Boundaries are set on clean images
-alone.
+All the others, all other data sets included, were measured afterwards. That layers are told by distance, and
+which are looked at, was settled while looking at the ten CIFAR-10 networks and at seven others of the zoo
+(`weak_badnets`, `weak_sig`, `weak_blend`, `weak_refool`, `refool`, `resnet_badnets`, `gtsrb_badnets`).
+Boundaries are set on clean images alone.
 
 **Clean images.** None was trained on. CIFAR-10: the fifth batch, of which 30 are overlays, 1,000 are fitted
 on and 3,000 set the boundaries; what is left, 5,970, and the first 1,017 of the official test set are
