@@ -48,14 +48,19 @@ class Finding:
 
 
 def worst(findings: list[Finding]) -> Finding:
-    """Return the most severe finding, by verdict and then by score."""
+    """Return the most severe finding, by verdict, then by p-value, then by score.
+
+    Scores alone do not tell: what the fused detector accepts early has one on a scale of its own.
+    """
     return max(findings, key=_severity)
 
 
-def _severity(finding: Finding) -> tuple[int, float]:
+def _severity(finding: Finding) -> tuple[int, float, float]:
     """Return what findings are ordered by, the most severe last; one without a score comes first."""
-    score = -math.inf if math.isnan(finding.score) else finding.score
-    return _SEVERITY.index(finding.verdict), score
+    verdict = _SEVERITY.index(finding.verdict)
+    if math.isnan(finding.score):
+        return verdict, -math.inf, -math.inf
+    return verdict, -finding.p_value, finding.score
 
 
 def build_answer(

@@ -1,8 +1,9 @@
 """Which overlays are tried in which round.
 
 Rounds start small, so that a clearly clean input costs little, and grow, so that device
-batches stay full: 4, 4, 8, 16, 32 … until all N overlays are used. The verdict does not
-depend on the rounds (see :mod:`guard.detection.strip`), only the cost does.
+batches stay full: 4, 4, 8, 16, 32 … until all N overlays are used. STRIP's verdict does not
+depend on the rounds (see :mod:`guard.detection.strip`), only its cost does. The fused detector
+accepts at the ends of some of them (:mod:`guard.detection.fused`), so there its detections do too.
 """
 
 from __future__ import annotations

@@ -241,6 +241,13 @@ def test_the_worst_finding_is_the_most_severe_and_then_the_most_suspicious() -> 
     assert worst([*flagged, rejected, unchecked]) is rejected
 
 
+def test_what_was_accepted_early_does_not_hide_a_row_that_was_looked_at_longer() -> None:
+    """Its score is over the blends seen, on a scale of its own, and its p-value 1."""
+    early, whole = Finding(Verdict.ACCEPT, 0.4, 1.0, 2), Finding(Verdict.ACCEPT, 0.3, 0.2, 30)
+    assert worst([early, whole]) is whole
+    assert worst([whole, early]) is whole
+
+
 async def test_a_float16_model_answers_in_float16(build: Build) -> None:
     model = tiny_models.linear_classifier(datatype="FP16")
     house = build("flag", model=model)
