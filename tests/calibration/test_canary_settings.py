@@ -51,7 +51,7 @@ def test_each_statistic_left_out_costs_and_is_told() -> None:
     chosen = choose_setting(tried, DEFAULT)
     assert chosen.setting == pair
     lines = list(Choice(chosen, tried[0], tuple(tried)).lines())
-    assert [line.split(",")[0] for line in lines if "left out" in line] == ["left out: surprise"]
+    assert [line.split(";")[0] for line in lines if "left out" in line] == ["left out: surprise"]
 
 
 def test_every_other_set_of_statistics_is_the_plain_detector_or_fused() -> None:
