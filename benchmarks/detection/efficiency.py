@@ -42,6 +42,7 @@ from benchmarks.sidecar import Sidecar, sidecar
 from benchmarks.zoo.subjects import MODELS
 from calibration.calibrate import calibrate
 from calibration.options import CalibrateOptions, Detector
+from guard.artifact import read_artifact
 
 OUT = Path("build/bench_efficiency")
 NETWORKS = {"badnets": "WRN-16-1", "resnet_badnets": "ResNet-18 x 1/8"}
@@ -159,7 +160,7 @@ def _calibrate(model: Path, network: str, detector: Detector, images: np.ndarray
             quiet=True,
         )
     )
-    return int(json.loads((report.artifact / "profile.json").read_text())["check"]["n_overlays"])
+    return read_artifact(report.artifact).profile.check.n_overlays
 
 
 def _serve(detector: str) -> Any:

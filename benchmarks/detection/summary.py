@@ -21,14 +21,14 @@ are those that the attack succeeds with; `x4` and `x9` are as many copies of the
 
 NOTES = """**How to read it.** `strip` is the mean entropy, its boundary set by rank and curtailed exactly;
 `stratified`, `departure` and `surprise` are the parts of `fused`; `fused, accepting early` is the guard's
-own detector class, which stops where the first blends are those of most clean inputs. `layers` is how far the
-input's own activations are from those of clean inputs of its predicted class, at no pass, the one score that is
-not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate` makes it (its clean
-rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost passes. *STRIP as published*
-draws 100 overlays anew for each input and sets its boundary by a Normal distribution (calibrated on 200
-images, measured on 300 clean and 100 triggered). *ART's STRIP* is adversarial-robustness-toolbox 1.20.1
-with its own options on the same images; its entropy is taken over the overlays instead of the classes.
-`max-softmax` is the null: the prediction alone.
+own detector class, which stops where the first blends are those of most clean inputs. `layers` is how far
+the input's own activations are from those of clean inputs of its predicted class, at no pass, the one score
+that is not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate` makes it
+(its clean rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost passes.
+*STRIP as published* draws 100 overlays anew for each input and sets its boundary by a Normal distribution
+(calibrated on 200 images, measured on 300 clean and 100 triggered). *ART's STRIP* is
+adversarial-robustness-toolbox 1.20.1 with its own options on the same images; its entropy is taken over the
+overlays instead of the classes. `max-softmax` is the null: the prediction alone.
 
 **What was chosen while looking at what.** The list of fused statistics and the share of clean inputs that
 sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
