@@ -22,28 +22,38 @@ are those that the attack succeeds with; `x4` and `x9` are as many copies of the
 NOTES = """**How to read it.** `strip` is the mean entropy, its boundary set by rank and curtailed exactly;
 `stratified`, `departure` and `surprise` are the parts of `fused`; `fused, accepting early` is the guard's
 own detector class, which stops where the first blends are those of most clean inputs. `layers` is how far
-the input's own activations are from those of clean inputs of its predicted class, at no pass, the one score
-that is not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate` makes it
-(its clean rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost passes.
-*STRIP as published* draws 100 overlays anew for each input and sets its boundary by a Normal distribution
-(calibrated on 200 images, measured on 300 clean and 100 triggered). *ART's STRIP* is
-adversarial-robustness-toolbox 1.20.1 with its own options on the same images; its entropy is taken over the
-overlays instead of the classes. `max-softmax` is the null: the prediction alone.
+the input's own activations are from those of clean inputs of its predicted class, at no pass, the one
+score that is not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate`
+makes it (its clean rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost
+passes. *STRIP as published* draws 100 overlays anew for each input and sets its boundary by a Normal
+distribution (calibrated on 200 images, measured on 300 clean and 100 triggered). *ART's STRIP* is
+adversarial-robustness-toolbox 1.20.1 with its own options on the same images; its entropy is taken over
+the overlays instead of the classes. `max-softmax` is the null: the prediction alone.
+
+**Where it falls short, and why.** `blend`: all N blends miss 7.6 % at 1 %, where STRIP alone misses 3.2
+%. Its triggered inputs lie just above the clean ones in each statistic, and the highest of three has a
+higher boundary than one alone. `wanet` and `label_smoothed` are hardly told by blends at 1 %: a warp goes
+under in an overlay, and a target that wins by little leaves blends as uncertain as clean ones; what
+accepting early misses beyond all N is `wanet`'s and `blend`'s. `entropy_manipulating` was trained against
+blends, and blends do not tell it (`layers` does). A false-rejection rate above 1 % is within what is
+promised: a boundary is certified with 95 % confidence, so that one in twenty may be higher. On
+`gtsrb_badnets` 500 other splits of the same 6,000 images into calibration and fresh ones come to 0.70 %
+on average, and 0.8 % of them to as much as this one.
 
 **What was chosen while looking at what.** The list of fused statistics and the share of clean inputs that
 sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
-`blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of overlays
-and when inputs are accepted early while looking at those and `label_smoothed`; overlays and images of seed 0.
-All the others, all other data sets included, were measured afterwards. That layers are told by distance, and
-which are looked at, was settled while looking at the ten CIFAR-10 networks and at seven others of the zoo
-(`weak_badnets`, `weak_sig`, `weak_blend`, `weak_refool`, `refool`, `resnet_badnets`, `gtsrb_badnets`).
-Boundaries are set on clean images alone.
+`blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of
+overlays and when inputs are accepted early while looking at those and `label_smoothed`; overlays and
+images of seed 0. All the others, all other data sets included, were measured afterwards. That layers are
+told by distance, and which are looked at, was settled while looking at the ten CIFAR-10 networks and at
+seven others of the zoo (`weak_badnets`, `weak_sig`, `weak_blend`, `weak_refool`, `refool`,
+`resnet_badnets`, `gtsrb_badnets`). Boundaries are set on clean images alone.
 
-**Clean images.** None was trained on. CIFAR-10: the fifth batch, of which 30 are overlays, 1,000 are fitted
-on and 3,000 set the boundaries; what is left, 5,970, and the first 1,017 of the official test set are
-fresh. The rest of that test set exists here as lossy JPEG only, which is another distribution, so 10,000
-fresh images could not be had. GTSRB: the official test set. Fashion-MNIST: the 6,000 test images that were
-not trained on."""
+**Clean images.** None was trained on. CIFAR-10: the fifth batch, of which 30 are overlays, 1,000 are
+fitted on and 3,000 set the boundaries; what is left, 5,970, and the first 1,017 of the official test set
+are fresh. The rest of that test set exists here as lossy JPEG only, which is another distribution, so
+10,000 fresh images could not be had. GTSRB: the official test set. Fashion-MNIST: the 6,000 test images
+that were not trained on."""
 
 
 def overview(records: Sequence[Record]) -> str:
@@ -71,7 +81,9 @@ def _of_data(records: Sequence[Record]) -> str:
     ]
     for name in score_names(records, "auroc"):
         values = [(mean_of(records, name, key), form) for key, _, form in columns]
-        lines.append(f"| {name} | {' | '.join(NONE if v is None else form(v) for v, form in values)} |")
+        asked = sum(name in one["scores"] for one in records)
+        title = name if asked == len(records) else f"{name} ({asked} of them)"
+        lines.append(f"| {title} | {' | '.join(NONE if v is None else form(v) for v, form in values)} |")
     return "\n".join(lines)
 
 
