@@ -61,7 +61,14 @@ def figures(answers: Answers, found: Scored, more: Decisions) -> dict[str, dict[
     rows["fused"]["histogram"] = _histogram(answers, found.scores["fused"])
     for name in ("max-softmax",):
         rows[name] |= {"passes clean": 0.0, "passes triggered": 0.0}
-    for name in ("strip, two-sided", "stratified", "departure", "surprise", "fused"):
+    for name in (
+        "strip, two-sided",
+        "stratified",
+        "departure",
+        "surprise",
+        "fused, surprise for entropy",
+        "fused",
+    ):
         overlays = float(answers.under.shape[1])
         rows[name] |= {"passes clean": overlays, "passes triggered": overlays}
     return rows

@@ -12,7 +12,7 @@ from benchmarks.detection.answers import Answers
 from calibration.fused_fit import FusedFit, fit_fused, fused_rounds, most_telling_first
 from guard.detection.entropy import entropy_of_probabilities
 from guard.detection.fused import Early, Fused
-from guard.detection.fusion import Fusion
+from guard.detection.fusion import Fusion, fit_fusion
 from guard.detection.plan import CheckPlan
 
 __all__ = ["Scored", "detector_of", "measured_of", "ordered", "scored"]
@@ -55,7 +55,8 @@ def scored(answers: Answers) -> Scored:
         answers.predicted[fit], answers.under[fit], entropies[fit], answers.overlay_classes, rounds
     )
     measured = measured_of(fitted, answers, entropies)
-    departure, surprise, stratified = fitted.measures.statistics(fitted.statistics, measured).T
+    with_surprise = fitted.measures.statistics(("departure", "surprise", "stratified"), measured)
+    departure, surprise, stratified = with_surprise.T
     bits = entropies.mean(axis=1, dtype=np.float64)
     middle, spread = np.median(bits[fit]), bits[fit].std()
     scores = {
@@ -65,6 +66,7 @@ def scored(answers: Answers) -> Scored:
         "stratified": stratified,
         "departure": departure,
         "surprise": surprise,
+        "fused, surprise for entropy": fit_fusion(with_surprise[fit]).scores(with_surprise),
         "fused": fitted.scores(measured),
     }
     return Scored(detector_of(fitted, rounds), measured, scores)
