@@ -240,9 +240,10 @@ class Profile(_Record):
 
     @model_validator(mode="after")
     def _boundary_fits_the_scores(self) -> Profile:
-        n, rank = self.boundary.n_scores, self.boundary.rank
-        if n != len(self.calibration.clean_entropies_bits) or (rank or 1) > n:
-            raise ValueError("boundary.rank and n_scores must fit calibration.clean_entropies_bits")
+        count = len(self.calibration.clean_entropies_bits)
+        for name, tier in (("boundary", self.boundary), ("block", self.block)):
+            if tier is not None and (tier.n_scores != count or (tier.rank or 1) > count):
+                raise ValueError(f"{name}.rank and n_scores must fit calibration.clean_entropies_bits")
         return self
 
     @model_validator(mode="after")

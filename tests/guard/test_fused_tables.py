@@ -110,3 +110,16 @@ def test_a_boundary_of_other_scores_than_the_artifact_holds_is_refused(
     replace_file(artifact, "profile.json", json.dumps(profile).encode())
     with pytest.raises(ProfileError, match=r"must fit fused\.clean_scores"):
         read_artifact(artifact)
+
+
+@pytest.mark.parametrize("changed", [{"n_scores": 7}, {"rank": 10_000}])
+def test_a_block_boundary_of_strip_s_is_held_to_the_same(tmp_path: Path, changed: dict[str, int]) -> None:
+    artifact = write_fused_artifact(tmp_path, linear_classifier((3, 6, 7), gain=0.3))
+    profile = json.loads((artifact / "profile.json").read_text())
+    profile["block"] = dict(profile["boundary"])
+    replace_file(artifact, "profile.json", json.dumps(profile).encode())
+    read_artifact(artifact)
+    profile["block"] |= changed
+    replace_file(artifact, "profile.json", json.dumps(profile).encode())
+    with pytest.raises(ProfileError, match=r"block\.rank and n_scores must fit"):
+        read_artifact(artifact)
