@@ -47,6 +47,10 @@ Decisions = Callable[[Fused], Sequence[Decision]]
 REJECTED = (Decision.DOUBTFUL, Decision.SUSPICIOUS, Decision.FAILED)
 
 
+WHOLE = ("strip, two-sided", "stratified", "departure", "surprise", "fused, surprise for entropy", "fused")
+"""Scores over all N blends."""
+
+
 def figures(answers: Answers, found: Scored, more: Decisions) -> dict[str, dict[str, Any]]:
     """Return the figures of each score, that of the guard's own detector last.
 

@@ -40,6 +40,11 @@ promised: a boundary is certified with 95 % confidence, so that one in twenty ma
 `gtsrb_badnets` 500 other splits of the same 6,000 images into calibration and fresh ones come to 0.70 %
 on average, and 0.8 % of them to as much as this one.
 
+*Efficiency*: what the server does for one request beside the model (gRPC, rounds, blends, scores) is paid
+once an image, and these networks cost next to nothing: under a millisecond an evaluation. The machine was
+shared with other work, so the figures by the clock say little; those by processor time hold for a busy
+machine, and are to be taken again on a quiet one.
+
 **What was chosen while looking at what.** The list of fused statistics and the share of clean inputs that
 sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
 `blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of
@@ -177,7 +182,11 @@ def _efficiency(folder: Path) -> tuple[str, str, str]:
     if found is None:
         return title, "not measured", NONE
     clock, processor = found
-    return title, _word(clock >= 0.9), f"lowest {clock:.2f} by the clock, {processor:.2f} by processor time"
+    return (
+        title,
+        _word(min(found) >= 0.9),
+        f"lowest {clock:.2f} by the clock, {processor:.2f} by processor time",
+    )
 
 
 def _listed(found: dict[str, float], form: object) -> str:
