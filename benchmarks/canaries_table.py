@@ -9,11 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from calibration.fused_fit import DEFAULT_STATISTICS
+
 __all__ = ["render"]
 
 RESULTS = Path(__file__).with_name("results") / "canaries"
 NONE = "–"
-FUSED = ["departure", "surprise", "stratified"]
+FUSED = list(DEFAULT_STATISTICS)
 ABOUT = """# Canaries on the zoo
 
 Networks of [zoo.md](zoo.md), asked by `python -m benchmarks.bench_canaries --data FOLDER`; a record of each

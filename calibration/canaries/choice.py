@@ -29,14 +29,20 @@ PLAIN: Final[tuple[Statistic, ...]] = ("strip",)
 STATISTICS_TRIED: Final[tuple[tuple[Statistic, ...], ...]] = (
     FUSED,
     (*FUSED, "strip"),
+    ("departure", "surprise", "stratified"),
     ("departure", "stratified"),
-    ("departure", "surprise"),
+    ("departure", "entropy"),
     PLAIN,
 )
 """``strip`` alone is the plain detector; all others are fused. What looks inside the model takes no part."""
 
 STANDS_FOR: Final[Mapping[Statistic, str]] = MappingProxyType(
-    {"departure": "all_to_all", "surprise": "low_confidence", "stratified": "source_specific"}
+    {
+        "departure": "all_to_all",
+        "entropy": "low_confidence",
+        "surprise": "low_confidence",
+        "stratified": "source_specific",
+    }
 )
 """The canary that shows what a statistic is there for."""
 

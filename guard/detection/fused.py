@@ -8,9 +8,9 @@ the scores of other clean inputs. That false-rejection rate is certified for the
 scales of their own, are those of most clean inputs. That takes inputs out of those rejected and puts none
 in, so the certified rate holds whatever the rules of acceptance are; only detections are at stake.
 
-*Rejecting early.* Departure and surprise are means of numbers that are never negative. Once the sums seen so
-far, divided by N, bring a statistic above the boundary, no later blend takes the score back below it, so
-the input is rejected there and then. The layer distance is what it is from the beginning. Those are inputs
+*Rejecting early.* Departure, surprise and entropy are means of numbers that are never negative. Once the
+sums seen so far, divided by N, bring a statistic above the boundary, no later blend takes the score back
+below it, so the input is rejected there and then. The layer distance is what it is from the beginning. Those are inputs
 that the full score rejects, so the rate holds too.
 """
 
@@ -37,7 +37,7 @@ from guard.detection.plan import CheckPlan
 
 __all__ = ["Early", "Fused", "outcomes"]
 
-_NEVER_NEGATIVE: Final = ("departure", "surprise")
+_NEVER_NEGATIVE: Final = ("departure", "surprise", "entropy")
 _SUMMED: Final = 3  # entropy, departure, surprise: the columns that are means
 _Scale = tuple[Statistic, float, float]
 

@@ -15,12 +15,19 @@ from guard.detection.stratified import Strata
 
 __all__ = ["KNOWN_EARLY", "MEANS", "STATISTICS", "Measures", "Statistic"]
 
-Statistic = Literal["departure", "surprise", "stratified", "strip", "layers"]
-STATISTICS: Final[tuple[Statistic, ...]] = ("departure", "surprise", "stratified", "strip", "layers")
-"""``strip`` is minus the mean entropy; the others are told in the modules of :class:`Responses`,
-:class:`Strata` and :class:`LayerDistances`. Higher is more suspicious."""
+Statistic = Literal["departure", "entropy", "stratified", "surprise", "strip", "layers"]
+STATISTICS: Final[tuple[Statistic, ...]] = (
+    "departure",
+    "entropy",
+    "stratified",
+    "surprise",
+    "strip",
+    "layers",
+)
+"""``entropy`` is the mean entropy, ``strip`` minus the same; the others are told in the modules of
+:class:`Responses`, :class:`Strata` and :class:`LayerDistances`. Higher is more suspicious."""
 
-MEANS: Final = MappingProxyType({"departure": 1, "surprise": 2, "strip": 0})
+MEANS: Final = MappingProxyType({"departure": 1, "surprise": 2, "entropy": 0, "strip": 0})
 """Column of each statistic that is a mean over blends, and so says something before all are seen."""
 
 KNOWN_EARLY: Final = frozenset({*MEANS, "layers"})
