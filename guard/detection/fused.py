@@ -10,8 +10,8 @@ in, so the certified rate holds whatever the rules of acceptance are; only detec
 
 *Rejecting early.* Departure, surprise and entropy are means of numbers that are never negative. Once the
 sums seen so far, divided by N, bring a statistic above the boundary, no later blend takes the score back
-below it, so the input is rejected there and then. The layer distance is what it is from the beginning. Those are inputs
-that the full score rejects, so the rate holds too.
+below it, so the input is rejected there and then. The layer distance is what it is from the beginning.
+Those are inputs that the full score rejects, so the rate holds too.
 """
 
 from __future__ import annotations
