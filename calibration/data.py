@@ -28,6 +28,7 @@ class Geometry:
         channels_first: Whether the model takes channels first; tells ambiguous arrays apart.
         resize: Whether images of another size are resized rather than refused.
         sizing: How they are resized and cropped, where that is told; else to the model's size.
+        advice: What to do about images of another size, where it is not for the caller to size them.
     """
 
     channels: int
@@ -35,6 +36,7 @@ class Geometry:
     channels_first: bool
     resize: bool
     sizing: Sizing | None = None
+    advice: str | None = None
 
     def fitted(self, image: Num[np.ndarray, "h w c"], where: str) -> Num[np.ndarray, "th tw c"]:
         """Return an image in the size that the model takes.
@@ -49,7 +51,7 @@ class Geometry:
         got = (image.shape[0], image.shape[1])
         if self.sizing is None:
             if got != self.size and not self.resize:
-                raise size_error(where, got, self.size)
+                raise size_error(where, got, self.size, self.advice)
             return resize_image(image, self.size)
         result = self.sizing.result(got)
         if result != self.size:
@@ -58,7 +60,7 @@ class Geometry:
             )
             raise DataError(
                 f"{where}: images are {got[0]} x {got[1]} (height x width) and {became}, the model takes "
-                f"{self.size[0]} x {self.size[1]}; change --resize or --crop"
+                f"{self.size[0]} x {self.size[1]}; {self.advice or 'change --resize or --crop'}"
             )
         return self.sizing(image)
 
@@ -137,11 +139,13 @@ def digest_of(images: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def size_error(where: str, got: tuple[int, int], wanted: tuple[int, int]) -> DataError:
+def size_error(
+    where: str, got: tuple[int, int], wanted: tuple[int, int], advice: str | None = None
+) -> DataError:
     """Return the error for images of another size than the model's."""
     return DataError(
         f"{where}: images are {got[0]} x {got[1]} (height x width), the model takes "
-        f"{wanted[0]} x {wanted[1]}; pass --resize {wanted[0]} {wanted[1]} to resize them"
+        f"{wanted[0]} x {wanted[1]}; {advice or f'pass --resize {wanted[0]} {wanted[1]} to resize them'}"
     )
 
 

@@ -195,7 +195,8 @@ class CalibrationReport:
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.2%}"
         yield "input", f"{source.datatype} {source.layout} {source.shape}, {_input_text(self.findings)}"
         yield "output", f"{profile.output.classes} classes, {profile.output.kind}{accuracy}"
-        yield "overlays", f"N = {check.n_overlays}, blend {check.blend}{seed}"
+        computed = "" if check.precision == "exact" else f", computed in {check.precision}"
+        yield "overlays", f"N = {check.n_overlays}, blend {check.blend}{seed}{computed}"
         yield "detector", self._detector_text()
         yield "threshold", f"{_value_text(profile.promise)}, {_method_text(profile.promise)}"
         yield "false rejections", _promise_text(profile.promise)

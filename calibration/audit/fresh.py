@@ -75,7 +75,7 @@ def read_fresh(artifact: Artifact, options: FrrOptions) -> Fresh:
     if images.digest == profile.calibration.data_sha256:
         raise DataError(
             f"--data {where}: these are the very images that the artifact was calibrated with (SHA-256 "
-            f"{images.digest[:12]}…), which its boundary rejects few of whatever it is worth; give fresh ones"
+            f"{images.digest[:12]}…), few of which its boundary rejects whatever it is worth; give fresh ones"
         )
     if images.labels is not None:
         check_labels(images.labels, profile.output.classes)
@@ -151,6 +151,7 @@ def _geometry(profile: Profile) -> Geometry:
         channels_first=source.layout == "NCHW",
         resize=record.resize is not None,
         sizing=Sizing(record.resize, record.crop) if sized else None,
+        advice="give them in the size that those of the calibration had",
     )
 
 

@@ -34,7 +34,9 @@ def lines_of(audit: FrrAudit) -> Iterator[str]:
         ),
     ]
     if audit.accuracy is not None:
-        facts.append(("accuracy", f"{audit.accuracy:.2%}"))
+        before = profile.calibration.accuracy
+        compared = "" if before is None else f" (at calibration {before:.2%})"
+        facts.append(("accuracy", f"{audit.accuracy:.2%}{compared}"))
     yield from (f"  {name:<12}{text}" for name, text in facts)
     yield ""
     yield from _table(_tier_head(audit), [_tier_row(tier) for tier in audit.tiers])
@@ -76,6 +78,7 @@ def to_record(audit: FrrAudit) -> dict[str, Any]:
         "mean_passes": audit.mean_passes,
         "mean_passes_at_calibration": artifact.profile.calibration.mean_passes_clean,
         "accuracy": audit.accuracy,
+        "accuracy_at_calibration": artifact.profile.calibration.accuracy,
         "notes": list(_notes(audit)),
         "started": audit.started,
         "seconds": round(audit.seconds, 3),

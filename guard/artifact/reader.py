@@ -108,13 +108,21 @@ def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -
     return measures
 
 
+def _remedy(directory: Path, name: str) -> str:
+    versions = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    if name == MANIFEST_NAME and versions:
+        newest = max(versions, key=lambda path: int(path.name))
+        return f"{directory} holds versions of a model: name one of them, such as {newest}"
+    return "restore it or run `guard calibrate` again"
+
+
 def _read_inside(directory: Path, name: str) -> bytes:
     path = directory / check_relative_path(name, str(directory / MANIFEST_NAME))
     if not directory.is_dir():
         raise MissingFileError(f"{directory} is not a directory; expected an artifact with {MANIFEST_NAME}")
     try:
         if not path.is_file():
-            raise MissingFileError(f"{path} is missing; restore it or run `guard calibrate` again")
+            raise MissingFileError(f"{path} is missing; {_remedy(directory, name)}")
         if not path.resolve().is_relative_to(directory.resolve()):
             raise UnsafePathError(f"{path} is a link out of {directory}; put the file itself there")
         return path.read_bytes()

@@ -25,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["ClassCounts", "Concentration"]
+__all__ = ["PART", "ClassCounts", "Concentration"]
 
 MEMORY: Final = 1000
 """Inputs after which one counts 1/e of what it did."""

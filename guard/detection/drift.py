@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from guard.detection.concentration import ClassCounts, Concentration
+from guard.detection.concentration import PART, ClassCounts, Concentration
 from guard.detection.cusum import Cusum, normal_score
 from guard.detection.rejection_budget import RejectionBudget
 
@@ -144,4 +144,8 @@ def _spread(where: Concentration | None) -> str:
         f"{where.share_of_suspicious:.0%} of them in class {where.label}, "
         f"{where.share_of_others:.0%} of the others"
     )
-    return share if where.one_sided else f"in no class of their own ({share})"
+    if where.one_sided:
+        return share
+    if where.part >= PART:
+        return f"too few so far to tell whether they are of one class ({share})"
+    return f"in no class of their own ({share})"

@@ -16,7 +16,7 @@ from calibration.audit.bounds import Rejections
 from calibration.audit.fresh import read_fresh
 from calibration.audit.job import audit_frr, by_class
 from calibration.audit.options import FrrOptions
-from calibration.audit.report import to_record
+from calibration.audit.report import lines_of, to_record
 from calibration.calibrate import calibrate
 from calibration.errors import DataError, OptionError
 from calibration.preprocessing import Transform
@@ -206,6 +206,28 @@ def test_what_cannot_be_checked_is_told_and_not_counted(tmp_path: Path) -> None:
         audit_frr(asked(artifact, stored(tmp_path, images=fresh + 5)))
     with pytest.raises(DataError, match="they are of another scale"):
         audit_frr(asked(artifact, stored(tmp_path, images=fresh[7:] / 255)))
+
+
+def test_accuracy_is_told_beside_that_of_the_calibration(tmp_path: Path) -> None:
+    labels = np.arange(400) % 10
+    options = options_for(tmp_path, linear_classifier(gain=0.5), detector="strip", frr=0.05)
+    np.savez(options.data, images=pixels(400), labels=labels)
+    artifact = calibrate(options).artifact
+    audit = audit_frr(asked(artifact, stored(tmp_path, images=pixels(60, seed=21), labels=labels[:60])))
+    before = read_artifact(artifact).profile.calibration.accuracy
+    assert before is not None
+    assert f"{audit.accuracy:.2%} (at calibration {before:.2%})" in "\n".join(lines_of(audit))
+    assert to_record(audit)["accuracy_at_calibration"] == before
+
+
+@pytest.mark.parametrize("resize", [None, (8,)])
+def test_images_of_another_size_are_not_sent_to_a_flag_that_is_not_there(
+    tmp_path: Path, resize: tuple[int] | None
+) -> None:
+    artifact = made(tmp_path, pixels(400), detector="strip", frr=0.05, transform=Transform(resize=resize))
+    images = np.zeros((40, 10, 14, 3), np.uint8)
+    with pytest.raises(DataError, match="give them in the size that those of the calibration had"):
+        audit_frr(asked(artifact, stored(tmp_path, images=images)))
 
 
 def test_images_are_prepared_as_the_profile_says(tmp_path: Path) -> None:

@@ -334,12 +334,17 @@ def test_the_report_holds_what_was_printed(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(written)
 
 
+def test_a_precision_other_than_the_usual_is_told(tmp_path: Path) -> None:
+    report = calibrate(CalibrateOptions(**write_subject(tmp_path, images=pixels()), precision="fp16"))
+    assert "N = 8, blend add, seed 11, computed in fp16\n" in "\n".join(report.lines())
+
+
 def test_the_summary_says_what_a_person_wants_to_know(tmp_path: Path) -> None:
     subject = write_subject(tmp_path, images=pixels(), labels=np.arange(N_IMAGES) % 10)
     report = calibrate(CalibrateOptions(**subject))
     profile, text = report.findings.profile, "\n".join(report.lines())
     assert re.search(r"^calibrated tiny on 352 of 360 images in \d+\.\d s \(cpu\)$", text, re.MULTILINE)
-    assert "N = 8, blend add, seed 11" in text
+    assert "N = 8, blend add, seed 11\n" in text
     assert f"threshold         {profile.boundary.boundary_bits:.4g} bits, conformal, rank 1 of 352" in text
     assert "false rejections  at most 0.847%, certified with 95.0% confidence (expected 0.283%)" in text
     assert f"mean passes       {profile.calibration.mean_passes_clean:.2f} of 8 per clean input" in text

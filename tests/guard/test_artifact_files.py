@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +99,14 @@ def test_a_missing_file_is_refused(artifact: Path, name: str) -> None:
     (artifact / name).unlink()
     with pytest.raises(MissingFileError, match=rf"{name} is missing; restore it or run `guard calibrate`"):
         read_artifact(artifact)
+
+
+def test_the_directory_of_a_model_is_told_from_a_damaged_artifact(artifact: Path) -> None:
+    for version in ("9", "10"):
+        shutil.copytree(artifact, artifact.parent / "models" / version)
+    expected = f"holds versions of a model: name one of them, such as {artifact.parent / 'models' / '10'}"
+    with pytest.raises(MissingFileError, match=re.escape(expected)):
+        read_artifact(artifact.parent / "models")
 
 
 @pytest.mark.parametrize("name", FILES)

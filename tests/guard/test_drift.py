@@ -86,6 +86,18 @@ def test_suspicious_inputs_of_all_classes_are_a_drift(frr: float, inputs: int) -
     assert "in no class of their own" in monitor.finding.reason
 
 
+def test_few_suspicious_inputs_of_one_class_are_not_said_to_be_of_none() -> None:
+    monitor = a_monitor()
+    reasons = []
+    for _ in range(20):
+        monitor.checked(True, TARGET)
+        if monitor.finding.state is DriftState.DRIFT:
+            reasons.append(monitor.finding.reason)
+    assert reasons
+    assert all("too few so far to tell whether they are of one class (100% of" in said for said in reasons)
+    assert monitor.finding.state is DriftState.ATTACK
+
+
 def test_a_drift_that_strikes_some_classes_harder_is_still_a_drift() -> None:
     generator = np.random.default_rng(6)
     monitor = a_monitor()
