@@ -20,13 +20,14 @@ lies in `detection/`. All scores come from the same passes over the same overlay
 are those that the attack succeeds with; `x4` and `x9` are as many copies of the patch at test time."""
 
 NOTES = """**How to read it.** `strip` is the mean entropy, its boundary set by rank and curtailed exactly;
-`stratified`, `departure` and the mean entropy are the parts of `fused`, and with `surprise` in place of the
-entropy it is `fused, surprise for entropy`; `fused, accepting early` is the guard's own detector class, which stops where the first blends are those of most clean inputs. `layers` is how far
-the input's own activations are from those of clean inputs of its predicted class, at no pass, the one
-score that is not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate`
-makes it (its clean rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost
-passes. *STRIP as published* draws 100 overlays anew for each input and sets its boundary by a Normal
-distribution (calibrated on 200 images, measured on 300 clean and 100 triggered). *ART's STRIP* is
+`stratified`, `departure` and the mean entropy are the parts of `fused`, and with `surprise` in place of
+the entropy it is `fused, surprise for entropy`; `fused, accepting early` is the guard's own detector
+class, which stops where the first blends are those of most clean inputs. `layers` is how far the input's
+own activations are from those of clean inputs of its predicted class, at no pass, the one score that is
+not black-box; `fused + capabilities` has it as one more statistic, as `guard calibrate` makes it (its
+clean rejections are of the 3,000 fresh images). [More capabilities](capabilities.md) cost passes. *STRIP
+as published* draws 100 overlays anew for each input and sets its boundary by a Normal distribution
+(calibrated on 200 images, measured on 300 clean and 100 triggered). *ART's STRIP* is
 adversarial-robustness-toolbox 1.20.1 with its own options on the same images; its entropy is taken over
 the overlays instead of the classes. `max-softmax` is the null: the prediction alone.
 
@@ -36,9 +37,10 @@ higher boundary than one alone. `wanet` and `label_smoothed` are hardly told by 
 under in an overlay, and a target that wins by little leaves blends as uncertain as clean ones; what
 accepting early misses beyond all N is `wanet`'s and `blend`'s. `entropy_manipulating` was trained against
 blends, and blends do not tell it (`layers` does). A false-rejection rate above 1 % is within what is
-promised: a boundary is certified with 95 % confidence, so that one in twenty may be higher. `gtsrb_blend`: `fused` finds next to nothing at 1 %, where `stratified` alone finds 93 % and STRIP 85 %: with
-43 classes and 1,000 images to fit on, what is expected of a class rests on 23 of them, and the departures
-of a few clean inputs set a boundary that this trigger stays under.
+promised: a boundary is certified with 95 % confidence, so that one in twenty may be higher.
+`gtsrb_blend`: `fused` finds next to nothing at 1 %, where `stratified` alone finds 93 % and STRIP 85 %:
+with 43 classes and 1,000 images to fit on, what is expected of a class rests on 23 of them, and the
+departures of a few clean inputs set a boundary that this trigger stays under.
 
 *Efficiency*: what the server does for one image beside the model (gRPC, rounds, blends, scores, and with
 `fused` the layers) is paid once or a few times an image: 2.5 ms with `strip` and 4.6 ms with `fused` on
@@ -47,14 +49,14 @@ WRN-16-1, whose evaluation costs 0.6 ms. The machine was shared with other work.
 **What was chosen while looking at what.** The entropy took the place of the surprise after the canaries
 of `gtsrb_badnets` had shown that the surprise hid its backdoor where few images were fitted: with 300 it
 then finds 97 % instead of 41 % of that one, and 77 % instead of 60 % on average over seven networks; the
-price is all-to-all triggers and mean AUROC, as the table has it. The list of fused statistics before, and the share of clean inputs that
-sets their scales were settled while looking at nine of the CIFAR-10 networks (`all_to_all`, `badnets`,
-`blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`, `trojan`, `wanet`), the order of
-overlays and when inputs are accepted early while looking at those and `label_smoothed`; overlays and
-images of seed 0. All the others, all other data sets included, were measured afterwards. That layers are
-told by distance, and which are looked at, was settled while looking at the ten CIFAR-10 networks and at
-seven others of the zoo (`weak_badnets`, `weak_sig`, `weak_blend`, `weak_refool`, `refool`,
-`resnet_badnets`, `gtsrb_badnets`). Boundaries are set on clean images alone.
+price is all-to-all triggers and mean AUROC, as the table has it. The list of fused statistics before, and
+the share of clean inputs that sets their scales were settled while looking at nine of the CIFAR-10
+networks (`all_to_all`, `badnets`, `blend`, `clean_label`, `low_confidence`, `sig`, `source_specific`,
+`trojan`, `wanet`), the order of overlays and when inputs are accepted early while looking at those and
+`label_smoothed`; overlays and images of seed 0. All the others, all other data sets included, were
+measured afterwards. That layers are told by distance, and which are looked at, was settled while looking
+at the ten CIFAR-10 networks and at seven others of the zoo (`weak_badnets`, `weak_sig`, `weak_blend`,
+`weak_refool`, `refool`, `resnet_badnets`, `gtsrb_badnets`). Boundaries are set on clean images alone.
 
 **Clean images.** None was trained on. CIFAR-10: the fifth batch, of which 30 are overlays, 1,000 are
 fitted on and 3,000 set the boundaries; what is left, 5,970, and the first 1,017 of the official test set
