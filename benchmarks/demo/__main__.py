@@ -26,8 +26,9 @@ from benchmarks.demo.picture import draw
 from benchmarks.demo.trigger import load_trigger
 from benchmarks.sidecar import sidecar
 from guard.artifact import Artifact, read_artifact
-from guard.artifact.fused_record import fused_detector
-from guard.runtime.onnx_classifier import OnnxClassifier
+from guard.artifact.detector import detector_of
+from guard.runtime.opening import RuntimeOptions, open_classifier
+from guard.runtime.score_shift import full_scores
 
 MODEL = Path(__file__).with_name("model.onnx")
 OUT = Path("build/demo")
@@ -37,6 +38,7 @@ SEED = 20
 N_CALIBRATION = 2000
 CONCURRENCY = 16
 N_LATENCY = 200
+PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -181,25 +183,14 @@ quarantine_dir = "{OUT / "quarantine"}"
 
 def scores(artifact: Artifact, images: np.ndarray) -> np.ndarray:
     """Return the score over all N overlays, for the picture; the sidecar stops earlier."""
-    profile = artifact.profile
-    assert profile.fused is not None
-    assert artifact.measures is not None
-    detector = fused_detector(profile.fused, artifact.measures, profile.check.rounds, takes_logits=True)
-    overlays = np.arange(-1, profile.check.n_overlays, dtype=np.int64)
-    measured = []
-    with OnnxClassifier.open(
-        artifact.model,
-        source=profile.input,
-        sink=profile.output,
-        fixed_batch=profile.fixed_batch,
-        overlays=artifact.overlays,
-        blend=profile.check.blend_rule,
-    ) as classifier:
-        for image in images:
-            logits, bits = classifier.check(image[None], np.zeros(len(overlays), np.int64), overlays)
-            predicted = np.full(len(overlays), logits[0].argmax())
-            measured.append(detector.measure(predicted, overlays, logits, bits)[1:])
-    return detector.scores(np.stack(measured))
+    detector = detector_of(artifact)
+    classifier, _ = open_classifier(artifact, detector, RuntimeOptions(device="cpu"))
+    with classifier:
+        parts = [
+            full_scores(classifier, detector, images[start : start + PAIRS], max_pairs=PAIRS)
+            for start in range(0, len(images), PAIRS)
+        ]
+    return np.concatenate(parts)
 
 
 def summarise(
