@@ -121,7 +121,9 @@ class Follower:
         except Exception as error:  # noqa: BLE001 - whatever a server says must not end the looking
             _log.exception("%s could not be asked", self._link.address)
             why = f"{type(error).__name__}, see the log"
-        if absences == self._absences:
+        if model is not self.current():
+            self._wake.set()  # another version took over meanwhile, and nothing was found out about that
+        elif absences == self._absences:
             self._now(why)
         await self.tell()
 
@@ -149,6 +151,16 @@ class Follower:
     def forget(self, model: LoadedModel) -> None:
         """Ask the server nothing more that this model checks, until it was compared again."""
         self._known.pop(model, None)
+
+    def taken_over(self) -> None:
+        """Take note that another version checks now, which the server was just compared with.
+
+        It may have been away for want of the version that checked until now.
+        """
+        model = self.current()
+        if not self.paused and model in self._known and self._breaks == self._link.breaks:
+            self._now("")
+        self._wake.set()
 
     def pause(self, why: str) -> int:
         """Say that it is not ready, and do not look, until :meth:`resume`; return which pause this is."""

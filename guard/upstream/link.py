@@ -6,8 +6,10 @@ connection or a time that is up, is told in the guard's words, which name the se
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ _BROKEN: Final = frozenset(
     {StatusCode.UNAVAILABLE, StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.CANCELLED}
 )
 _GRACE_S: Final = 0.1  # a deadline may be told a little before its time
+_HEARSAY_S: Final = 0.03  # a call may hear that its connection ends a little before the channel knows
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Link:
             )
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            raise self._failure(error, began, timeout_s) from error
+            raise await self._failure(error, began, timeout_s) from error
         finally:
             self._counts.called(self.address.name, purpose, code.name, time.monotonic() - began)
 
@@ -146,19 +149,23 @@ class Link:
             limit_s = None if timeout_s == math.inf else timeout_s
             return await getattr(self._stub, method)(request, timeout=limit_s)
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error, began, timeout_s) from error
+            raise await self._failure(error, began, timeout_s) from error
 
     async def close(self) -> None:
         """Break off what is under way and close the connection."""
         await self._channel.close()
 
-    def _failure(self, error: grpc.aio.AioRpcError, began: float, timeout_s: float) -> GuardError:
+    async def _failure(self, error: grpc.aio.AioRpcError, began: float, timeout_s: float) -> GuardError:
         code, details = error.code(), error.details() or ""
         if code is StatusCode.DEADLINE_EXCEEDED and time.monotonic() - began >= timeout_s - _GRACE_S:
             return UpstreamDeadlineError(
                 f"{self.address} did not answer within {timeout_s:.3f} s; allow more time, send fewer rows, "
                 f"or add capacity there"
             )
+        if code is StatusCode.UNAVAILABLE and self.connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEARSAY_S):
+                    await self._channel.wait_for_state_change(ChannelConnectivity.READY)
         if code in _BROKEN and not self.connected:
             return UpstreamError(
                 f"{self.address} cannot be reached, or broke off: {details}; retry, or have the operator "

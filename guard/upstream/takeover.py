@@ -83,6 +83,7 @@ class Takeover:
         async with self._in_our_words():
             if not self._exchanges(candidate, serving):
                 yield
+                self.follower.taken_over()
                 return
             self.turnstile.closed, loaded = True, False
             try:

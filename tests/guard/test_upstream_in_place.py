@@ -290,7 +290,7 @@ async def test_a_server_that_dies_while_it_loads_is_looked_at_when_it_is_back(
             pass
         answer = whose(await client.infer(sent()))
 
-    assert "cannot be reached, or broke off" in why
+    assert "cannot be reached, or broke off" in why, why
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert answer == ("2", "2")
 
