@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
-from guard.arrays import Images, Logits, Probabilities
+from guard.arrays import Images, Probabilities
 from guard.artifact import InputSpec, OutputSpec
+from guard.artifact.precision import Precision
 from guard.detection.base import predicted_classes
 from guard.detection.capabilities.layer_distances import Layer
+from guard.detection.capabilities.opinion import Asked, Opinion, Space
 from guard.detection.entropy import softmax
 from guard.detection.superimpose import BLEND_RULES
 from guard.runtime.onnx_classifier import Device, OnnxClassifier
 
-__all__ = ["Bench", "Capability", "Fitted", "Off", "batches"]
+__all__ = ["Bench", "Capability", "Copies", "Fitted", "FittedOpinion", "Off", "batches"]
 
 _BATCH = 128
 
@@ -54,6 +57,21 @@ class Fitted(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Copies:
+    """Amplified copies of a model, joined into one graph.
+
+    Attributes:
+        model: It, with the same input.
+        output: Name of its one output, the copies' own one after another.
+        count: Copies.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    output: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
 class Bench:
     """What a capability is fitted on.
 
@@ -65,6 +83,7 @@ class Bench:
         images: Clean images in the model's input space and dtype, none of which calibrates; no labels.
         device: Where the model runs.
         threads: CPU threads for one call; None for one a core.
+        precision: What the model computes in.
     """
 
     model: onnx.ModelProto = field(repr=False)
@@ -74,6 +93,12 @@ class Bench:
     images: Images = field(repr=False)
     device: Device = "auto"
     threads: int | None = None
+    precision: Precision = "exact"
+
+    @property
+    def space(self) -> Space:
+        """The model's input space."""
+        return Space(self.source.value_range, self.source.datatype)
 
     def with_images(self, images: Images) -> Bench:
         """Return the bench with other images."""
@@ -84,10 +109,45 @@ class Bench:
         return replace(self, model=model)
 
     @contextmanager
+    def asked(self, copies: Copies | None = None) -> Iterator[Asked]:
+        """Have the model, and amplified copies of it, asked by the code that serves.
+
+        Raises:
+            UnfitModelError: If it cannot be loaded.
+        """
+        with ExitStack() as held:
+            own = held.enter_context(self.open())
+            if copies is None:
+                yield Asked(partial(self.probabilities, own))
+                return
+            several = held.enter_context(self.open(copies.model, sink=self.sink_of(copies)))
+            yield Asked(partial(self.probabilities, own), partial(self._by_each, several, copies.count))
+
+    def sink_of(self, copies: Copies) -> OutputSpec:
+        """Return the output of joined copies: their classes one after another."""
+        classes = copies.count * self.sink.classes
+        return self.sink.model_copy(update={"name": copies.output, "classes": classes, "labels": None})
+
+    def _by_each(
+        self, classifier: OnnxClassifier, count: int, images: Images
+    ) -> Float32[np.ndarray, "n j k"]:
+        outputs = np.concatenate([classifier.logits(some) for some in batches(images)])
+        rows = outputs.reshape(len(images), count, self.sink.classes)
+        return self.as_probabilities(rows)
+
+    @contextmanager
     def open(
-        self, model: onnx.ModelProto | None = None, layers: Sequence[Layer] = ()
+        self,
+        model: onnx.ModelProto | None = None,
+        layers: Sequence[Layer] = (),
+        sink: OutputSpec | None = None,
     ) -> Iterator[OnnxClassifier]:
-        """Load the model, or one of other weights, by the code that serves.
+        """Load the model, or another in its place, by the code that serves.
+
+        Args:
+            model: One of other weights; None for its own.
+            layers: Activations to return.
+            sink: Its output, where that is another.
 
         Raises:
             UnfitModelError: If it cannot be loaded.
@@ -95,12 +155,13 @@ class Bench:
         with OnnxClassifier.open(
             self.model if model is None else model,
             source=self.source,
-            sink=self.sink,
+            sink=sink or self.sink,
             fixed_batch=self.fixed_batch,
             overlays=self.images[:1],
             blend=BLEND_RULES["add"],
             device=self.device,
             threads=self.threads,
+            precision=self.precision,
             layers=layers,
         ) as classifier:
             yield classifier
@@ -110,13 +171,37 @@ class Bench:
         parts = [classifier.logits(some) for some in batches(images)]
         return self.as_probabilities(np.concatenate(parts))
 
-    def as_probabilities(self, outputs: Logits) -> Probabilities:
+    def as_probabilities(self, outputs: Float32[np.ndarray, "*batch k"]) -> Probabilities:
         """Return a model's raw output as probabilities."""
         return softmax(outputs) if self.sink.kind == "logits" else outputs
 
     def predicted(self, classifier: OnnxClassifier, images: Images) -> Int64[np.ndarray, " n"]:
         """Return the class that a model gives to each image."""
         return predicted_classes(np.concatenate([classifier.logits(some) for some in batches(images)]))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedOpinion:
+    """A capability that costs passes, fitted: what serves, and whom it asks here.
+
+    Attributes:
+        opinion: What the artifact keeps.
+        copies: Amplified copies of the model that it asks; None where it asks none.
+    """
+
+    bench: Bench
+    opinion: Opinion
+    copies: Copies | None = None
+
+    @property
+    def passes(self) -> int:
+        """Forward passes an input, beside the one that gives its prediction."""
+        return self.opinion.passes
+
+    def scores(self, images: Images) -> Float64[np.ndarray, " n"]:
+        """Return one score for each input."""
+        with self.bench.asked(self.copies) as asked:
+            return self.opinion.scores(images, predicted_classes(asked.model(images)), asked)
 
 
 @dataclass(frozen=True)

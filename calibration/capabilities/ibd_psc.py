@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
-from jaxtyping import Float32, Float64, Int64
 from onnx import numpy_helper
 
-from calibration.capabilities.base import Bench, Fitted, Off
-from calibration.capabilities.copies import kept_by
-from guard.arrays import Images
-from guard.detection.capabilities.ibd_psc import Consistency, fit_consistency
+from calibration.capabilities.base import Bench, Fitted, FittedOpinion, Off
+from calibration.capabilities.joined import joined, why_not_joined
+from guard.detection.base import predicted_classes
+from guard.detection.capabilities.ibd_psc import COPIES, IbdPsc, fit_consistency, kept_by_copies
 
 __all__ = ["COPIES", "amplified_model", "fit_ibd_psc", "norm_layers"]
-
-COPIES: Final = 5
 
 OMEGAS: Final = (1.5, 2.0, 3.0, 5.0, 8.0)
 
@@ -28,21 +24,6 @@ SEARCHED_ON: Final = 200
 
 _Norm = tuple[str, str]
 """Names of scale and shift."""
-
-
-@dataclass(frozen=True, eq=False)
-class _IbdPsc:
-    bench: Bench
-    copies: tuple[onnx.ModelProto, ...]
-    consistency: Consistency
-
-    @property
-    def passes(self) -> int:
-        return COPIES
-
-    def scores(self, images: Images) -> Float64[np.ndarray, " n"]:
-        predicted, kept = _asked(self.bench, self.copies, images)
-        return self.consistency.scores(predicted, kept)
 
 
 def fit_ibd_psc(bench: Bench) -> Fitted | Off:
@@ -57,6 +38,9 @@ def fit_ibd_psc(bench: Bench) -> Fitted | Off:
             f"the model has {len(norms)} norm layers, kept or folded into convolutions, expected at least "
             f"{2 * COPIES}"
         )
+    nested = why_not_joined(bench.model)
+    if nested:
+        return Off(nested)
     found = _search(bench, norms)
     if found is None:
         return Off(
@@ -65,11 +49,15 @@ def fit_ibd_psc(bench: Bench) -> Fitted | Off:
             f"cannot stand out"
         )
     omega, first = found
-    copies = tuple(
-        amplified_model(bench.model, norms[-count:], omega) for count in range(first, first + COPIES)
+    copies = joined(
+        bench.model,
+        bench.sink,
+        [_amplified(bench.model, norms[-count:], omega) for count in range(first, first + COPIES)],
     )
-    predicted, kept = _asked(bench, copies, bench.images)
-    return _IbdPsc(bench, copies, fit_consistency(predicted, kept, bench.sink.classes))
+    with bench.asked(copies) as asked:
+        predicted = predicted_classes(asked.model(bench.images))
+        kept = kept_by_copies(bench.images, predicted, asked)
+    return FittedOpinion(bench, IbdPsc(fit_consistency(predicted, kept, bench.sink.classes)), copies)
 
 
 def norm_layers(model: onnx.ModelProto) -> list[_Norm]:
@@ -89,14 +77,20 @@ def norm_layers(model: onnx.ModelProto) -> list[_Norm]:
 
 def amplified_model(model: onnx.ModelProto, norms: list[_Norm], omega: float) -> onnx.ModelProto:
     """Return a copy whose norm layers have ω times the scale and shift."""
+    weights = _amplified(model, norms, omega)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    names = {name for norm in norms for name in norm}
     for tensor in copy.graph.initializer:
-        if tensor.name in names:
-            value = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array((omega * value).astype(value.dtype), tensor.name))
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
     return copy
+
+
+def _amplified(model: onnx.ModelProto, norms: list[_Norm], omega: float) -> dict[str, np.ndarray]:
+    """Return scale and shift of these norm layers, ω times as large, by name."""
+    names = {name for norm in norms for name in norm}
+    own = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer if one.name in names}
+    return {name: (omega * value).astype(value.dtype) for name, value in own.items()}
 
 
 def _search(bench: Bench, norms: list[_Norm]) -> tuple[float, int] | None:
@@ -111,16 +105,3 @@ def _search(bench: Bench, norms: list[_Norm]) -> tuple[float, int] | None:
             if error > LEAST_ERROR:
                 return omega, count
     return None
-
-
-def _asked(
-    bench: Bench, copies: tuple[onnx.ModelProto, ...], images: Images
-) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n j"]]:
-    """Return the class of each image and its probability by each copy."""
-    with bench.open() as classifier:
-        predicted = bench.predicted(classifier, images)
-    columns = []
-    for copy in copies:
-        with bench.open(copy) as classifier:
-            columns.append(kept_by(bench, classifier, images, predicted))
-    return predicted, np.stack(columns, axis=1)

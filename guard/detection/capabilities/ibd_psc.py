@@ -16,13 +16,19 @@ inputs; what the paper does with labels is done with the model's own predictions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from guard.arrays import Images
 from guard.detection.capabilities.by_class import ClassMeans, fit_class_means
+from guard.detection.capabilities.opinion import Asked
 
-__all__ = ["Consistency", "fit_consistency"]
+__all__ = ["COPIES", "Consistency", "IbdPsc", "fit_consistency", "kept_by_copies"]
+
+COPIES: Final = 5
+"""Amplified copies of the model."""
 
 _LEAST_SPREAD = 1e-6
 
@@ -60,3 +66,48 @@ def fit_consistency(
     consistency = kept.mean(axis=1, dtype=np.float64)[:, None]
     means = fit_class_means(predicted, consistency, classes)
     return Consistency(means, max(float(means.away(predicted, consistency).std()), _LEAST_SPREAD))
+
+
+@dataclass(frozen=True, eq=False)
+class IbdPsc:
+    """It for one model, whose amplified copies lie beside it.
+
+    Attributes:
+        consistency: How those answer clean inputs.
+    """
+
+    consistency: Consistency
+
+    @property
+    def passes(self) -> int:
+        """One for each copy."""
+        return COPIES
+
+    @property
+    def asks_copies(self) -> bool:
+        """Yes."""
+        return True
+
+    def scores(
+        self, images: Images, predicted: Int64[np.ndarray, " n"], asked: Asked
+    ) -> Float64[np.ndarray, " n"]:
+        """Return the score of each input; see :class:`~guard.detection.capabilities.opinion.Opinion`.
+
+        Raises:
+            ValueError: If there are no copies to ask.
+        """
+        return self.consistency.scores(predicted, kept_by_copies(images, predicted, asked))
+
+
+def kept_by_copies(
+    images: Images, predicted: Int64[np.ndarray, " n"], asked: Asked
+) -> Float[np.ndarray, "n j"]:
+    """Return the probability that each amplified copy leaves each input's own class.
+
+    Raises:
+        ValueError: If there are no copies to ask.
+    """
+    if asked.copies is None:
+        raise ValueError("asked.copies: expected amplified copies of the model, got none")
+    kept: np.ndarray = asked.copies(images)[np.arange(len(images)), :, predicted]
+    return kept

@@ -15,14 +15,43 @@ by class, which told triggers worse where amplified clean images fall into the a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 
-__all__ = ["FACTORS", "amplified", "scale_up_scores"]
+from guard.arrays import Images
+from guard.detection.capabilities.opinion import Asked, Space, kept_under
+
+__all__ = ["FACTORS", "ScaleUp", "amplified", "scale_up_scores"]
 
 FACTORS: Final = (3.0, 5.0, 7.0, 9.0, 11.0)
+
+
+@dataclass(frozen=True)
+class ScaleUp:
+    """It for models of one input space; nothing is fitted."""
+
+    space: Space
+
+    @property
+    def passes(self) -> int:
+        """One for each factor."""
+        return len(FACTORS)
+
+    @property
+    def asks_copies(self) -> bool:
+        """No: the copies are of images."""
+        return False
+
+    def scores(
+        self, images: Images, predicted: Int64[np.ndarray, " n"], asked: Asked
+    ) -> Float64[np.ndarray, " n"]:
+        """Return the score of each input; see :class:`~guard.detection.capabilities.opinion.Opinion`."""
+        changes = [partial(amplified, factor=factor) for factor in FACTORS]
+        return scale_up_scores(kept_under(asked, images, predicted, self.space, changes))
 
 
 def amplified(images: Float32[np.ndarray, "n c h w"], factor: float) -> Float32[np.ndarray, "n c h w"]:

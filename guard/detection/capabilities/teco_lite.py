@@ -20,15 +20,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
+from guard.arrays import Images
 from guard.detection.capabilities.by_class import ClassMeans, fit_class_means
+from guard.detection.capabilities.opinion import Asked, Space, kept_under
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "Robustness", "corrupted", "fit_robustness"]
+__all__ = [
+    "CORRUPTIONS",
+    "SEVERITIES",
+    "Robustness",
+    "TecoLite",
+    "corrupted",
+    "fit_robustness",
+    "kept_under_corruptions",
+]
 
 SEVERITIES: Final = 3
 
@@ -63,6 +74,48 @@ class Robustness:
         away = self.means.away(predicted, _log_kept(kept))
         scores: np.ndarray = ((away @ self.precision) * away).sum(axis=1)
         return scores
+
+
+@dataclass(frozen=True, eq=False)
+class TecoLite:
+    """It for one model.
+
+    Attributes:
+        space: The model's input space.
+        robustness: How clean inputs bear the corruptions there.
+    """
+
+    space: Space
+    robustness: Robustness
+
+    @property
+    def passes(self) -> int:
+        """One for each corruption and severity."""
+        return len(CORRUPTIONS) * SEVERITIES
+
+    @property
+    def asks_copies(self) -> bool:
+        """No: the copies are of images."""
+        return False
+
+    def scores(
+        self, images: Images, predicted: Int64[np.ndarray, " n"], asked: Asked
+    ) -> Float64[np.ndarray, " n"]:
+        """Return the score of each input; see :class:`~guard.detection.capabilities.opinion.Opinion`."""
+        return self.robustness.scores(predicted, kept_under_corruptions(images, predicted, asked, self.space))
+
+
+def kept_under_corruptions(
+    images: Images, predicted: Int64[np.ndarray, " n"], asked: Asked, space: Space
+) -> Float32[np.ndarray, "n d s"]:
+    """Return the probability left to each input's own class, by corruption and severity."""
+    changes = [
+        partial(corrupted, name=name, severity=severity)
+        for name in CORRUPTIONS
+        for severity in range(SEVERITIES)
+    ]
+    kept = kept_under(asked, images, predicted, space, changes)
+    return kept.reshape(len(images), len(CORRUPTIONS), SEVERITIES)
 
 
 def fit_robustness(
