@@ -13,7 +13,7 @@ from guard.detection.capabilities.layer_distances import LayerDistances
 from guard.detection.responses import Responses
 from guard.detection.stratified import Strata
 
-__all__ = ["KNOWN_EARLY", "MEANS", "STATISTICS", "Measures", "Statistic"]
+__all__ = ["COLUMNS", "KNOWN_EARLY", "MEANS", "STATISTICS", "Measures", "Statistic"]
 
 Statistic = Literal["departure", "entropy", "stratified", "surprise", "strip", "layers"]
 STATISTICS: Final[tuple[Statistic, ...]] = (
@@ -56,6 +56,8 @@ class Measures:
         overlays: Int64[np.ndarray, " p"],
         probabilities: Float[np.ndarray, "p k"],
         entropies: Float[np.ndarray, " p"],
+        *,
+        surprise: bool = True,
     ) -> Float64[np.ndarray, "p 4"]:
         """Return entropy, departure, surprise and stratified residual of each blend.
 
@@ -67,12 +69,13 @@ class Measures:
             overlays: Which overlay it was blended with.
             probabilities: What the model answers.
             entropies: Entropy of that, bits.
+            surprise: Whether that is wanted; it is 0 where it is not.
         """
-        measured = np.empty((len(predicted), COLUMNS))
+        measured = np.zeros((len(predicted), COLUMNS))
         measured[:, ENTROPY] = np.maximum(entropies, 0.0)
         measured[:, 1] = self.responses.departures(predicted, overlays, probabilities)
-        measured[:, 2] = self.responses.surprises(predicted, overlays, probabilities)
-        measured[:, RESIDUAL] = 0.0
+        if surprise:
+            measured[:, 2] = self.responses.surprises(predicted, overlays, probabilities)
         if self.strata is not None:
             kept = probabilities[np.arange(len(predicted)), predicted]
             measured[:, RESIDUAL] = self.strata.residuals(predicted, overlays, kept)

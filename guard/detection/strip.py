@@ -19,7 +19,8 @@ early acceptance it is never seen.) Only inputs that are rejected, or nearly so,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -61,13 +62,14 @@ class Strip:
 
     def update(self, evidence: Evidence, measured: Float[np.ndarray, " r"]) -> Evidence:
         """Return the evidence after the next round's entropies, in the plan's overlay order."""
-        bits = np.maximum(measured.astype(np.float64), 0.0)
-        partial = np.cumsum(np.concatenate(([evidence.entropy_sum], bits)))
-        return replace(evidence, entropy_sum=float(partial[-1]), passes=evidence.passes + len(bits))
+        total = evidence.entropy_sum
+        for bits in measured.tolist():  # one after another: the order that sums are the same in everywhere
+            total += max(bits, 0.0)
+        return Evidence(total, evidence.passes + len(measured), evidence.distance)
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
-        if not np.isfinite(evidence.entropy_sum):
+        if not isfinite(evidence.entropy_sum):
             return Decision.FAILED
         if evidence.entropy_sum / self.plan.n_overlays >= self.boundary_bits:
             return Decision.CLEAN

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
 
 from guard.arrays import Images, PairIndex
-from guard.runtime.check_task import CheckTask
+from guard.runtime.check_task import CheckTask, Row
 
 __all__ = ["Batch", "Unit"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Unit:
-    """One round of one row: where it sits in the batch."""
+    """One round of one row: where it sits in the batch; not frozen, as that takes twice as long to make."""
 
     task: CheckTask
     index: int
@@ -23,41 +24,51 @@ class Unit:
     with_image: bool
 
     @property
+    def row(self) -> Row:
+        """The row that it is a round of."""
+        return self.task.rows[self.index]
+
+    @property
     def pairs(self) -> int:
         """Pairs of it."""
         return len(self.overlays) + self.with_image
 
-    @property
-    def logits(self) -> np.ndarray:
-        """What the model answered to the image itself, in an earlier round."""
-        assert self.task.logits is not None
-        logits: np.ndarray = self.task.logits[self.index]
-        return logits
 
-    @property
-    def overlay_index(self) -> PairIndex:
-        """Overlay of each pair; -1 for the image itself."""
-        return np.array([*([-1] if self.with_image else []), *self.overlays], np.int64)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """One device call: images of any tasks and a ragged list of pairs over them."""
+    """One device call: images of any tasks and a ragged list of pairs over them.
+
+    Attributes:
+        firsts: Place of each unit's first pair.
+    """
 
     units: tuple[Unit, ...]
     images: Images
     image_index: PairIndex
     overlay_index: PairIndex
+    firsts: Int64[np.ndarray, " u"]
+
+    @classmethod
+    def of(cls, units: Sequence[Unit]) -> Batch:
+        """Return the call that runs these, which are one at least."""
+        counts = np.array([unit.pairs for unit in units], np.int64)
+        overlays: list[int] = []
+        for unit in units:
+            if unit.with_image:
+                overlays.append(-1)
+            overlays.extend(unit.overlays)
+        return cls(
+            tuple(units),
+            np.concatenate([unit.task.images[unit.index : unit.index + 1] for unit in units]),
+            np.repeat(np.arange(len(units), dtype=np.int64), counts),
+            np.array(overlays, np.int64),
+            np.cumsum(counts) - counts,
+        )
 
     @property
     def tasks(self) -> list[CheckTask]:
         """The tasks in the batch, in their turn, each once."""
         return list(dict.fromkeys(unit.task for unit in self.units))
-
-    @property
-    def firsts(self) -> Int64[np.ndarray, " u"]:
-        """Place of each unit's first pair."""
-        return np.cumsum([0, *(unit.pairs for unit in self.units[:-1])], dtype=np.int64)
 
     def check_sizes(self, logits: np.ndarray, entropies: np.ndarray, features: np.ndarray | None) -> None:
         """Refuse results that are not of this batch.

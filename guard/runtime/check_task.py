@@ -20,11 +20,13 @@ class Row:
     Attributes:
         wanted: Whether the row is checked; if not, it only gets its prediction.
         predicted: Whether its logits are there.
+        label: Class that the model gives it; -1 for none, and where no detector reads it.
         decision: The detector's decision; stays None where no check was wanted or finished.
     """
 
     wanted: bool
     predicted: bool = False
+    label: int = -1
     evidence: Evidence = field(default_factory=Evidence)
     decision: Decision | None = None
 

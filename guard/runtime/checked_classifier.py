@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -55,6 +55,8 @@ def run_pairs(
     """
     if not with_layers:
         return (*classifier.check(images, image_index, overlay_index), None)
-    if not isinstance(classifier, LayeredClassifier):
+    if not hasattr(
+        classifier, "check_layers"
+    ):  # for every device call, where a protocol's isinstance is slow
         raise TypeError(f"{type(classifier).__name__}: expected a classifier that returns its layers")
-    return classifier.check_layers(images, image_index, overlay_index)
+    return cast("LayeredClassifier", classifier).check_layers(images, image_index, overlay_index)

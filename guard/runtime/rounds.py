@@ -27,18 +27,17 @@ loop around this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
-from jaxtyping import Int64
 
 from guard.arrays import EntropyBits, Features, Logits
-from guard.detection.base import Detector, predicted_classes
+from guard.detection.base import Detector, Evidence
 from guard.errors import QueueFullError
 from guard.runtime.batch import Batch, Unit
 from guard.runtime.check_task import CheckTask
+from guard.runtime.measuring import Measured, measure
 from guard.runtime.turns import Turns
 
 __all__ = ["Line"]
@@ -122,36 +121,25 @@ class Line:
             pairs += unit.pairs
         for unit in units:
             self._tasks[unit.task].served(unit.task)
-        return self._batch(tuple(units)) if units else None
+        return Batch.of(units) if units else None
 
-    def complete(
+    def measured(
         self, batch: Batch, logits: Logits, entropies: EntropyBits, features: Features | None = None
-    ) -> list[CheckTask]:
-        """Take in a batch's results.
+    ) -> Measured:
+        """Return what a batch's results come to, and change nothing; see :func:`measure`."""
+        return measure(self._detector, batch, logits, entropies, features)
 
-        Args:
-            batch: The batch.
-            logits: The model's output for each pair.
-            entropies: Entropy of that, bits.
-            features: The layers of each pair, where the detector looks at them.
+    def complete(self, batch: Batch, measured: Measured) -> list[CheckTask]:
+        """Take in what was measured of a batch.
 
         Returns:
             Tasks with news, each once: finished ones (out of the line), and ``answer_first``
             ones whose prediction is now complete.
         """
         news: dict[CheckTask, None] = {}
-        predicted = self._predicted(batch, logits)
-        measured = self._detector.measure(
-            predicted[batch.image_index], batch.overlay_index, logits, entropies
-        )
-        distances = self._distances(batch, predicted, features)
-        for unit, start, distance in zip(batch.units, batch.firsts, distances, strict=True):
+        for place, (unit, first) in enumerate(zip(batch.units, batch.firsts.tolist(), strict=True)):
             if unit.task in self._tasks:
-                if distance is not None:
-                    row = unit.task.rows[unit.index]
-                    row.evidence = replace(row.evidence, distance=distance)
-                own = slice(start, start + unit.pairs)
-                self._take_in(unit, logits[own], measured[own])
+                self._take_in(unit, place, first, measured)
                 news[unit.task] = None
         return [task for task in news if self._settle(task)]
 
@@ -197,43 +185,17 @@ class Line:
         overlays = range(0) if alone else self._detector.plan.next_round(row.evidence.passes)
         return Unit(task, index, overlays, with_image=not row.predicted)
 
-    def _batch(self, units: tuple[Unit, ...]) -> Batch:
-        image_index = np.repeat(np.arange(len(units), dtype=np.int64), [unit.pairs for unit in units])
-        overlay_index = np.concatenate([unit.overlay_index for unit in units])
-        images = np.stack([unit.task.images[unit.index] for unit in units])
-        return Batch(units, images, image_index, overlay_index)
-
-    def _predicted(self, batch: Batch, logits: Logits) -> Int64[np.ndarray, " u"]:
-        """Return the class of each unit's image; -1 where nobody reads it."""
-        if not self._detector.by_class:
-            return np.full(len(batch.units), -1, np.int64)
-        alone = [
-            logits[start] if unit.with_image else unit.logits
-            for unit, start in zip(batch.units, batch.firsts, strict=True)
-        ]
-        return predicted_classes(np.stack(alone))
-
-    def _distances(
-        self, batch: Batch, predicted: Int64[np.ndarray, " u"], features: Features | None
-    ) -> Sequence[float | None]:
-        """Return the layer distance of each unit's image; None where that is not in the batch."""
-        distances: list[float | None] = [None] * len(batch.units)
-        if self._detector.layers is not None and features is not None:
-            new = [place for place, unit in enumerate(batch.units) if unit.with_image]
-            scores = self._detector.layers.scores(predicted[new], features[batch.firsts[new]])
-            for place, score in zip(new, scores.tolist(), strict=True):
-                distances[place] = score
-        return distances
-
-    def _take_in(self, unit: Unit, logits: Logits, measured: np.ndarray) -> None:
-        task, row = unit.task, unit.task.rows[unit.index]
+    def _take_in(self, unit: Unit, place: int, first: int, measured: Measured) -> None:
+        task, row, blends = unit.task, unit.row, first + unit.with_image
         if unit.with_image:
             if task.logits is None:
-                task.logits = np.empty((len(task.images), logits.shape[1]), np.float32)
-            task.logits[unit.index] = logits[0]
-            row.predicted = True
+                task.logits = np.empty((len(task.images), measured.logits.shape[1]), np.float32)
+            task.logits[unit.index] = measured.logits[first]
+            row.predicted, row.label = True, measured.labels[place]
+            row.evidence = Evidence(distance=measured.distances[place])
         if unit.overlays:
-            row.evidence = self._detector.update(row.evidence, measured[int(unit.with_image) :])
+            own = measured.blends[blends : blends + len(unit.overlays)]
+            row.evidence = self._detector.update(row.evidence, own)
             undecided = task.whole and row.evidence.passes < self._detector.plan.n_overlays
             row.decision = None if undecided else self._detector.decide(row.evidence)
 

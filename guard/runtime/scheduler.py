@@ -11,7 +11,8 @@ the loop in one call.
     submit() ─ lock ─ line.add          │ wait until there is work
     await prediction / outcome          │ lock: batch = line.next_batch()
         ▲                               │ classifier.check(batch)            (no lock held)
-        └─ call_soon_threadsafe ────────│ lock: news = line.complete(batch)
+        └─ call_soon_threadsafe ────────│ line.measured(batch)               (no lock held)
+        │                               │ lock: news = line.complete(batch)
     cancelled? lock: line.discard       │
 
 Because the batch is formed when the device becomes free, and not by a timer, an idle server
@@ -253,8 +254,9 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the thread
             return error
         self._tell(len(batch.image_index), time.perf_counter() - start)
+        measured = self._line.measured(batch, *found)
         with self._changed:
-            self._publish(self._line.complete(batch, *found))
+            self._publish(self._line.complete(batch, measured))
         return None
 
     def _tell(self, pairs: int, seconds: float) -> None:

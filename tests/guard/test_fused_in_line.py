@@ -86,7 +86,7 @@ def test_each_input_is_decided_as_it_is_alone(seed: int, max_pairs: int) -> None
             continue  # it failed, and is run again
         numbers = batch.images[batch.image_index].reshape(-1).astype(np.int64)
         logits = answers[numbers, batch.overlay_index]
-        line.complete(batch, logits, entropies_of(logits))
+        line.complete(batch, line.measured(batch, logits, entropies_of(logits)))
     for of_task, task in tasks:
         for number, row in zip(of_task, task.rows, strict=True):
             assert (row.decision, row.evidence.passes) == alone(detector, answers[number], task.whole)

@@ -55,7 +55,7 @@ def run(fused: Fused, tasks: list[CheckTask], max_pairs: int, *, with_layers: bo
         pairs = (batch.images, batch.image_index, batch.overlay_index)
         found = run_pairs(classifier, *pairs, with_layers=with_layers)
         batch.check_sizes(*found)
-        line.complete(batch, *found)
+        line.complete(batch, line.measured(batch, *found))
 
 
 @pytest.mark.parametrize("answer_first", [False, True])

@@ -49,7 +49,8 @@ def run(line: Line, classifier: TableClassifier) -> list[CheckTask]:
 
 
 def complete(line: Line, batch: Batch, classifier: TableClassifier) -> list[CheckTask]:
-    return line.complete(batch, *classifier.check(batch.images, batch.image_index, batch.overlay_index))
+    found = classifier.check(batch.images, batch.image_index, batch.overlay_index)
+    return line.complete(batch, line.measured(batch, *found))
 
 
 def run_to_the_end(line: Line, classifier: TableClassifier) -> list[CheckTask]:
