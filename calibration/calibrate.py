@@ -28,6 +28,7 @@ from calibration.progress import Progress, StageClock
 from calibration.report import CalibrationReport, Findings, machine, package_versions
 from calibration.scored import Scored, score
 from calibration.scoring import predict
+from calibration.second_opinions import Judged, judge_capabilities
 from calibration.split import Split, split_images
 from calibration.subject import Subject, read_subject
 from calibration.threshold import conformal_boundary, normal_boundary, score_boundary
@@ -89,10 +90,15 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
     options, split, statistics = settled(options, split, canaries, fused=choice.fused)
     with clock.stage("score"):
         scored = _score(subject, split, predicted, options, statistics)
+    judged = Judged()
+    if options.capabilities:
+        with clock.stage("second opinions"):
+            planted = () if canaries is None else canaries.planted
+            judged = judge_capabilities(subject, split, options, scored.probe.images, generator, planted)
     with clock.stage("boundary"):
         means = mean_entropies(scored.entropies)
         boundary = _boundary(means, options.frr, options, scored.fit is not None)
-        profile = _profile(subject, outputs, split, scored, boundary, options)
+        profile = _profile(subject, outputs, split, scored, boundary, judged, options)
     findings = Findings(
         profile=profile,
         options=options,
@@ -103,6 +109,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         why_strip=choice.why_not,
         why_no_layers="" if scored.look is None else scored.look.why_not,
         canaries=canaries,
+        second_opinions=judged,
         overlay_entropies=mean_entropies(scored.entropies.T),
         device=scored.device,
         machine=machine(),
@@ -115,6 +122,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         profile=profile,
         probe=scored.probe,
         measures=None if scored.fit is None else scored.fit.measures,
+        opinions=judged.opinions,
         extra_files={
             "report.json": findings.to_json(),
             **_picture(profile),
@@ -198,6 +206,7 @@ def _profile(
     split: Split,
     scored: Scored,
     boundary: BoundaryRecord,
+    judged: Judged,
     options: CalibrateOptions,
 ) -> Profile:
     means, block = mean_entropies(scored.entropies), options.block_frr
@@ -220,6 +229,7 @@ def _profile(
         boundary=boundary,
         block=None if block is None else _boundary(means, block, options, fused is not None),
         fused=fused,
+        opinions=judged.records,
         calibration=CalibrationRecord(
             clean_entropies_bits=tuple(np.sort(means).tolist()),
             mean_passes_clean=float(_passes(scored, boundary, fused).mean()),

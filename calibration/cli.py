@@ -12,6 +12,7 @@ from calibration.canary_kinds import DEFAULT_KINDS, KINDS
 from calibration.command import run_or_explain
 from calibration.preprocessing_flags import add_preprocessing, preprocessing_of
 from guard.artifact.precision import Precision
+from guard.detection.capabilities.opinion import OPINIONS
 from guard.detection.superimpose import BLEND_RULES
 
 __all__ = ["CALIBRATE", "Calibrate"]
@@ -77,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = CalibrateOptions(
         **{flag: getattr(arguments, flag) for flag in same_name},
         canaries=_kinds(arguments.canaries),
+        capabilities=_capabilities(arguments.capabilities),
         transform=Transform(**preprocessing_of(arguments)),
     )
     for line in calibrate(options).lines():
@@ -86,6 +88,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _kinds(asked: list[str] | None) -> tuple[str, ...]:
     return () if asked is None else tuple(asked or DEFAULT_KINDS)
+
+
+def _capabilities(asked: list[str]) -> tuple[str, ...]:
+    """Return their names as they came, which the options judge; alone, ``auto`` is all and ``off`` none."""
+    if asked == ["auto"]:
+        return OPINIONS
+    return () if asked == ["off"] else tuple(asked)
 
 
 def _add_check(group: argparse._ArgumentGroup) -> None:
@@ -123,6 +132,14 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="whether the fused detector looks at activations too, which costs no pass; off for a model that "
         "a model server runs (default %(default)s)",
+    )
+    group.add_argument(
+        "--capabilities",
+        nargs="+",
+        default=["auto"],
+        metavar="auto|off|NAME",
+        help="second opinions to try and keep, asked beside the check and never in it, about what was found "
+        f"suspicious: auto for all of {', '.join(OPINIONS)} (default auto)",
     )
     group.add_argument(
         "--threshold",

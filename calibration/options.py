@@ -13,6 +13,7 @@ from calibration.canary_kinds import KINDS
 from calibration.errors import OptionError
 from calibration.preprocessing import Transform
 from guard.artifact.signature import Layout
+from guard.detection.capabilities.opinion import OPINIONS
 from guard.detection.superimpose import BLEND_RULES, BlendRule
 from guard.runtime.onnx_classifier import Device, Precision
 
@@ -43,6 +44,7 @@ class CalibrateOptions:
         blend: Name of the blend rule, or ``auto`` for the one that canaries are found best with.
         detector: ``fused``, ``strip``, or ``auto`` for the former where there are images enough.
         layers: ``auto`` to have the fused detector look inside the model where that can be, or ``off``.
+        capabilities: Second opinions to fit and try; those that are off, and why, is told.
         threshold: ``conformal`` (guaranteed) or ``normal`` (the paper's percentile).
         frr: False-rejection rate α.
         block_frr: A lower rate, beyond which the policy ``enforce`` refuses; what is only beyond ``frr`` is
@@ -74,6 +76,7 @@ class CalibrateOptions:
     blend: Blend = "add"
     detector: Detector = "auto"
     layers: Literal["auto", "off"] = "auto"
+    capabilities: tuple[str, ...] = OPINIONS
     threshold: Threshold = "conformal"
     frr: float = 0.01
     block_frr: float | None = None
@@ -97,6 +100,12 @@ class CalibrateOptions:
         )
         unknown = [kind for kind in self.canaries if kind not in KINDS]
         _require(not unknown, f"--canaries {' '.join(unknown)}", f"some of {', '.join(KINDS)}")
+        strange = [name for name in self.capabilities if name not in OPINIONS]
+        _require(
+            not strange and len(set(self.capabilities)) == len(self.capabilities),
+            f"--capabilities {' '.join(self.capabilities)}",
+            f"auto, off, or some of {', '.join(OPINIONS)}, each once",
+        )
         _require(
             self.threshold == "conformal" or not self.wants_canaries,
             f"--threshold {self.threshold}",

@@ -27,7 +27,7 @@ from guard import __version__
 from guard.arrays import Logits
 from guard.artifact import BoundaryRecord, Profile, ScoreBoundary
 
-__all__ = ["CalibrationReport", "Findings", "Told", "machine", "package_versions"]
+__all__ = ["CalibrationReport", "Findings", "Lines", "Told", "machine", "package_versions"]
 
 _QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _NEARLY_ZERO_BITS = 1e-3
@@ -44,6 +44,14 @@ class Told(Protocol):
         """Return it as plain values."""
 
 
+@runtime_checkable
+class Lines(Protocol):
+    """What is told a person line by line."""
+
+    def lines(self) -> Iterable[str]:
+        """Yield what a person reads."""
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything a calibration found.
@@ -53,6 +61,7 @@ class Findings:
         why_strip: Why the detector is STRIP where the choice was left open; empty else.
         why_no_layers: Why the fused detector does not look inside the model although it may; empty else.
         canaries: What canaries chose; None where none were asked for.
+        second_opinions: Capabilities that were tried, on or off; None for none.
         overlay_entropies: Mean clean entropy under each overlay, bits, in the plan's order.
         device: Where the model ran.
         seconds: Seconds of each stage.
@@ -71,6 +80,7 @@ class Findings:
     machine: Mapping[str, str | int]
     seconds: Mapping[str, float]
     canaries: Told | None = None
+    second_opinions: Lines | None = None
 
     def warnings(self) -> Iterator[str]:
         """Yield what the user should look into, most serious first."""
@@ -140,6 +150,7 @@ class Findings:
             "boundary": profile.boundary.model_dump(mode="json"),
             "block": profile.block and profile.block.model_dump(mode="json"),
             "fused": profile.fused and profile.fused.model_dump(mode="json", exclude={"clean_scores"}),
+            "second_opinions": [one.model_dump(mode="json") for one in profile.opinions],
             "accuracy": profile.calibration.accuracy,
             "mean_passes_clean": profile.calibration.mean_passes_clean,
             "entropy_bits": {
@@ -205,10 +216,10 @@ class CalibrationReport:
             yield "refused from", f"{_value_text(block)}, {_method_text(block)}"
             yield "", _promise_text(block)
         yield "mean passes", f"{record.mean_passes_clean:.2f} of {check.n_overlays} per clean input"
-        for place, line in enumerate(
-            () if self.findings.canaries is None else self.findings.canaries.lines()
-        ):
-            yield "" if place else "canaries", line
+        told = {"canaries": self.findings.canaries, "second opinions": self.findings.second_opinions}
+        for label, found in told.items():
+            for place, line in enumerate(() if found is None else found.lines()):
+                yield "" if place else label, line
         picture = "entropies.png" if profile.fused is None else "scores.png"
         yield "artifact", f"{self.artifact} (report.json and {picture} inside)"
 

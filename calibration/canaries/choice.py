@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from types import MappingProxyType
 from typing import Any, Final
 
+import onnx
+
 from calibration.evaluation.numbers import Share
 from calibration.fused_fit import DEFAULT_STATISTICS
+from guard.arrays import Images
 from guard.detection.measurements import Statistic
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "STATISTICS_TRIED",
     "Choice",
     "Found",
+    "Planted",
     "Planting",
     "Setting",
     "choose_setting",
@@ -28,8 +32,8 @@ FUSED: Final = DEFAULT_STATISTICS
 PLAIN: Final[tuple[Statistic, ...]] = ("strip",)
 STATISTICS_TRIED: Final[tuple[tuple[Statistic, ...], ...]] = (
     FUSED,
-    (*FUSED, "strip"),
-    ("departure", "surprise", "stratified"),
+    ("departure", "entropy", "stratified"),
+    ("departure", "surprise", "stratified", "strip"),
     ("departure", "stratified"),
     ("departure", "entropy"),
     PLAIN,
@@ -116,6 +120,21 @@ class Found:
         return mean(share.value for share in self.tpr.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A canary that counts.
+
+    Attributes:
+        kind: Its kind; the name of its trigger for one that a scan found.
+        model: The copy of the model that it is in.
+        triggered: Inputs with the trigger, in the model's input space, for which it works.
+    """
+
+    kind: str
+    model: onnx.ModelProto
+    triggered: Images
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was chosen by canaries.
@@ -129,6 +148,7 @@ class Choice:
         why_not: Why nothing was chosen; empty else.
         seconds: What it took.
         planted_seconds: Processor seconds spent on fine-tuning alone.
+        planted: The canaries that count, for others to be tried on.
     """
 
     chosen: Found | None
@@ -139,6 +159,7 @@ class Choice:
     why_not: str = ""
     seconds: float = 0.0
     planted_seconds: float = 0.0
+    planted: tuple[Planted, ...] = field(default=(), repr=False, compare=False)
 
     def lines(self) -> Iterable[str]:
         """Yield what a person reads."""

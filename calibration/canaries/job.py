@@ -12,7 +12,7 @@ calibrates, so whatever is chosen here leaves the certificate as it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ import onnx
 import torch
 
 from calibration.attacks.base import Attack, Images
-from calibration.canaries.choice import NONE_CHOSEN, Choice, Planting, Setting, choose_setting
+from calibration.canaries.choice import NONE_CHOSEN, Choice, Planted, Planting, Setting, choose_setting
 from calibration.canaries.kinds import Canary, copies_for, make_canary
 from calibration.canaries.measuring import Finding, Rate, Subject, found_by, settings_of, together
 from calibration.canaries.planting import Material, plant
@@ -86,6 +86,7 @@ def choose(
     started = time.perf_counter()
     copies: list[_Copy] = []
     plantings: list[Planting] = []
+    planted: tuple[Planted, ...] = ()
     spent = 0.0
     try:
         if known:
@@ -93,7 +94,9 @@ def choose(
         else:
             copies, plantings, spent = _planted(pool, kinds, seed)
         why_not = "" if copies else NONE_CHOSEN
-        findings = _findings(pool, copies, rate, settings_of(blends, overlays, statistics))
+        inputs = [_inputs(pool, one) for one in copies]
+        planted = tuple(_counting(pool, copies, inputs))
+        findings = _findings(pool, copies, inputs, rate, settings_of(blends, overlays, statistics))
     except CalibrationError as error:
         findings, why_not = {}, str(error)
     tried = tuple(together(some) for some in findings.values())
@@ -107,6 +110,7 @@ def choose(
         why_not=why_not,
         seconds=time.perf_counter() - started,
         planted_seconds=spent,
+        planted=planted,
     )
 
 
@@ -196,12 +200,21 @@ def _reached(pool: Pool, model: onnx.ModelProto, attack: Attack) -> tuple[Images
     return stamped, pool.answers(model, stamped).argmax(axis=1) == attack.target_of(classes)
 
 
+def _counting(pool: Pool, copies: list[_Copy], inputs: list[dict[str, Images]]) -> Iterator[Planted]:
+    for one, parts in zip(copies, inputs, strict=True):
+        for kind in one.triggers:
+            yield Planted(kind, one.model, pool.typed(parts[kind]))
+
+
 def _findings(
-    pool: Pool, copies: list[_Copy], rate: Rate, settings: list[Setting]
+    pool: Pool,
+    copies: list[_Copy],
+    inputs: list[dict[str, Images]],
+    rate: Rate,
+    settings: list[Setting],
 ) -> dict[Setting, list[Finding]]:
     """Return what each setting finds in each copy."""
     blends = list(dict.fromkeys(setting.blend for setting in settings))
-    inputs = [_inputs(pool, one) for one in copies]
     passes = sum(len(rows) for parts in inputs for rows in parts.values()) * len(pool.overlays) * len(blends)
     found: dict[Setting, list[Finding]] = {}
     with Progress(passes, "asking canaries", pool.options.quiet) as progress:

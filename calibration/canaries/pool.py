@@ -78,11 +78,11 @@ class Pool:
         with self._open(model, self.options.blend_rule.name) as classifier:
             batch = self.subject.batch
             parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-            return np.concatenate([classifier.logits(self._typed(part)) for part in parts])
+            return np.concatenate([classifier.logits(self.typed(part)) for part in parts])
 
     def ask(self, model: onnx.ModelProto, blend: str, rows: Images, progress: Progress) -> Asked:
         """Return a model's answers to images under all overlays, by the code that serves."""
-        typed = self._typed(rows)
+        typed = self.typed(rows)
         with self._open(model, blend) as classifier:
             predicted = np.concatenate(
                 [
@@ -101,7 +101,8 @@ class Pool:
         rows = np.flatnonzero(attack.applies_to(self.held_classes))
         return self.values.stamp(attack, self.held[rows]), self.held_classes[rows]
 
-    def _typed(self, rows: Images) -> Images:
+    def typed(self, rows: Images) -> Images:
+        """Return images as the model takes them: its layout and dtype."""
         return model_rows(rows, self.subject.signature)
 
     def _open(self, model: onnx.ModelProto, blend: str) -> OnnxClassifier:
@@ -110,7 +111,7 @@ class Pool:
             source=self.subject.prepare.source,
             sink=self.subject.sink,
             fixed_batch=self.subject.signature.fixed_batch,
-            overlays=self._typed(self.overlays),
+            overlays=self.typed(self.overlays),
             blend=BLEND_RULES[blend],
             device=self.options.device,
             threads=self.options.threads,

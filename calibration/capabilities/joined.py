@@ -16,6 +16,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from calibration.capabilities.base import Copies
 from guard.artifact import OutputSpec
+from guard.artifact.opinions import COPIES_OUTPUT
 
 __all__ = ["joined", "why_not_joined"]
 
@@ -49,13 +50,12 @@ def joined(model: onnx.ModelProto, sink: OutputSpec, weights: Sequence[Mapping[s
         own.initializer.extend(numpy_helper.from_array(value, names[name]) for name, value in changed.items())
         own.node.extend(_made_anew(model.graph, names, place))
         outputs.append(names.get(sink.name, sink.name))
-    whole = f"{_PREFIX}outputs"
-    own.node.append(helper.make_node("Concat", outputs, [whole], name=whole, axis=1))
+    own.node.append(helper.make_node("Concat", outputs, [COPIES_OUTPUT], name=COPIES_OUTPUT, axis=1))
     del own.output[:]
     element = {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
     width = len(weights) * sink.classes
-    own.output.append(helper.make_tensor_value_info(whole, element[sink.datatype], ["n", width]))
-    return Copies(graph, whole, len(weights))
+    own.output.append(helper.make_tensor_value_info(COPIES_OUTPUT, element[sink.datatype], ["n", width]))
+    return Copies(graph, COPIES_OUTPUT, len(weights))
 
 
 def _made_anew(graph: onnx.GraphProto, names: dict[str, str], place: int) -> list[onnx.NodeProto]:

@@ -22,6 +22,7 @@ from guard.artifact import MANIFEST_NAME, Profile, next_version, read_artifact
 from guard.artifact.manifest import MODEL_NAME
 from guard.artifact.precision import Precision
 from guard.artifact.signature import Layout, Signature, read_signature
+from guard.detection.capabilities.opinion import OPINIONS
 from guard.errors import MissingFileError
 
 __all__ = ["Check", "Subject", "fitting_transform", "read_clean", "read_subject"]
@@ -41,6 +42,7 @@ class Check:
         overlays: N.
         detector: Which decides; of a fused one ``auto``, for the next version may have fewer images.
         layers: Whether it may look inside the model; not where the model's own does not.
+        capabilities: Second opinions to try.
         threshold: How the boundary is set.
         frr: False-rejection rate.
         block_frr: A lower one, for refusals; None for no such tier.
@@ -54,6 +56,7 @@ class Check:
     overlays: int = 32
     detector: Detector = "auto"
     layers: Literal["auto", "off"] = "auto"
+    capabilities: tuple[str, ...] = OPINIONS
     threshold: Threshold = "conformal"
     frr: float = 0.01
     block_frr: float | None = None
@@ -77,6 +80,7 @@ class Check:
             overlays=self.overlays,
             detector=self.detector,
             layers=self.layers,
+            capabilities=self.capabilities,
             rounds=self.rounds,
             blend=self.blend,
             threshold=self.threshold,
@@ -163,6 +167,7 @@ def _from_artifact(directory: Path, options: HealOptions) -> Subject:
         overlays=profile.check.n_overlays,
         detector="strip" if profile.fused is None else "auto",
         layers="auto" if profile.fused is None or profile.fused.layers else "off",
+        capabilities=tuple(one.name for one in profile.opinions),
         threshold=boundary.method,
         frr=boundary.frr,
         block_frr=None if profile.block is None else profile.block.frr,

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guard.errors import ProfileError
 
 __all__ = [
+    "COPIES_NAME",
     "FUSED_NAME",
     "MANIFEST_NAME",
     "MODEL_NAME",
+    "OPINIONS_NAME",
     "OVERLAYS_NAME",
     "PROBE_NAME",
     "PROFILE_NAME",
@@ -28,6 +30,8 @@ MODEL_NAME = "model.onnx"
 OVERLAYS_NAME = "overlays.npy"
 PROBE_NAME = "probe.npz"
 FUSED_NAME = "fused.npz"
+OPINIONS_NAME = "opinions.npz"
+COPIES_NAME = "amplified.onnx"
 PROFILE_NAME = "profile.json"
 REQUIRED_FILES = (MODEL_NAME, OVERLAYS_NAME, PROFILE_NAME)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from guard.artifact.fused_record import FusedRecord, ScoreBoundary
+from guard.artifact.opinions import OpinionRecord
 from guard.artifact.precision import Precision
 from guard.detection.superimpose import BLEND_RULES, BlendRule, ValueRange
 
@@ -216,6 +217,7 @@ class Profile(_Record):
         boundary: STRIP's, which is there whatever the detector is.
         block: STRIP's for refusals, where ``boundary`` is only for flags; None for no such tier.
         fused: The fused detector; None where the detector is STRIP.
+        opinions: Capabilities that were tried as second opinions, on or off; they decide nothing.
     """
 
     format: Literal[1] = 1
@@ -229,6 +231,7 @@ class Profile(_Record):
     boundary: BoundaryRecord
     block: BoundaryRecord | None = None
     fused: FusedRecord | None = None
+    opinions: tuple[OpinionRecord, ...] = ()
     calibration: CalibrationRecord
 
     @model_validator(mode="after")
@@ -255,6 +258,13 @@ class Profile(_Record):
         ends = set(accumulate(self.check.rounds[:-1]))
         if self.fused is not None and not {early.passes for early in self.fused.early} <= ends:
             raise ValueError(f"fused.early: inputs are accepted after {sorted(ends)} passes or none")
+        return self
+
+    @model_validator(mode="after")
+    def _each_opinion_is_there_once(self) -> Profile:
+        names = [one.name for one in self.opinions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"opinions must name each capability once, got {names}")
         return self
 
     @property

@@ -17,9 +17,11 @@ from guard.artifact.external_data import (
 )
 from guard.artifact.fused_record import read_measures
 from guard.artifact.manifest import (
+    COPIES_NAME,
     FUSED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    OPINIONS_NAME,
     OVERLAYS_NAME,
     PROBE_NAME,
     PROFILE_NAME,
@@ -30,8 +32,10 @@ from guard.artifact.manifest import (
     sha256_of,
 )
 from guard.artifact.npy import NPY_ERRORS, load_npy
+from guard.artifact.opinions import Opinions, read_copies, read_opinions
 from guard.artifact.probe import Probe, read_probe
 from guard.artifact.profile import Profile
+from guard.detection.capabilities.opinion import Space
 from guard.detection.measurements import Measures
 from guard.errors import (
     ArtifactError,
@@ -57,6 +61,7 @@ class Artifact:
         profile: The profile.
         probe: What the model answered when it was calibrated; None in artifacts that hold none.
         measures: The fused detector's tables; None where the detector is another.
+        opinions: The second opinions that are on; None where none is.
     """
 
     directory: Path
@@ -67,6 +72,7 @@ class Artifact:
     profile: Profile
     probe: Probe | None
     measures: Measures | None
+    opinions: Opinions | None = None
 
 
 def read_artifact(directory: Path) -> Artifact:
@@ -76,9 +82,10 @@ def read_artifact(directory: Path) -> Artifact:
         MissingFileError: A listed or required file is not there.
         HashMismatchError: A file's content is not what the manifest lists.
         UnsafePathError: A name in the manifest or the model leads out of the directory.
-        UnsafeArrayError: ``overlays.npy``, ``probe.npz`` or ``fused.npz`` holds pickled objects.
-        ProfileError: The profile, the manifest or the probe is malformed, or belongs to another model.
-        UnfitModelError: ``model.onnx`` is no ONNX model.
+        UnsafeArrayError: ``overlays.npy``, ``probe.npz``, ``fused.npz`` or ``opinions.npz`` holds pickled
+            objects.
+        ProfileError: The profile, the manifest, the probe or a table is malformed, or of another model.
+        UnfitModelError: ``model.onnx`` or ``amplified.onnx`` is no ONNX model.
     """
     directory = Path(directory)
     manifest_bytes = _read_inside(directory, MANIFEST_NAME)
@@ -92,8 +99,9 @@ def read_artifact(directory: Path) -> Artifact:
     if PROBE_NAME in files:
         probe = read_probe(files[PROBE_NAME], profile, str(directory / PROBE_NAME))
     measures = _read_measures(files, profile, directory) if profile.fused is not None else None
+    opinions = _read_opinions(files, profile, 0 if probe is None else len(probe.images), directory)
     digest = sha256_of(manifest_bytes)
-    return Artifact(directory, directory.name, digest, model, overlays, profile, probe, measures)
+    return Artifact(directory, directory.name, digest, model, overlays, profile, probe, measures, opinions)
 
 
 def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -> Measures:
@@ -106,6 +114,28 @@ def _read_measures(files: dict[str, bytes], profile: Profile, directory: Path) -
     if measures.strata is None and profile.fused is not None and "stratified" in profile.fused.statistics:
         raise ProfileError(f"{where} holds no strata, which statistic 'stratified' needs; calibrate again")
     return measures
+
+
+def _read_opinions(
+    files: dict[str, bytes], profile: Profile, probed: int, directory: Path
+) -> Opinions | None:
+    on = {record.name: record.n_clean for record in profile.opinions if record.on}
+    needed = [OPINIONS_NAME] if on else []
+    needed += [COPIES_NAME] if "ibd_psc" in on else []
+    for name in needed:
+        if name not in files:
+            raise MissingFileError(
+                f"{directory / name} is missing, which {', '.join(on)} need; calibrate again"
+            )
+    if not on:
+        return None
+    source, where = profile.input, str(directory / OPINIONS_NAME)
+    space = Space(source.value_range, source.datatype)
+    each = read_opinions(files[OPINIONS_NAME], on, space, profile.output.classes, probed, where)
+    copies = None
+    if COPIES_NAME in needed:
+        copies = read_copies(files[COPIES_NAME], str(directory / COPIES_NAME))
+    return Opinions(each, copies)
 
 
 def _remedy(directory: Path, name: str) -> str:

@@ -16,15 +16,18 @@ from guard.arrays import Overlays
 from guard.artifact.external_data import check_relative_path
 from guard.artifact.fused_record import fused_bytes
 from guard.artifact.manifest import (
+    COPIES_NAME,
     FUSED_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    OPINIONS_NAME,
     OVERLAYS_NAME,
     PROBE_NAME,
     PROFILE_NAME,
     REQUIRED_FILES,
     Manifest,
 )
+from guard.artifact.opinions import Opinions, opinions_bytes
 from guard.artifact.probe import Probe, probe_bytes
 from guard.artifact.profile import Profile
 from guard.detection.measurements import Measures
@@ -32,6 +35,7 @@ from guard.errors import ArtifactError
 
 __all__ = ["next_version", "place_next_version", "write_artifact"]
 
+_OWN_NAMES = {*REQUIRED_FILES, PROBE_NAME, FUSED_NAME, OPINIONS_NAME, COPIES_NAME, MANIFEST_NAME}
 _VERSION = re.compile(r"[1-9][0-9]*")
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
 
@@ -52,6 +56,7 @@ def write_artifact(
     profile: Profile,
     probe: Probe | None = None,
     measures: Measures | None = None,
+    opinions: Opinions | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the next version of a model and return its directory.
@@ -70,6 +75,7 @@ def write_artifact(
         profile: The profile; its ``model_sha256`` must be that of ``model``.
         probe: What the model answers to a few images, asked again whenever it is loaded; None for none.
         measures: The fused detector's tables; None where the detector is another.
+        opinions: The second opinions that are on; None for none.
         extra_files: More files by relative name, such as the report or external weights.
 
     Raises:
@@ -91,6 +97,10 @@ def write_artifact(
         files[PROBE_NAME] = probe_bytes(probe)
     if measures is not None:
         files[FUSED_NAME] = fused_bytes(measures)
+    if opinions is not None and opinions.each:
+        files[OPINIONS_NAME] = opinions_bytes(opinions.each)
+        if opinions.copies is not None:
+            files[COPIES_NAME] = opinions.copies.SerializeToString(deterministic=True)
     files[MANIFEST_NAME] = Manifest.of(files).to_json()
     try:
         return place_next_version(model_directory, files)
@@ -99,7 +109,7 @@ def write_artifact(
 
 
 def _check_names_are_free(extra: Mapping[str, bytes]) -> None:
-    taken = sorted({*REQUIRED_FILES, PROBE_NAME, FUSED_NAME, MANIFEST_NAME} & set(extra))
+    taken = sorted(_OWN_NAMES & set(extra))
     if taken:
         raise ArtifactError(
             f"extra_files holds {', '.join(taken)}, which the artifact writes itself; give it another name"

@@ -36,6 +36,7 @@ def write_subject(folder: Path, model: onnx.ModelProto | None = None, **arrays: 
         "out": folder / "repository" / "tiny",
         "overlays": N_OVERLAYS,
         "detector": "strip",
+        "capabilities": (),
         "seed": 11,
         "device": "cpu",
         "threads": 1,

@@ -54,6 +54,7 @@ def test_it_prints_the_summary_and_leaves_a_verifiable_artifact(
         "entropies.png",
         "manifest.json",
         "model.onnx",
+        "opinions.npz",
         "overlays.npy",
         "probe.npz",
         "profile.json",
@@ -69,7 +70,7 @@ def test_every_flag_reaches_the_profile(tmp_path: Path, capsys: pytest.CaptureFi
     more = (
         "--frr 0.05 --confidence 0.9 --blend half_clip --name other --range -1 2 --resize 9 8 --layout NCHW"
     )
-    preprocessing = "--scale 2 --mean 0.5 0.4 0.3 --std 1 1 2 --crop 8 8 --colour BGR"
+    preprocessing = "--capabilities off --scale 2 --mean 0.5 0.4 0.3 --std 1 1 2 --crop 8 8 --colour BGR"
     labels = ["--labels", str(tmp_path / "labels.npy")]
     assert main([*flags(subject), *more.split(), *preprocessing.split(), *labels]) == 0
     profile = read_artifact(tmp_path / "repository" / "tiny" / "1").profile

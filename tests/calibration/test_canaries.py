@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 
 from calibration.calibrate import calibrate
 from calibration.canaries import job
+from calibration.capabilities.switch import LEAST_AUROC
 from calibration.errors import DataError, OptionError
 from calibration.fused_fit import DEFAULT_STATISTICS
 from calibration.options import CalibrateOptions
@@ -34,7 +35,7 @@ def options_for(folder: Path, model: onnx.ModelProto | None = None, **changes: A
     onnx.save(model or backdoored(), folder / "model.onnx")
     images, labels = images_of(COUNT, seed=3)
     np.savez(folder / "data.npz", images=images, labels=labels)
-    usual = {"overlays": OVERLAYS, "blend": "auto", "layers": "off", "seed": 2}
+    usual = {"overlays": OVERLAYS, "blend": "auto", "layers": "off", "capabilities": (), "seed": 2}
     running = {"device": "cpu", "threads": 1, "quiet": True}
     return CalibrateOptions(
         model=folder / "model.onnx",
@@ -59,7 +60,9 @@ def told(report: CalibrationReport) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> CalibrationReport:
-    return calibrate(options_for(tmp_path_factory.mktemp("planted"), canaries=("badnets",)))
+    return calibrate(
+        options_for(tmp_path_factory.mktemp("planted"), canaries=("badnets",), capabilities=("teco_lite",))
+    )
 
 
 def test_a_patch_is_planted_in_a_copy_and_leaves_its_accuracy(planted: CalibrationReport) -> None:
@@ -86,6 +89,14 @@ def test_the_chosen_setting_finds_as_much_as_any_that_leaves_nothing_out(planted
     assert canaries["chosen"]["mean_tpr"] >= max(one["mean_tpr"] for one in usual) - 0.01
     share = canaries["chosen"]["tpr"]["badnets"]
     assert share["low"] <= share["value"] <= share["high"]
+
+
+def test_second_opinions_are_tried_on_the_canaries_that_count(planted: CalibrationReport) -> None:
+    (record,) = planted.findings.profile.opinions
+    (auroc,) = record.canary_aurocs
+    assert ("blind to the planted canaries" in record.why_off) == (auroc < LEAST_AUROC)
+    assert planted.findings.canaries is not None
+    assert "planted" not in planted.findings.canaries.to_record()
 
 
 def test_images_that_calibrate_took_no_part_in_the_choice(planted: CalibrationReport) -> None:
