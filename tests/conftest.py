@@ -1,9 +1,25 @@
 """Shapes and types are checked at every call while tests run; each process computes on one thread."""
 
+import gc
 import os
+from collections.abc import Generator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in a process a core; read before torch is imported
 
 from jaxtyping import install_import_hook
 
 _HOOK = install_import_hook(["guard", "calibration"], "beartype.beartype")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without looking for garbage: they and all modules stay, and are never looked at again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
