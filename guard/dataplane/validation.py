@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Bool
 from guard.arrays import Images
 from guard.artifact import InputSpec, OutputSpec, Profile
 from guard.dataplane.answer import GUARD_OUTPUTS
+from guard.detection.superimpose import ValueRange
 from guard.errors import InvalidRequestError, UnsupportedRequestError
 from guard.messages import InferRequest, Tensor
 from guard.metrics import UncheckableReason
@@ -106,10 +108,19 @@ def uncheckable_rows(
     """
     if spec.datatype == "UINT8" and max(spec.low) <= 0 and min(spec.high) >= 255:
         return np.ones(len(images), np.bool_), {}
-    low, high = spec.value_range.tolerated()
+    low, high, highest_low, lowest_high = _limits(spec.value_range)
+    if images.size and images.min() >= highest_low and images.max() <= lowest_high:  # not so where one is NaN
+        return np.ones(len(images), np.bool_), {}
     inside = (images >= low) & (images <= high)
     fits = np.asarray(inside.reshape(len(images), -1).all(axis=1))
     return fits, {int(row): _explain(images[row], spec) for row in np.flatnonzero(~fits)}
+
+
+@lru_cache
+def _limits(value_range: ValueRange) -> tuple[np.ndarray, np.ndarray, np.float32, np.float32]:
+    """Return the tolerated bounds, and those that are within the bounds of every channel."""
+    low, high = value_range.tolerated()
+    return low, high, low.max(), high.min()
 
 
 def _refuse_our_parameters(request: InferRequest) -> None:

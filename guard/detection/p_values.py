@@ -21,5 +21,5 @@ def p_value(value: float, clean_values: Float64[np.ndarray, " n"]) -> float:
     References:
         Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005, section 2.2.
     """
-    below = int(np.searchsorted(clean_values, value, side="right"))
+    below = int(clean_values.searchsorted(value, side="right"))
     return (1 + below) / (len(clean_values) + 1)

@@ -7,7 +7,7 @@ is for the data plane to say. Answers are always raw, in the order the data plan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -30,8 +30,8 @@ from guard.rpc.contents import decode_raw, decode_typed, encode_raw, encode_type
 from guard.rpc.form import OF_CLASSIFIERS, has_unknown_fields, refuse_excess
 from guard.rpc.parameters import (
     SIZE,
+    add_parameters,
     classification_of,
-    encode_parameters,
     own_parameters,
     refuse_shared_memory,
     refuse_tensor_parameters,
@@ -74,7 +74,7 @@ def decode_request(
     wanted = read is Reading.TENSORS
     parameters = own_parameters(request.parameters)
     asked = [(output.name, _classification(output)) for output in request.outputs]
-    outputs = tuple(name for name, _ in asked)
+    outputs = tuple([name for name, _ in asked])
     _refuse_repeats("output", outputs)
     return InferRequest(
         model_name=request.model_name,
@@ -99,19 +99,16 @@ def encode_response(response: InferResponse) -> pb.ModelInferResponse:
     """
     if response.relayed is not None:
         return _add_to_relayed(response, response.relayed)
-    return pb.ModelInferResponse(
+    answer = pb.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version,
         id=response.id,
-        parameters=encode_parameters(response.parameters),
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(
-                name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape
-            )
-            for tensor in response.outputs
-        ],
         raw_output_contents=[encode_raw(tensor) for tensor in response.outputs],
     )
+    for tensor in response.outputs:
+        answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.data.shape)
+    add_parameters(answer.parameters, response.parameters)
+    return answer
 
 
 def encode_server(server: ServerDescription) -> pb.ServerMetadataResponse:
@@ -171,8 +168,7 @@ def _add_to_relayed(response: InferResponse, relayed: Relayed) -> pb.ModelInferR
             output.contents.CopyFrom(encode_typed(tensor))
         else:
             answer.raw_output_contents.append(encode_raw(tensor))
-    for name, parameter in encode_parameters(response.parameters).items():
-        answer.parameters[name].CopyFrom(parameter)
+    add_parameters(answer.parameters, response.parameters)
     return answer
 
 
@@ -190,11 +186,12 @@ def _drop_pretended_findings(answer: pb.ModelInferResponse) -> None:
 
 def _named_inputs(request: pb.ModelInferRequest) -> tuple[TensorSpec, ...]:
     """Return what the input tensors are said to be."""
+    inputs = tuple([TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in request.inputs])
     for place, tensor in enumerate(request.inputs):
         if tensor.parameters:
             _refuse_parameters(request, place)
-    _refuse_repeats("input", (tensor.name for tensor in request.inputs))
-    return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in request.inputs)
+    _refuse_repeats("input", [one.name for one in inputs])
+    return inputs
 
 
 def _refuse_parameters(request: pb.ModelInferRequest, place: int) -> None:
@@ -208,20 +205,18 @@ def _refuse_parameters(request: pb.ModelInferRequest, place: int) -> None:
 
 def _decode_inputs(request: pb.ModelInferRequest) -> tuple[Tensor, ...]:
     """Return the input tensors, from raw contents if there are any and from typed ones otherwise."""
-    _named_inputs(request)
-    arrays = _decode_all_raw(request) if request.raw_input_contents else _decode_all_typed(request)
-    return tuple(
-        Tensor(name=tensor.name, datatype=tensor.datatype, data=data)
-        for tensor, data in zip(request.inputs, arrays, strict=True)
-    )
+    inputs, blobs = _named_inputs(request), request.raw_input_contents
+    arrays = _decode_all_raw(request, inputs, blobs) if blobs else _decode_all_typed(request, inputs)
+    return tuple([Tensor(one.name, one.datatype, data) for one, data in zip(inputs, arrays, strict=True)])
 
 
-def _decode_all_raw(request: pb.ModelInferRequest) -> list[np.ndarray]:
+def _decode_all_raw(
+    request: pb.ModelInferRequest, inputs: tuple[TensorSpec, ...], blobs: Sequence[bytes]
+) -> list[np.ndarray]:
     """Return one array for each input from its blob, which are in the same order."""
-    blobs = request.raw_input_contents
-    if len(blobs) != len(request.inputs):
+    if len(blobs) != len(inputs):
         raise InvalidRequestError(
-            f"raw_input_contents: expected {len(request.inputs)} blobs, one for each input, got {len(blobs)}"
+            f"raw_input_contents: expected {len(inputs)} blobs, one for each input, got {len(blobs)}"
         )
     for tensor in request.inputs:
         if tensor.HasField("contents"):
@@ -229,15 +224,15 @@ def _decode_all_raw(request: pb.ModelInferRequest) -> list[np.ndarray]:
                 f"input {tensor.name!r}: expected either raw_input_contents or contents, got both"
             )
     return [
-        decode_raw(tensor.name, tensor.datatype, tensor.shape, blob)
-        for tensor, blob in zip(request.inputs, blobs, strict=True)
+        decode_raw(one.name, one.datatype, one.shape, blob) for one, blob in zip(inputs, blobs, strict=True)
     ]
 
 
-def _decode_all_typed(request: pb.ModelInferRequest) -> list[np.ndarray]:
+def _decode_all_typed(request: pb.ModelInferRequest, inputs: tuple[TensorSpec, ...]) -> list[np.ndarray]:
     """Return one array for each input from its typed contents."""
     return [
-        decode_typed(tensor.name, tensor.datatype, tensor.shape, tensor.contents) for tensor in request.inputs
+        decode_typed(one.name, one.datatype, one.shape, tensor.contents)
+        for one, tensor in zip(inputs, request.inputs, strict=True)
     ]
 
 
@@ -255,8 +250,10 @@ def _classification(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> 
     return count
 
 
-def _refuse_repeats(kind: str, names: Iterable[str]) -> None:
+def _refuse_repeats(kind: str, names: Sequence[str]) -> None:
     """Refuse a name that comes twice: which of the two is meant would be a guess."""
+    if len(set(names)) == len(names):
+        return
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InvalidRequestError(f"{kind} {twice[0]!r}: expected each {kind} once, got it more than once")

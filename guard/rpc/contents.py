@@ -208,6 +208,8 @@ def _element_count(name: str, shape: Sequence[int]) -> int:
 
     One that could have it in the widest dtype, for elements may be held in more bytes than they came in.
     """
+    if len(shape) <= _MAX_RANK and min(shape, default=1) > 0:
+        return math.prod(shape)
     if len(shape) > _MAX_RANK:
         raise InvalidRequestError(
             f"input {name!r}: expected at most {_MAX_RANK} dimensions, got {len(shape)}"

@@ -18,7 +18,7 @@ import grpc
 from guard.messages import Metadata
 from guard.rpc.status import metadata_of, status_of
 
-__all__ = ["Call", "Context", "OnRpc", "Refusal", "address_of", "answering", "ignore_rpc"]
+__all__ = ["Call", "Context", "OnRpc", "Refusal", "abort", "address_of", "answering", "ignore_rpc"]
 
 # A caller's clock started before ours and its deadline was rounded up on the way, so it hangs up a
 # little before our copy of the deadline has passed.
@@ -130,7 +130,13 @@ async def answering(context: Context, method: str, on_rpc: OnRpc, model: str = "
     with Call(context, method, on_rpc, model) as call:
         yield
     if call.refusal is not None:
-        await context.abort(*call.refusal)
+        await abort(context, call)
+
+
+async def abort(context: Context, call: Call) -> NoReturn:
+    """Tell the caller how a call was refused, which ends it by raising."""
+    assert call.refusal is not None, "only what raised is left without an answer"
+    await context.abort(*call.refusal)
 
 
 def _why_cancelled(context: Context) -> grpc.StatusCode:

@@ -16,9 +16,9 @@ from guard.rpc.pb import open_inference_pb2 as pb
 
 __all__ = [
     "SIZE",
+    "add_parameters",
     "classification_of",
     "decode_parameters",
-    "encode_parameters",
     "own_parameters",
     "refuse_shared_memory",
     "refuse_tensor_parameters",
@@ -51,13 +51,18 @@ def decode_parameters(wire: Mapping[str, pb.InferParameter]) -> dict[str, Parame
     return {name: _decode(name, wire[name]) for name in wire}
 
 
-def encode_parameters(parameters: Mapping[str, Parameter]) -> dict[str, pb.InferParameter]:
-    """Return the wire form of a parameter map.
+def add_parameters(wire: Mapping[str, pb.InferParameter], parameters: Mapping[str, Parameter]) -> None:
+    """Set parameters of a message, in place.
+
+    Args:
+        wire: The message's map, which makes an entry where it is asked for one that it does not have.
+        parameters: What to set.
 
     Raises:
         ValueError: If an integer fits neither 64-bit field.
     """
-    return {name: _encode(name, value) for name, value in parameters.items()}
+    for name, value in parameters.items():
+        _set(name, wire[name], value)
 
 
 def own_parameters(wire: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
@@ -172,16 +177,17 @@ def _decode(name: str, wire: pb.InferParameter) -> Parameter:
     return value
 
 
-def _encode(name: str, value: Parameter) -> pb.InferParameter:
-    """Return the wire form of one value; the order matters, for a bool is an int."""
+def _set(name: str, wire: pb.InferParameter, value: Parameter) -> None:
+    """Set one value; the order matters, for a bool is an int."""
     if isinstance(value, bool):
-        return pb.InferParameter(bool_param=value)
-    if isinstance(value, str):
-        return pb.InferParameter(string_param=value)
-    if isinstance(value, float):
-        return pb.InferParameter(double_param=value)
-    if _INT64_MIN <= value <= _INT64_MAX:
-        return pb.InferParameter(int64_param=value)
-    if value <= _UINT64_MAX and value > 0:
-        return pb.InferParameter(uint64_param=value)
-    raise ValueError(f"parameter {name!r}: expected an integer of 64 bits, got {value}")
+        wire.bool_param = value
+    elif isinstance(value, str):
+        wire.string_param = value
+    elif isinstance(value, float):
+        wire.double_param = value
+    elif _INT64_MIN <= value <= _INT64_MAX:
+        wire.int64_param = value
+    elif 0 < value <= _UINT64_MAX:
+        wire.uint64_param = value
+    else:
+        raise ValueError(f"parameter {name!r}: expected an integer of 64 bits, got {value}")

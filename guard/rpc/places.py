@@ -8,8 +8,6 @@ streams would fill them up as fast as they become free. So it is with rows, of w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from guard.errors import QueueFullError
@@ -41,9 +39,8 @@ class Places:
         self._rows_came_free = asyncio.Event()
         self._next_in_line = asyncio.Lock()
 
-    @asynccontextmanager
-    async def of_call(self) -> AsyncIterator[None]:
-        """Hold a place for a call.
+    def of_call(self) -> asyncio.Semaphore:
+        """Return a place for a call, to be held in ``async with``, which does not wait.
 
         Raises:
             QueueFullError: If there is none.
@@ -53,8 +50,7 @@ class Places:
                 f"{self._limit} requests are under way already (max_concurrent_requests), those of streams "
                 f"included; retry later, or have the operator add capacity"
             )
-        async with self._all:
-            yield
+        return self._all
 
     async def take_for_stream(self, rows: int) -> int:
         """Wait for a place for a message of a stream; who comes first is served first.

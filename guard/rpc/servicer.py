@@ -26,7 +26,7 @@ from guard.rpc.client_name import client_of
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
 from guard.rpc.interceptors import ORIGINAL
 from guard.rpc.listing import encode_index, encode_statistics, refuse_other_repository
-from guard.rpc.outcome import Context, OnRpc, answering, ignore_rpc
+from guard.rpc.outcome import Call, Context, OnRpc, abort, ignore_rpc
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.places import Places
@@ -90,8 +90,9 @@ def _answers(method: _Method[_Request, _Response]) -> _Method[_Request, _Respons
 
     @wraps(method)
     async def answer(self: InferenceServicer, request: _Request, context: Context) -> _Response:
-        async with answering(context, method.__name__, self._on_rpc, self._label(request)):
+        with Call(context, method.__name__, self._on_rpc, self._label(request)) as call:
             return await method(self, request, context)
+        return await abort(context, call)
 
     return answer
 
@@ -224,13 +225,16 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> InferResponse:
         """Check one request and answer it, whether it came as a call or on a stream."""
+        message = ORIGINAL.get()
         decoded = decode_request(
             request,
             timeout_s=context.time_remaining(),
             client=client_of(context, self._client_header),
-            message=ORIGINAL.get(),
+            message=message,
             read=self._dataplane.reads(request.model_name),
-            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ()),
+            metadata=tuple((key, value) for key, value in context.invocation_metadata() or ())
+            if message
+            else (),
         )
         return await self._dataplane.infer(decoded)
 

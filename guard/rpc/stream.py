@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from guard.errors import QueueFullError, RequestError, ShuttingDownError
 from guard.rpc.interceptors import ORIGINAL, first_message
 from guard.rpc.outcome import Call, Context, OnRpc, Refusal, answering
-from guard.rpc.parameters import encode_parameters
+from guard.rpc.parameters import add_parameters
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.places import Places
 from guard.rpc.status import metadata_of, status_of
@@ -187,8 +187,7 @@ def _refused(request: Request, refusal: Refusal) -> pb.ModelStreamInferResponse:
         answer.infer_response.model_name = request.model_name
         answer.infer_response.model_version = request.model_version
     said = {key.replace("-", "_"): str(value) for key, value in metadata if key.startswith("guard-")}
-    for name, parameter in encode_parameters({"guard_status": code.name, **said}).items():
-        answer.infer_response.parameters[name].CopyFrom(parameter)
+    add_parameters(answer.infer_response.parameters, {"guard_status": code.name, **said})
     return answer
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,6 +12,8 @@ from guard.arrays import Images
 from guard.detection.base import Decision, Evidence
 
 __all__ = ["CheckTask", "Row"]
+
+_NOTHING_SEEN: Final = Evidence()
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Row:
     wanted: bool
     predicted: bool = False
     label: int = -1
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: Evidence = _NOTHING_SEEN
     decision: Decision | None = None
 
     @property

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from guard.arrays import DATATYPES, HELD
 from guard.messages import InferResponse, ModelDescription, ServerDescription, Tensor, TensorSpec
 from guard.rpc.codec import decode_request, encode_config, encode_metadata, encode_response, encode_server
-from guard.rpc.parameters import decode_parameters, encode_parameters
+from guard.rpc.parameters import add_parameters, decode_parameters
 from guard.rpc.pb import open_inference_pb2 as pb
 
 FIELD_OF = {
@@ -103,7 +103,9 @@ def test_an_answer_carries_its_outputs_raw_and_in_their_order(outputs: list[Tens
 )
 @settings(max_examples=60, deadline=None)
 def test_parameters_keep_value_and_type_both_ways(parameters: dict[str, bool | int | float | str]) -> None:
-    got = decode_parameters(encode_parameters(parameters))
+    message = pb.ModelInferResponse()
+    add_parameters(message.parameters, parameters)
+    got = decode_parameters(message.parameters)
 
     assert got == parameters
     assert {name: type(value) for name, value in got.items()} == {n: type(v) for n, v in parameters.items()}
@@ -112,7 +114,7 @@ def test_parameters_keep_value_and_type_both_ways(parameters: dict[str, bool | i
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1])
 def test_an_integer_beyond_64_bits_has_no_wire_form(value: int) -> None:
     with pytest.raises(ValueError, match=f"'n': expected an integer of 64 bits, got {value}"):
-        encode_parameters({"n": value})
+        add_parameters(pb.ModelInferResponse().parameters, {"n": value})
 
 
 def test_raw_decoding_reads_the_blob_in_place() -> None:
