@@ -37,11 +37,12 @@ from guard.artifact import (
     BoundaryRecord,
     CalibrationRecord,
     CheckSettings,
+    EarlyRecord,
     FusedRecord,
     Profile,
     write_artifact,
 )
-from guard.artifact.fused_record import LayerRecord, fused_detector
+from guard.artifact.fused_record import LayerRecord, fused_detector, plain_fusion
 from guard.detection.fused import outcomes
 from guard.detection.measurements import Statistic
 from guard.detection.plan import CheckPlan
@@ -180,9 +181,8 @@ def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:
     scores, block = fit.scores(measured, scored.distances), options.block_frr
     return FusedRecord(
         statistics=fit.statistics,
-        centres=tuple(fit.fusion.centres.tolist()),
-        scales=tuple(fit.fusion.scales.tolist()),
-        early=fit.early,
+        **plain_fusion(fit.fusion),
+        early=tuple(EarlyRecord.of(early) for early in fit.early),
         boundary=score_boundary(scores, options.frr, options.delta),
         block=None if block is None else score_boundary(scores, block, options.delta),
         clean_scores=tuple(np.sort(scores).tolist()),

@@ -38,7 +38,11 @@ def _fingerprint(answers: Answers, detector: Fused) -> str:
     """Return what tells detectors apart by which further images were decided."""
     numbers = [detector.boundary, detector.block_boundary, *detector.plan.rounds, *answers.overlays]
     numbers += [number for early in detector.early for number in (early.passes, early.below)]
-    numbers += [*detector.fusion.centres, *detector.fusion.scales]
+    for fusion in (detector.fusion, *(early.fusion for early in detector.early)):
+        numbers += [*fusion.centres, *fusion.scales]
+        numbers += [
+            number for view in fusion.views for number in (*view.weights.flat, view.centre, view.scale)
+        ]
     return hashlib.sha256(repr([float(one or 0) for one in numbers]).encode()).hexdigest()[:16]
 
 

@@ -11,8 +11,7 @@ from jaxtyping import Float64
 from benchmarks.detection.answers import Answers
 from calibration.fused_fit import FusedFit, fit_fused, fused_rounds, most_telling_first
 from guard.detection.entropy import entropy_of_probabilities
-from guard.detection.fused import Early, Fused
-from guard.detection.fusion import Fusion, fit_fusion
+from guard.detection.fused import Fused
 from guard.detection.plan import CheckPlan
 
 __all__ = ["Scored", "detector_of", "measured_of", "ordered", "scored"]
@@ -66,20 +65,36 @@ def scored(answers: Answers) -> Scored:
         "stratified": stratified,
         "departure": departure,
         "surprise": surprise,
-        "fused, surprise for entropy": fit_fusion(with_surprise[fit]).scores(with_surprise),
+        "fused, surprise for entropy": _with_surprise(answers, entropies).scores(measured),
         "fused": fitted.scores(measured),
     }
     return Scored(detector_of(fitted, rounds), measured, scores)
 
 
+def _with_surprise(answers: Answers, entropies: np.ndarray) -> FusedFit:
+    """Return what is fitted with the surprise in the entropy's place."""
+    fit = answers.part(0)
+    return fit_fused(
+        answers.predicted[fit],
+        answers.under[fit],
+        entropies[fit],
+        answers.overlay_classes,
+        fused_rounds(answers.under.shape[1]),
+        ("departure", "surprise", "stratified", "strip"),
+    )
+
+
 def detector_of(fitted: FusedFit, rounds: tuple[int, ...]) -> Fused:
     """Return the guard's detector; its boundary is not set."""
-    early = tuple(
-        Early(one.passes, Fusion(np.array(one.centres), np.array(one.scales)), one.below)
-        for one in fitted.early
+    return Fused(
+        CheckPlan(rounds),
+        fitted.measures,
+        fitted.statistics,
+        fitted.fusion,
+        fitted.early,
+        np.inf,
+        takes_logits=False,
     )
-    plan = CheckPlan(rounds)
-    return Fused(plan, fitted.measures, fitted.statistics, fitted.fusion, early, np.inf, takes_logits=False)
 
 
 def measured_of(fitted: FusedFit, answers: Answers, entropies: np.ndarray) -> Float64[np.ndarray, "n m 4"]:

@@ -15,8 +15,7 @@ from calibration.evaluation.numbers import share
 from calibration.fused_fit import FusedFit, fit_fused, fused_rounds, most_telling_first
 from calibration.scoring import most_uncertain_first
 from calibration.threshold import conformal_boundary, score_boundary
-from guard.detection.fused import Early, Fused, outcomes
-from guard.detection.fusion import Fusion
+from guard.detection.fused import Fused, outcomes
 from guard.detection.measurements import Statistic
 from guard.detection.plan import CheckPlan, default_rounds
 from guard.detection.strip import Strip, mean_entropies, passes_needed
@@ -148,7 +147,4 @@ def _measured(fit: FusedFit, asked: Asked) -> np.ndarray:
 
 
 def _detector(fit: FusedFit, rounds: tuple[int, ...], boundary: float) -> Fused:
-    early = tuple(
-        Early(one.passes, Fusion(np.array(one.centres), np.array(one.scales)), one.below) for one in fit.early
-    )
-    return Fused(CheckPlan(rounds), fit.measures, fit.statistics, fit.fusion, early, boundary)
+    return Fused(CheckPlan(rounds), fit.measures, fit.statistics, fit.fusion, fit.early, boundary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from guard.artifact.npy import load_npz
 from guard.detection.capabilities.layer_distances import Layer, LayerDistances
 from guard.detection.fused import Early, Fused
-from guard.detection.fusion import Fusion
+from guard.detection.fusion import Fusion, View
 from guard.detection.measurements import KNOWN_EARLY, Measures, Statistic
 from guard.detection.plan import CheckPlan
 from guard.detection.responses import Responses
@@ -22,16 +22,20 @@ from guard.errors import ProfileError
 __all__ = [
     "EarlyRecord",
     "FusedRecord",
+    "FusionRecord",
     "LayerRecord",
     "ScoreBoundary",
+    "ViewRecord",
     "fused_bytes",
     "fused_detector",
+    "plain_fusion",
     "read_measures",
 ]
 
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Size = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 _EXPECTED: Final = "expected"
 _STRATA: Final = ("overlay_classes", "strata", "strata_means", "strata_spreads")
@@ -66,13 +70,54 @@ class ScoreBoundary(_Record):
     n_scores: Size
 
 
-class EarlyRecord(_Record):
+class ViewRecord(_Record):
+    """One way to look at all statistics; see :class:`guard.detection.fusion.View`."""
+
+    weights: Annotated[tuple[tuple[Weight, ...], ...], Field(min_length=1)]
+    centre: FiniteFloat
+    scale: Scale
+
+
+class FusionRecord(_Record):
+    """How statistics become one score; see :class:`guard.detection.fusion.Fusion`.
+
+    Attributes:
+        centres, scales: Of each statistic, on clean inputs.
+        views: What the score is the highest of; none for each statistic by itself, as in artifacts that do
+            not say.
+    """
+
+    centres: tuple[FiniteFloat, ...]
+    scales: tuple[Scale, ...]
+    views: tuple[ViewRecord, ...] = ()
+
+    @property
+    def fusion(self) -> Fusion:
+        """It, as the detection core has it."""
+        views = tuple(View(np.array(view.weights), view.centre, view.scale) for view in self.views)
+        return Fusion(np.array(self.centres), np.array(self.scales), views)
+
+    def is_of(self, count: int) -> bool:
+        """Return whether it is one of so many statistics."""
+        widths = {len(row) for view in self.views for row in view.weights}
+        return {len(self.centres), len(self.scales), *widths} == {count}
+
+
+class EarlyRecord(FusionRecord):
     """A round after which inputs may be accepted; see :class:`guard.detection.fused.Early`."""
 
     passes: Size
-    centres: tuple[FiniteFloat, ...]
-    scales: tuple[Scale, ...]
     below: FiniteFloat
+
+    @classmethod
+    def of(cls, early: Early) -> EarlyRecord:
+        """Return what is stored of it."""
+        return cls(passes=early.passes, below=early.below, **plain_fusion(early.fusion))
+
+    @property
+    def early(self) -> Early:
+        """It, as the detection core has it."""
+        return Early(self.passes, self.fusion, self.below)
 
 
 class LayerRecord(_Record):
@@ -88,12 +133,11 @@ class LayerRecord(_Record):
         return Layer(self.name, self.width, self.over_space)
 
 
-class FusedRecord(_Record):
+class FusedRecord(FusionRecord):
     """The fused detector.
 
     Attributes:
-        statistics: Which are fused.
-        centres, scales: Of each, on clean inputs, over all N blends.
+        statistics: Which are fused; centres, scales and views are those over all N blends.
         early: Rounds after which inputs may be accepted.
         boundary: For flags, or for all where there is no other.
         block: A higher one, for refusals; None for no such tier.
@@ -104,8 +148,6 @@ class FusedRecord(_Record):
     """
 
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
-    centres: tuple[FiniteFloat, ...]
-    scales: tuple[Scale, ...]
     early: tuple[EarlyRecord, ...]
     boundary: ScoreBoundary
     block: ScoreBoundary | None = None
@@ -117,11 +159,16 @@ class FusedRecord(_Record):
     @model_validator(mode="after")
     def _fits_itself(self) -> FusedRecord:
         count = len(self.statistics)
-        if len(set(self.statistics)) != count or {len(self.centres), len(self.scales)} != {count}:
-            raise ValueError("fused: statistics, centres and scales must be as many, each statistic once")
+        if len(set(self.statistics)) != count or not self.is_of(count):
+            raise ValueError(
+                "fused: statistics, centres, scales and the weights in a view's row must be as many, each "
+                "statistic once"
+            )
         known = sum(name in KNOWN_EARLY for name in self.statistics)
-        if any({len(early.centres), len(early.scales)} != {known} for early in self.early):
-            raise ValueError(f"fused.early: expected scales of the {known} statistics that are known early")
+        if not all(early.is_of(known) for early in self.early):
+            raise ValueError(
+                f"fused.early: expected scales and weights of the {known} statistics that are known early"
+            )
         ends = [early.passes for early in self.early]
         if (ends and not known) or len(set(ends)) != len(ends):
             raise ValueError(
@@ -138,6 +185,16 @@ class FusedRecord(_Record):
         if self.block is not None and self.block.boundary < self.boundary.boundary:
             raise ValueError("fused.block must not lie below fused.boundary")
         return self
+
+
+def plain_fusion(fusion: Fusion) -> dict[str, Any]:
+    """Return what a :class:`FusionRecord` stores of a fusion, by field."""
+    views = tuple(
+        ViewRecord(weights=view.weights.tolist(), centre=view.centre, scale=view.scale)
+        for view in fusion.views
+    )
+    centres, scales = tuple(fusion.centres.tolist()), tuple(fusion.scales.tolist())
+    return {"centres": centres, "scales": scales, "views": views}
 
 
 def fused_bytes(measures: Measures) -> bytes:
@@ -218,11 +275,8 @@ def fused_detector(
         plan=CheckPlan(rounds),
         measures=measures,
         statistics=record.statistics,
-        fusion=Fusion(np.array(record.centres), np.array(record.scales)),
-        early=tuple(
-            Early(early.passes, Fusion(np.array(early.centres), np.array(early.scales)), early.below)
-            for early in record.early
-        ),
+        fusion=record.fusion,
+        early=tuple(one.early for one in record.early),
         boundary=record.boundary.boundary,
         block_boundary=None if record.block is None else record.block.boundary,
         takes_logits=takes_logits,

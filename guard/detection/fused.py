@@ -1,6 +1,6 @@
 r"""The fused detector: several statistics of the same blends, one score, one certified boundary.
 
-The score of an input is the highest of its standardised statistics over all N blends
+The score of an input is the highest of what several views see of its statistics over all N blends
 (:mod:`guard.detection.fusion`); it is suspicious when the score is above the boundary, which was set on
 the scores of other clean inputs. That false-rejection rate is certified for the score over all N blends.
 
@@ -8,8 +8,9 @@ the scores of other clean inputs. That false-rejection rate is certified for the
 scales of their own, are those of most clean inputs. That takes inputs out of those rejected and puts none
 in, so the certified rate holds whatever the rules of acceptance are; only detections are at stake.
 
-*Rejecting early.* Departure, surprise and entropy are means of numbers that are never negative. Once the
-sums seen so far, divided by N, bring a statistic above the boundary, no later blend takes the score back
+*Rejecting early.* Departure, surprise and entropy are means of numbers that are never negative. The
+sums seen so far, divided by N, are what such a statistic is at least, and as no view falls where a statistic
+rises, they bound the score from below. Once that is above the boundary, no later blend takes the score back
 below it, so the input is rejected there and then. The layer distance is what it is from the beginning.
 Those are inputs that the full score rejects, so the rate holds too.
 """
@@ -17,7 +18,7 @@ Those are inputs that the full score rejects, so the rate holds too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite, isnan
 from operator import add
@@ -37,9 +38,8 @@ from guard.detection.plan import CheckPlan
 
 __all__ = ["Early", "Fused", "outcomes"]
 
-_NEVER_NEGATIVE: Final = ("departure", "surprise", "entropy")
+_NEVER_FALLING: Final = frozenset({"departure", "surprise", "entropy", "layers"})
 _SUMMED: Final = 3  # entropy, departure, surprise: the columns that are means
-_Scale = tuple[Statistic, float, float]
 
 _Measured = Float64[np.ndarray, "n m 4"]
 _Distances = Float64[np.ndarray, " n"] | None
@@ -98,22 +98,19 @@ class Fused:
         logits: Logits,
         entropies: EntropyBits,
     ) -> Float64[np.ndarray, "p 4"]:
-        """Return what is measured of each blend; see :meth:`Measures.of_blends`."""
+        """Return what is measured of each blend, see :meth:`Measures.of_blends`; surprise if it is fused."""
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite fails the check
             probabilities = softmax(logits) if self.takes_logits else logits
-            return self.measures.of_blends(predicted, overlays, probabilities, entropies)
+            return self.measures.of_blends(
+                predicted, overlays, probabilities, entropies, surprise="surprise" in self.statistics
+            )
 
     def update(self, evidence: Evidence, measured: Float[np.ndarray, "r 4"]) -> Evidence:
         """Return the evidence after the next round's blends, in the plan's order of overlays."""
         new: list[float] = measured[:, :_SUMMED].sum(axis=0).tolist()
         sums = tuple(map(add, evidence.sums, new)) if evidence.sums else tuple(new)
-        return replace(
-            evidence,
-            entropy_sum=sums[ENTROPY],
-            passes=evidence.passes + len(measured),
-            sums=sums,
-            measured=(*evidence.measured, measured),
-        )
+        passes, seen = evidence.passes + len(measured), (*evidence.measured, measured)
+        return Evidence(sums[ENTROPY], passes, evidence.distance, sums, seen)
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
@@ -180,23 +177,23 @@ class Fused:
         rule = self._rules.get(evidence.passes)
         if rule is None:
             return None
-        scales, below = rule
-        score = _highest(scales, evidence, evidence.passes)
-        return score if score < below else None
+        score = rule.fusion.score(_values(self.known_early, evidence, evidence.passes))
+        return score if score < rule.below else None
 
     def _at_least(self, evidence: Evidence) -> float:
         """Return what the score over all N blends is at least."""
-        return _highest(self._never_falling, evidence, self.plan.n_overlays)
+        certain, fusion = self._never_falling
+        return -inf if fusion is None else fusion.score(_values(certain, evidence, self.plan.n_overlays))
 
     @cached_property
-    def _rules(self) -> Mapping[int, tuple[tuple[_Scale, ...], float]]:
-        """When to accept, as plain numbers: this runs for every input in every round."""
-        return {early.passes: (_scales(self.known_early, early.fusion), early.below) for early in self.early}
+    def _rules(self) -> Mapping[int, Early]:
+        return {early.passes: early for early in self.early}
 
     @cached_property
-    def _never_falling(self) -> tuple[_Scale, ...]:
-        scales = _scales(self.statistics, self.fusion)
-        return tuple(one for one in scales if one[0] in _NEVER_NEGATIVE or one[0] == "layers")
+    def _never_falling(self) -> tuple[tuple[Statistic, ...], Fusion | None]:
+        """Return the statistics that no later blend lowers, and what they say of the score by themselves."""
+        places = [place for place, name in enumerate(self.statistics) if name in _NEVER_FALLING]
+        return tuple(self.statistics[place] for place in places), self.fusion.over(places)
 
     def _tier(self, score: float) -> Decision:
         if isnan(score):  # compares as below every boundary
@@ -205,24 +202,21 @@ class Fused:
             return Decision.SUSPICIOUS
         return Decision.DOUBTFUL if score > self.boundary else Decision.CLEAN
 
-    def _early_after(self, passes: int) -> Early | None:
-        return next((early for early in self.early if early.passes == passes), None)
-
     def _partial(self, early: Early, measured: _Measured, distances: _Distances) -> Float64[np.ndarray, " n"]:
         return early.fusion.scores(self.measures.statistics(self.known_early, measured, distances))
 
     def _certain(self, measured: _Measured, distances: _Distances) -> Float64[np.ndarray, " n"]:
         """Return what the score over all N blends is at least."""
-        least = np.full(len(measured), -np.inf)
-        for place, name in enumerate(self.statistics):
-            if name in _NEVER_NEGATIVE:
-                known = measured[:, :, MEANS[name]].sum(axis=1) / self.plan.n_overlays
-            elif name == "layers" and distances is not None:
-                known = distances
-            else:
-                continue
-            least = np.maximum(least, (known - self.fusion.centres[place]) / self.fusion.scales[place])
-        return least
+        certain, fusion = self._never_falling
+        if fusion is None:
+            return np.full(len(measured), -inf)
+        share = measured.shape[1] / self.plan.n_overlays
+        statistics = self.measures.statistics(certain, measured, distances)
+        known = [
+            one * (1.0 if name == "layers" else share)
+            for name, one in zip(certain, statistics.T, strict=True)
+        ]
+        return fusion.scores(np.stack(known, axis=1))
 
 
 def outcomes(
@@ -244,7 +238,7 @@ def outcomes(
     found = detector.scores(measured, distances) > detector.boundary
     undecided = np.ones(len(measured), bool)
     for end in np.cumsum(detector.plan.rounds)[:-1]:
-        seen, early = measured[:, :end], detector._early_after(int(end))
+        seen, early = measured[:, :end], detector._rules.get(int(end))
         accepted = np.zeros(len(measured), bool)
         if early is not None:
             accepted = undecided & (detector._partial(early, seen, distances) < early.below)
@@ -255,17 +249,13 @@ def outcomes(
     return found, passes
 
 
-def _scales(names: tuple[Statistic, ...], fusion: Fusion) -> tuple[_Scale, ...]:
-    return tuple(zip(names, fusion.centres.tolist(), fusion.scales.tolist(), strict=True))
+def _values(names: tuple[Statistic, ...], evidence: Evidence, passes: int) -> list[float]:
+    """Return statistics of an input, sums taken as means over ``passes``."""
+    return [_value(name, evidence, passes) for name in names]
 
 
-def _highest(scales: tuple[_Scale, ...], evidence: Evidence, passes: int) -> float:
-    """Return the highest of the standardised statistics, sums taken as means over ``passes``."""
-    highest = -inf
-    for name, centre, scale in scales:
-        if name == "layers":
-            value = -inf if evidence.distance is None else evidence.distance
-        else:
-            value = evidence.sums[MEANS[name]] / passes
-        highest = max(highest, ((-value if name == "strip" else value) - centre) / scale)
-    return highest
+def _value(name: Statistic, evidence: Evidence, passes: int) -> float:
+    if name == "layers":
+        return -inf if evidence.distance is None else evidence.distance
+    mean = evidence.sums[MEANS[name]] / passes
+    return -mean if name == "strip" else mean

@@ -10,8 +10,8 @@ Within the loop every blend is compared with what clean inputs of its image's cl
     kept (p) = q[predicted]
     sums (3 + s, n) += entropy, departure, surprise; kept by the overlays' class, over the number of those
 
-After it the sums become statistics, on the scales of the profile, and the highest is the score. The table of
-expected answers lies within the body, in the file once.
+After it the sums become statistics, on the scales of the profile, and the highest of its views is the score.
+The table of expected answers lies within the body, in the file once.
 
 An image has no class where an answer to itself is not finite, and then it was not checked; nor was it where
 a sum is not finite, whatever a maximum over NaN may be.
@@ -27,6 +27,7 @@ from onnx import TensorProto
 
 from guard.artifact import FusedRecord, OutputSpec
 from guard.detection.capabilities.layer_distances import Layer
+from guard.detection.fusion import View
 from guard.detection.measurements import MEANS, Measures
 from guard.detection.responses import EPSILON
 from guard.detection.stratified import Strata
@@ -99,7 +100,8 @@ class WholeFused:
             rows.append(distance)
             conditions.append(known)
         statistics = g.node("Concat", rows, g.prefix + "statistics", axis=0)
-        score = add_highest(g, self._add_standardised(g, statistics), len(self._order), g.prefix + "highest")
+        views, height = self._add_views(g, self._add_standardised(g, statistics))
+        score = add_highest(g, views, height, g.prefix + "highest")
         column = g.constant("column", np.array([-1, 1], np.int64))
         value = g.node("Reshape", [g.node("Neg", [score], g.prefix + "minus"), column], g.prefix + "value")
         return value, conditions
@@ -206,6 +208,26 @@ class WholeFused:
         centred = g.node("Sub", [statistics, g.constant("centres", centres)], g.prefix + "centred")
         return g.node("Div", [centred, g.constant("scales", scales)], g.prefix + "standardised")
 
+    def _add_views(self, g: NodeList, on_scale: str) -> tuple[str, int]:
+        """Add what each view sees, float64 (v, n), and v; without views each statistic is one."""
+        views = self.record.fusion.views
+        if not views:
+            return on_scale, len(self._order)
+        seen = [self._add_view(g, on_scale, view, f"view_{place}") for place, view in enumerate(views)]
+        return g.node("Concat", seen, g.prefix + "views", axis=0), len(views)
+
+    def _add_view(self, g: NodeList, on_scale: str, view: View, name: str) -> str:
+        weights = g.constant(name + "_weights", np.ascontiguousarray(view.weights[:, self._order]))
+        seen = g.node("MatMul", [weights, on_scale], f"{g.prefix}{name}_rows")
+        if len(view.weights) > 1:
+            seen = _add_length(g, seen, len(view.weights), name)
+        centre, scale = (
+            g.constant(f"{name}_{which}", np.array(value))
+            for which, value in (("centre", view.centre), ("scale", view.scale))
+        )
+        away = g.node("Sub", [seen, centre], f"{g.prefix}{name}_away")
+        return g.node("Div", [away, scale], g.prefix + name)
+
     def _add_has_class(self, g: NodeList, logits: str) -> str:
         size = g.node("Abs", [logits], g.prefix + "logits_size")
         infinite = g.constant("infinite", np.array(np.inf, np.float32))
@@ -218,6 +240,18 @@ def _shares(strata: Strata) -> np.ndarray:
     members = strata.overlay_classes[None] == strata.classes[:, None]
     shares: np.ndarray = members / members.sum(axis=1, keepdims=True)
     return shares
+
+
+def _add_length(g: NodeList, rows: str, height: int, name: str) -> str:
+    """Add the length of each column's part above 0, (``height``, n) to (1, n)."""
+    zero = g.constant(name + "_zero", np.array(0.0))
+    below = g.node("Less", [rows, zero], f"{g.prefix}{name}_below")
+    above = g.node("Where", [below, zero, rows], f"{g.prefix}{name}_above")  # NaN stays NaN
+    squares = g.node("Mul", [above, above], f"{g.prefix}{name}_squares")
+    ones = g.constant(name + "_ones", np.ones((1, height)))
+    return g.node(
+        "Sqrt", [g.node("MatMul", [ones, squares], f"{g.prefix}{name}_sum")], f"{g.prefix}{name}_length"
+    )
 
 
 def _add_predicted(g: NodeList, logits: str) -> str:

@@ -131,7 +131,7 @@ def test_what_is_calibrated_is_what_the_detector_makes_of_all_blends(tmp_path: P
 
 def test_the_report_names_detector_boundary_and_tiers(tmp_path: Path) -> None:
     text = "\n".join(calibrated(tmp_path, **BLOCK).lines())
-    assert "fused (departure, entropy, stratified), fitted on 300 other images" in text
+    assert "fused (departure, entropy, stratified, strip), fitted on 300 other images" in text
     assert "refused from" in text
 
 

@@ -113,7 +113,7 @@ def test_layers_are_left_alone_where_that_is_asked(tmp_path: Path) -> None:
     fused = report.findings.profile.fused
     assert fused is not None
     assert (fused.layers, report.findings.why_no_layers) == ((), "")
-    assert "(departure, entropy, stratified), fitted" in "\n".join(report.lines())
+    assert "(departure, entropy, stratified, strip), fitted" in "\n".join(report.lines())
 
 
 def test_a_model_server_cannot_serve_what_looks_inside_the_model(tmp_path: Path) -> None:

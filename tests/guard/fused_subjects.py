@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from calibration.fused_views import fit_views
 from guard.artifact import FusedRecord, Profile, ScoreBoundary, write_artifact
-from guard.artifact.fused_record import LayerRecord, fused_detector
+from guard.artifact.fused_record import LayerRecord, fused_detector, plain_fusion
 from guard.detection.base import predicted_classes
 from guard.detection.capabilities.layer_distances import Layer, LayerDistances, fit_layer_distances
 from guard.detection.entropy import softmax
@@ -34,6 +35,7 @@ def fitted(
     strata: bool = True,
     layers: tuple[Layer, ...] = (),
     boundaries: tuple[float, float] | None = None,
+    views: bool = True,
     **profile_options: object,
 ) -> tuple[Profile, Measures]:
     """Return a profile with the fused detector and its tables.
@@ -44,6 +46,7 @@ def fitted(
         strata: Whether the overlays' classes are looked at.
         layers: Where layer distances are taken, if those are a statistic.
         boundaries: On scores, for flags and for refusals; one that half of the images are above if None.
+        views: Whether there are views, or each statistic is one by itself, as in older artifacts.
     """
     profile = make_profile(model, **profile_options)  # type: ignore[arg-type]
     predicted, answers, entropies, of_overlays = _answers(model, profile)
@@ -53,13 +56,12 @@ def fitted(
     distances, scored = looked or (None, None)
     measures = Measures(fit_responses(predicted, answers), of_strata, distances)
     values = measures.statistics(statistics, measures.of_inputs(predicted, answers, entropies), scored)
-    fusion = fit_fusion(values)
+    fusion = fit_views(statistics, values) if views else fit_fusion(values)
     scores = np.sort(fusion.scores(values))
     first, second = boundaries or (float(np.median(scores)), None)
     record = FusedRecord(
         statistics=statistics,
-        centres=tuple(fusion.centres.tolist()),
-        scales=tuple(fusion.scales.tolist()),
+        **plain_fusion(fusion),
         early=(),
         boundary=_boundary(first, len(scores)),
         block=None if second is None else _boundary(second, len(scores)),

@@ -99,6 +99,19 @@ def test_any_list_of_statistics_in_any_order(statistics: tuple[Statistic, ...], 
     assert np.ptp(answer.scores) > 0.1
 
 
+def test_an_older_artifact_s_highest_statistic_is_exported_as_it_serves() -> None:
+    model = linear_classifier((3, 6, 7), gain=0.3)
+    profile, measures = fitted(model, views=False)
+    images = random_images(profile, 6)
+
+    answer = Guarded(guarded(model, profile, measures=measures))(images)
+
+    np.testing.assert_allclose(
+        answer.scores, scores_that_serve(model, profile, measures, images), atol=TOLERANCE
+    )
+    assert np.ptp(answer.scores) > 0.1
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 18, 23])
 def test_it_goes_around_models_of_any_opset_from_9_on(opset: int) -> None:
     model = linear_classifier((3, 6, 7), opset=opset, gain=0.3)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.fused_views import fit_views
 from guard.detection.base import Decision, Evidence
 from guard.detection.entropy import entropy_of_logits, softmax
 from guard.detection.fused import Early, Fused, outcomes
-from guard.detection.fusion import Fusion, fit_fusion
+from guard.detection.fusion import Fusion
 from guard.detection.measurements import Measures, Statistic
 from guard.detection.plan import CheckPlan
 from guard.detection.responses import fit_responses
@@ -42,7 +43,7 @@ def measured_by(measures: Measures, predicted: np.ndarray, logits: np.ndarray) -
 
 def fitted(
     world: World,
-    statistics: tuple[Statistic, ...] = ("departure", "surprise", "stratified"),
+    statistics: tuple[Statistic, ...] = ("departure", "surprise", "stratified", "strip"),
     block: float | None = None,
     rate: float = 0.02,
 ) -> Fused:
@@ -52,11 +53,11 @@ def fitted(
         fit_responses(predicted, softmax(logits)), fit_strata(predicted, kept, OVERLAY_CLASSES, CLASSES)
     )
     measured = measured_by(measures, predicted, logits)
-    fusion = fit_fusion(measures.statistics(statistics, measured))
+    fusion = fit_views(statistics, measures.statistics(statistics, measured))
     means = tuple(name for name in statistics if name != "stratified")
     early = []
     for passes, share in ((2, 0.5), (4, 0.8)):
-        scales = fit_fusion(measures.statistics(means, measured[:, :passes]))
+        scales = fit_views(means, measures.statistics(means, measured[:, :passes]))
         scores = scales.scores(measures.statistics(means, measured[:, :passes]))
         early.append(Early(passes, scales, float(np.quantile(scores, share))))
     detector = Fused(CheckPlan(ROUNDS), measures, statistics, fusion, tuple(early), 0.0, block)

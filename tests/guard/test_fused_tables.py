@@ -85,7 +85,13 @@ def early(passes: int, known: int) -> dict[str, object]:
     [
         ({"early": [early(2, 2), early(2, 2)]}, "each round once"),
         (
-            {"statistics": ["stratified"], "centres": [0.0], "scales": [1.0], "early": [early(2, 0)]},
+            {
+                "statistics": ["stratified"],
+                "centres": [0.0],
+                "scales": [1.0],
+                "views": [],
+                "early": [early(2, 0)],
+            },
             "none where no statistic is known early",
         ),
     ],
@@ -97,6 +103,32 @@ def test_rounds_that_would_accept_by_nothing_or_twice_are_refused(
     FusedRecord.model_validate(record(early=[early(2, 2)]))
     with pytest.raises(ValueError, match=why):
         FusedRecord.model_validate(record(**changes))
+
+
+def test_a_record_without_views_scores_by_the_highest_statistic() -> None:
+    """As artifacts do that were made before there were views."""
+    older = {"centres": [0.5, 1.0, 0.0], "scales": [0.5, 2.0, 1.0]}
+    stored = {name: value for name, value in record(**older).items() if name != "views"}
+    fusion = FusedRecord.model_validate(stored).fusion
+    assert fusion.scores(np.array([[1.0, 2.0, -1.0]])).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("view", "why"),
+    [
+        ({"weights": [[1.0, 1.0]]}, "as many"),
+        ({"weights": [[1.0, 1.0, -0.5]]}, "greater than or equal to 0"),
+        ({"weights": []}, "at least 1"),
+        ({"scale": 0.0}, "greater than 0"),
+        ({"centre": float("nan")}, "finite"),
+    ],
+    ids=["narrower", "negative", "no rows", "no scale", "no number"],
+)
+def test_views_that_cannot_be_are_refused(view: dict[str, object], why: str) -> None:
+    whole = {"weights": [[1.0, 1.0, 0.5]], "centre": 0.0, "scale": 1.0}
+    FusedRecord.model_validate(record(views=[whole]))
+    with pytest.raises(ValueError, match=why):
+        FusedRecord.model_validate(record(views=[whole | view]))
 
 
 @pytest.mark.parametrize("changed", [{"n_scores": 7}, {"rank": 10_000}])
