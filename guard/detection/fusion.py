@@ -38,7 +38,7 @@ LEAST_SCALE: Final = 1e-3
 """Of a statistic that clean inputs hardly move; on a smaller one the rounding of float32, 6e-8, would be more
 than the margin that a boundary keeps from scores that repeat (:mod:`calibration.threshold`)."""
 
-_Row = tuple[tuple[int, float], ...]
+_Row = tuple[tuple[tuple[int, float], ...], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +104,17 @@ class Fusion:
 
     def score(self, statistics: Sequence[float]) -> float:
         """Return the same of one input, fast: this runs for every input in every round."""
-        on_scale = [(x - centre) / scale for x, (centre, scale) in zip(statistics, self._plain, strict=True)]
         highest = -inf
         for rows, centre, scale in self._rows:
-            sums = [sum(weight * on_scale[place] for place, weight in row) for row in rows]
-            together = sums[0] if len(sums) == 1 else sqrt(sum(one * one for one in sums if one > 0.0))
-            highest = max(highest, (together - centre) / scale)
+            squares = total = 0.0
+            for weights, start in rows:
+                total = start
+                for place, weight in weights:
+                    total += weight * statistics[place]
+                if total > 0.0:
+                    squares += total * total
+            seen = ((total if len(rows) == 1 else sqrt(squares)) - centre) / scale
+            highest = max(highest, seen)
         return highest
 
     def over(self, places: Sequence[int]) -> Fusion | None:
@@ -126,16 +131,18 @@ class Fusion:
         return None if blind or not kept else Fusion(self.centres[kept], self.scales[kept], views)
 
     @cached_property
-    def _plain(self) -> list[tuple[float, float]]:
-        return list(zip(self.centres.tolist(), self.scales.tolist(), strict=True))
-
-    @cached_property
     def _rows(self) -> tuple[tuple[tuple[_Row, ...], float, float], ...]:
-        """Return the views as plain numbers, weights of 0 left out."""
+        """Return the views as plain numbers."""
         alone = tuple(View(row[None]) for row in np.eye(len(self.centres)))
         return tuple(
-            (tuple(_weighed(row) for row in view.weights.tolist()), view.centre, view.scale)
-            for view in (self.views or alone)
+            (tuple(map(self._row, view.weights)), view.centre, view.scale) for view in (self.views or alone)
+        )
+
+    def _row(self, weights: Float64[np.ndarray, " s"]) -> _Row:
+        """Return the weights of a row that are not 0, of statistics as they are, and what it starts from."""
+        bare = weights / self.scales
+        return tuple((int(place), float(bare[place])) for place in np.flatnonzero(weights)), -float(
+            bare @ self.centres
         )
 
 
@@ -152,7 +159,3 @@ def fit_fusion(statistics: Float[np.ndarray, "n s"]) -> Fusion:
     values = statistics.astype(np.float64)
     centres = np.median(values, axis=0)
     return Fusion(centres, np.maximum(np.quantile(values, UPPER, axis=0) - centres, LEAST_SCALE))
-
-
-def _weighed(row: list[float]) -> _Row:
-    return tuple((place, weight) for place, weight in enumerate(row) if weight)
