@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from guard.dataplane import ServedModel
 from guard.dataplane.drift_counts import DriftCounts
 from guard.dataplane.drift_watch import DriftWatch
 from guard.dataplane.intake import Intake, check_declaration
+from guard.dataplane.opinion_counts import OpinionCounts
+from guard.dataplane.second_opinions import Consultant, close_all
 from guard.dataplane.share import Share
 from guard.errors import SettingsError
 from guard.metrics import Metrics
@@ -42,7 +45,7 @@ __all__ = [
     "open_upstreams",
     "require_places",
     "runtime_options_of",
-    "watch_drift",
+    "watch_inputs",
     "worker_settings",
 ]
 
@@ -62,6 +65,7 @@ def runtime_options_of(settings: Settings, model: str) -> RuntimeOptions:
         )
     return RuntimeOptions(
         precision=own.precision or settings.precision,
+        second_opinions=_second_opinions_of(settings, model) != "off",
         cuda_graphs=cuda_graphs,
         device=settings.device,
         threads=settings.threads or None,
@@ -97,19 +101,32 @@ def declare_encoded_images(models: Mapping[str, ServedModel], settings: Settings
         models[name].encoded_input = encoded.input or ""
 
 
-def watch_drift(models: Mapping[str, ServedModel], settings: Settings, registry: CollectorRegistry) -> None:
-    """Have the inputs of all models watched, and what is seen counted."""
-    counts = DriftCounts(registry)
+def watch_inputs(
+    models: Mapping[str, ServedModel], settings: Settings, registry: CollectorRegistry, tell: OnEvent
+) -> Callable[[], Awaitable[None]]:
+    """Have the inputs of all models watched, and others asked about them; return what ends that."""
+    drift, opinions = DriftCounts(registry), OpinionCounts(registry)
     for name, served in models.items():
-        watch = DriftWatch(
+        share = settings.full_check_share_of(name)
+        served.watch = DriftWatch(
             served.slot,
-            Share(settings.full_check_share_of(name), np.random.default_rng()),
-            counts,
+            Share(share, np.random.default_rng()),
+            drift,
             false_alarm_rate=settings.drift_false_alarm_rate,
             cusum_limit=settings.drift_cusum_limit,
         )
-        served.watch = watch
-        counts.add_model(name, watch.watched)
+        drift.add_model(name, served.watch.watched)
+        wanted = _second_opinions_of(settings, name)
+        if wanted != "off":
+            sampled = Share(share if wanted == "sampled" else 0.0, np.random.default_rng())
+            served.consultant = Consultant(served.slot, sampled, opinions, tell)
+            opinions.add_model(name)
+    return partial(close_all, [served.consultant for served in models.values() if served.consultant])
+
+
+def _second_opinions_of(settings: Settings, model: str) -> str:
+    own = settings.models.get(model, ModelSettings()).second_opinions
+    return settings.second_opinions if own is None else own
 
 
 def limits_of(settings: Settings) -> CanaryLimits:

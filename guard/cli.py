@@ -100,7 +100,9 @@ class Verify:
         from guard.runtime.loader import RuntimeOptions, load_model
 
         model = load_model(
-            arguments.directory.resolve().parent.name, arguments.directory, RuntimeOptions(device="cpu")
+            arguments.directory.resolve().parent.name,
+            arguments.directory,
+            RuntimeOptions(device="cpu", second_opinions=True),
         )
         model.close()
         profile = model.profile
@@ -111,6 +113,8 @@ class Verify:
         print(f"  probe     {_PROBED if model.probed else _UNPROBED}")
         for name, (_, boundary) in zip(("boundary", "refused"), boundaries_of(profile), strict=False):
             print(f"  {name:<10}{value_text(boundary)}, false rejections {promise_text(boundary)}")
+        for place, (name, why_off) in enumerate(model.opinions.told):
+            print(f"  {'' if place else 'asks also':<10}{name}{f', off: {why_off}' if why_off else ''}")
         return 0
 
 

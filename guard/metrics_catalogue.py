@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from guard.detection.capabilities.opinion import OPINIONS
 from guard.detection.drift import DriftState
 from guard.detection.superimpose import BLEND_RULES
 from guard.detection.threshold import Policy, Verdict
@@ -26,6 +27,7 @@ from guard.metrics_labels import (
     Finding,
     Outcome,
     Recorded,
+    SecondOpinionOutcome,
     ShedReason,
     Stage,
     SwapOutcome,
@@ -48,6 +50,7 @@ __all__ = [
     "Finding",
     "Outcome",
     "Recorded",
+    "SecondOpinionOutcome",
     "ShedReason",
     "Spec",
     "Stage",
@@ -205,6 +208,24 @@ _SPECS: Final = (
         "histogram",
         "Exact p-values of inputs picked to have all blends; uniform while nothing has changed.",
         _MODEL,
+        _P_VALUES,
+    ),
+    Spec(
+        "guard_second_opinions_total",
+        "counter",
+        "What capabilities beside the check say of inputs that it has judged; they never change a verdict.",
+        {
+            **_MODEL,
+            "capability": OPINIONS,
+            "verdict": (Verdict.ACCEPT, Verdict.FLAG, Verdict.REJECT),
+            "outcome": tuple(SecondOpinionOutcome),
+        },
+    ),
+    Spec(
+        "guard_second_opinion_p_value",
+        "histogram",
+        "p-values that capabilities give accepted inputs; uniform but for what triggers pass the check.",
+        {**_MODEL, "capability": OPINIONS},
         _P_VALUES,
     ),
     Spec(

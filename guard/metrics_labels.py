@@ -16,6 +16,7 @@ __all__ = [
     "Finding",
     "Outcome",
     "Recorded",
+    "SecondOpinionOutcome",
     "ShedReason",
     "Stage",
     "SwapOutcome",
@@ -137,6 +138,15 @@ class Recorded(StrEnum):
 
     WRITTEN = "written"
     LOST = "lost"
+
+
+class SecondOpinionOutcome(StrEnum):
+    """Whether a second opinion has the verdict of the check; dropped where there was no time to ask."""
+
+    AGREES = "agrees"
+    DISAGREES = "disagrees"
+    FAILED = "failed"
+    DROPPED = "dropped"
 
 
 class SwapOutcome(StrEnum):

@@ -23,7 +23,15 @@ _TARGET: Final = re.compile(r"unix:/.+|[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0
 _THIS_MACHINE: Final = {"localhost", "[::1]", "0.0.0.0", "[::]"}
 _OF_THE_DEVICE: Final = ("precision", "cuda_graphs")
 _ONLY_GUARDED: Final = (
-    *("policy", "on_uncheckable", "sampling", "full_check_share", "upstream_check", "upstream_load"),
+    *(
+        "policy",
+        "on_uncheckable",
+        "sampling",
+        "full_check_share",
+        "second_opinions",
+        "upstream_check",
+        "upstream_load",
+    ),
     *_OF_THE_DEVICE,
     *("encoded_images", "upstream_max_batch_size"),
 )
@@ -64,6 +72,7 @@ class ModelSettings(BaseModel):
         on_uncheckable: See :class:`~guard.settings.Settings`.
         sampling: See :class:`~guard.settings.Settings`.
         full_check_share: See :class:`~guard.settings.Settings`.
+        second_opinions: See :class:`~guard.settings.Settings`.
         precision: See :class:`~guard.settings.Settings`.
         cuda_graphs: See :class:`~guard.settings.Settings`.
         guarded: Whether its requests are checked. If not, they are passed on to the model server as they are,
@@ -90,6 +99,7 @@ class ModelSettings(BaseModel):
     on_uncheckable: OnUncheckable | None = None
     sampling: Rate | None = None
     full_check_share: Rate | None = None
+    second_opinions: Literal["off", "flagged", "sampled"] | None = None
     precision: Precision | None = None
     cuda_graphs: bool | None = None
     guarded: bool = True

@@ -27,7 +27,7 @@ from guard.assembly import (
     open_upstreams,
     require_places,
     runtime_options_of,
-    watch_drift,
+    watch_inputs,
 )
 from guard.control import Control
 from guard.control.announcer import WORDS, Announcer
@@ -38,6 +38,7 @@ from guard.control.keeper import Keeper
 from guard.control.served_versions import ModelRecord
 from guard.control.tools import Tools
 from guard.dataplane import DataPlane, Statistics
+from guard.dataplane.second_opinions import SECOND_OPINION
 from guard.logs import configure_logging
 from guard.metrics import Metrics
 from guard.metrics_server import MetricsServer
@@ -64,6 +65,7 @@ _WORDS: dict[str, tuple[int, str]] = {
     **WORDS,
     CALL: (logging.INFO, "admin call"),
     DENIED: (logging.WARNING, "admin calls denied"),
+    SECOND_OPINION: (logging.INFO, "second opinion"),
 }
 
 
@@ -225,7 +227,7 @@ class GuardServer:
             )
             self._place.require(name, self._keeper.keeper_of(name).record)
         declare_encoded_images(self._keeper.models, settings)
-        watch_drift(self._keeper.models, settings, self.registry)
+        self._exit.push_async_callback(watch_inputs(self._keeper.models, settings, self.registry, self._tell))
         await asyncio.gather(self._fleet.attach(self._keeper.models), self._neighbours.start())
 
     def _load_model(self, name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:

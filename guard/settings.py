@@ -51,10 +51,10 @@ class Settings(BaseSettings):
         metrics_port: HTTP port of /metrics, /healthz and /readyz; 0 picks a free one.
         policy: ``enforce`` refuses suspicious inputs, ``flag`` answers and says so, ``monitor``
             answers at once and only records.
-        on_uncheckable: ``refuse`` fails closed where an input cannot be checked; ``answer``
-            lets it through and counts it.
+        on_uncheckable: ``refuse`` fails closed on what cannot be checked; ``answer`` lets it through, counted
         sampling: Share of the requests that are checked; below 1 only with ``monitor``.
         full_check_share: Share of the checked inputs that get all blends, for scores that drift shows in.
+        second_opinions: About what others are asked: ``flagged``, that and what is ``sampled``, or ``off``.
         drift_false_alarm_rate: Chance that inputs like those of the calibration ever seem to exceed the
             certified rate.
         drift_cusum_limit: Standard deviations, summed up, from which the scores count as moved.
@@ -128,6 +128,7 @@ class Settings(BaseSettings):
     on_uncheckable: OnUncheckable = "refuse"
     sampling: Rate = 1.0
     full_check_share: Rate = 0.01
+    second_opinions: Literal["off", "flagged", "sampled"] = "flagged"
     drift_false_alarm_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001
     drift_cusum_limit: Positive = 12.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -283,7 +284,8 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
         raise SettingsError(
             f"settings file {config} is not there; give the path of a TOML file with --config"
         )
-    chosen = type("Settings", (Settings,), {"model_config": {**Settings.model_config, "toml_file": config}})
+    own = {"model_config": {**Settings.model_config, "toml_file": config}}
+    chosen = type("Settings", (Settings,), own) if config else Settings
     try:
         settings = chosen(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

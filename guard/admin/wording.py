@@ -41,6 +41,8 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     for status in statuses:
+        if status.current is not None:
+            yield from _opinion_lines(status.name, status.current)
         if status.canary is not None:
             yield from canary_lines(status.name, status.canary)
         if status.doing:
@@ -53,6 +55,15 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
             )
         if status.note:
             yield _printable(f"{status.name}: {status.note}")
+
+
+def _opinion_lines(model: str, now: VersionInfo) -> Iterator[str]:
+    asked = [one.name for one in now.second_opinions if not one.why_off]
+    if asked:
+        yield _printable(f"{model}: second opinions are asked of {', '.join(asked)}")
+    for one in now.second_opinions:
+        if one.why_off:
+            yield _printable(f"{model}: no second opinion of {one.name}: {one.why_off}")
 
 
 def canary_lines(model: str, canary: CanaryStatus) -> Iterator[str]:

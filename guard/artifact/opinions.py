@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from guard.artifact.external_data import external_files, parse_model
 from guard.artifact.npy import load_npz
 from guard.detection.capabilities.by_class import ClassMeans
-from guard.detection.capabilities.ibd_psc import Consistency, IbdPsc
+from guard.detection.capabilities.ibd_psc import COPIES, Consistency, IbdPsc
 from guard.detection.capabilities.opinion import Opinion, OpinionName, Space
 from guard.detection.capabilities.scale_up import ScaleUp
 from guard.detection.capabilities.teco_lite import CORRUPTIONS, Robustness, TecoLite
@@ -161,8 +161,13 @@ def read_opinions(
     )
 
 
-def read_copies(data: bytes, where: str) -> onnx.ModelProto:
+def read_copies(data: bytes, classes: int, where: str) -> onnx.ModelProto:
     """Return the amplified copies.
+
+    Args:
+        data: Content of ``amplified.onnx``.
+        classes: k.
+        where: The file, for errors.
 
     Raises:
         UnfitModelError: If that is no ONNX model.
@@ -171,9 +176,15 @@ def read_copies(data: bytes, where: str) -> onnx.ModelProto:
     model = parse_model(data, where)
     if external_files(model, where):
         raise ProfileError(f"{where} keeps weights in other files, expected them inside; calibrate again")
-    outputs = [value.name for value in model.graph.output]
-    if outputs != [COPIES_OUTPUT]:
-        raise ProfileError(f"{where} has the outputs {outputs}, expected {COPIES_OUTPUT!r}; calibrate again")
+    outputs = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+        for value in model.graph.output
+    }
+    if outputs != {COPIES_OUTPUT: [COPIES * classes]}:
+        raise ProfileError(
+            f"{where} gives {outputs}, expected {COPIES_OUTPUT!r} with {COPIES} times {classes} values; "
+            f"calibrate again"
+        )
     return model
 
 

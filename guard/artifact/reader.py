@@ -134,7 +134,7 @@ def _read_opinions(
     each = read_opinions(files[OPINIONS_NAME], on, space, profile.output.classes, probed, where)
     copies = None
     if COPIES_NAME in needed:
-        copies = read_copies(files[COPIES_NAME], str(directory / COPIES_NAME))
+        copies = read_copies(files[COPIES_NAME], profile.output.classes, str(directory / COPIES_NAME))
     return Opinions(each, copies)
 
 

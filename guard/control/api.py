@@ -12,11 +12,25 @@ __all__ = [
     "Control",
     "Failure",
     "ModelStatus",
+    "OpinionInfo",
     "Step",
     "SwapReport",
     "VersionInfo",
     "at_once",
 ]
+
+
+@dataclass(frozen=True)
+class OpinionInfo:
+    """A capability that was calibrated to be asked beside the check.
+
+    Attributes:
+        name: Its name.
+        why_off: Why it is not asked; empty where it is.
+    """
+
+    name: str
+    why_off: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class VersionInfo:
         boundary: Of that score; what is above it is suspicious.
         block_boundary: A higher one, which alone refuses under ``enforce``; None where there are no two.
         block_certified_frr: Bound of the share of clean inputs beyond that; None where there is none.
+        second_opinions: Capabilities that were calibrated to be asked beside the check.
     """
 
     version: str
@@ -46,6 +61,7 @@ class VersionInfo:
     boundary: float = 0.0
     block_boundary: float | None = None
     block_certified_frr: float | None = None
+    second_opinions: tuple[OpinionInfo, ...] = ()
 
 
 Agreement = Callable[[VersionInfo], Awaitable[None]]

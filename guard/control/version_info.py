@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guard.artifact.detector import boundaries_of, score_of
-from guard.control.api import VersionInfo
+from guard.control.api import OpinionInfo, VersionInfo
 from guard.runtime.loader import LoadedModel
 
 __all__ = ["version_info"]
@@ -25,4 +25,5 @@ def version_info(model: LoadedModel) -> VersionInfo:
         boundary=score_of(lowest),
         block_boundary=None if block is None else score_of(block),
         block_certified_frr=None if block is None else block.certified_frr,
+        second_opinions=tuple(OpinionInfo(*told) for told in model.opinions.told),
     )

@@ -93,6 +93,8 @@ class Judge:
                 self.reporter.tell(index, finding, reason, self._label(index))
         if self.served.watch is not None:
             self.served.watch.checked(self.model, rows, self.logits, self.reporter.images)
+        if self.served.consultant is not None:
+            self.served.consultant.judged(self.model, findings, self.reporter.images, self.request.id)
         self._log_suspicious(findings)
 
     def _label(self, row: int) -> int:

@@ -9,6 +9,7 @@ from guard.artifact import Preprocessing, Profile
 from guard.dataplane.drift_watch import DriftWatch
 from guard.dataplane.intake import Accepts
 from guard.dataplane.model_server import ModelServer
+from guard.dataplane.second_opinions import Consultant
 from guard.dataplane.share import Share
 from guard.dataplane.trial import Trial
 from guard.detection.threshold import Policy
@@ -34,6 +35,7 @@ class ServedModel:
             itself.
         sampling: Picks the requests that are checked; None where all are.
         watch: Sees whether its inputs drift; None where nobody wants to know.
+        consultant: Asks others about inputs that were judged; None where nobody wants to know.
         encoded: What the operator says of encoded images; None for what the artifact says.
         encoded_input: Name of the model server's input that takes them; empty for that of the artifact.
     """
@@ -45,6 +47,7 @@ class ServedModel:
     upstream: ModelServer | None = None
     sampling: Share | None = None
     watch: DriftWatch | None = None
+    consultant: Consultant | None = None
     encoded: Preprocessing | None = None
     encoded_input: str = ""
 

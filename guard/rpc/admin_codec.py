@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from guard.control.api import CanaryStatus, Failure, ModelStatus, Step, SwapReport, VersionInfo
+from guard.control.api import CanaryStatus, Failure, ModelStatus, OpinionInfo, Step, SwapReport, VersionInfo
 from guard.errors import InvalidRequestError
 from guard.rpc.pb import guard_admin_pb2 as pb
 
@@ -159,6 +159,9 @@ def encode_version(info: VersionInfo) -> pb.VersionInfo:
         boundary=info.boundary,
         block_boundary=info.block_boundary,
         block_certified_frr=info.block_certified_frr,
+        second_opinions=[
+            pb.SecondOpinion(name=one.name, why_off=_as_text(one.why_off)) for one in info.second_opinions
+        ],
     )
 
 
@@ -192,6 +195,7 @@ def decode_version(info: pb.VersionInfo) -> VersionInfo:
         boundary=info.boundary,
         block_boundary=info.block_boundary if info.HasField("block_boundary") else None,
         block_certified_frr=info.block_certified_frr if info.HasField("block_certified_frr") else None,
+        second_opinions=tuple(OpinionInfo(one.name, one.why_off) for one in info.second_opinions),
     )
 
 

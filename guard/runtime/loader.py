@@ -16,6 +16,7 @@ from guard.detection.base import Detector
 from guard.errors import ProfileError
 from guard.runtime.onnx_classifier import OnnxClassifier
 from guard.runtime.opening import RuntimeOptions, open_classifier
+from guard.runtime.opinions import LoadedOpinions, open_opinions
 from guard.runtime.scheduler import Scheduler
 from guard.runtime.upstream_classifier import Predict, UpstreamClassifier
 
@@ -35,6 +36,7 @@ class LoadedModel:
         probe: Images and what the model answered to them at calibration; None for an older artifact.
         score_shift_bits: How far mean entropies of the stored images are off those at calibration, at most;
             None where nothing was asked.
+        opinions: Whom others may ask about what was judged.
         loaded_at: Seconds since the epoch.
     """
 
@@ -48,6 +50,7 @@ class LoadedModel:
     clean_values: np.ndarray
     probe: Probe | None
     score_shift_bits: float | None
+    opinions: LoadedOpinions
     loaded_at: float
 
     @property
@@ -59,6 +62,7 @@ class LoadedModel:
         """Finish what was accepted, then free the device."""
         self.scheduler.close()
         self.classifier.close()
+        self.opinions.close()
 
 
 def load_model(
@@ -91,6 +95,7 @@ def load_model(
     profile = artifact.profile
     detector = detector_of(artifact)
     classifier, shift = _opened(artifact, detector, options, predict_by)
+    opinions = _opinions(artifact, options, classifier)
     scheduler = Scheduler(
         classifier,
         detector,
@@ -111,6 +116,7 @@ def load_model(
         clean_values=_clean_values(profile),
         probe=artifact.probe,
         score_shift_bits=shift,
+        opinions=opinions,
         loaded_at=time.time(),
     )
 
@@ -130,6 +136,18 @@ def _opened(
     if predict_by is not None:
         return _remote(artifact, predict_by), None
     return open_classifier(artifact, detector, options)
+
+
+def _opinions(
+    artifact: Artifact, options: RuntimeOptions, classifier: OnnxClassifier | UpstreamClassifier
+) -> LoadedOpinions:
+    """Open second opinions; where that fails the model's memory is free again."""
+    try:
+        local = classifier if isinstance(classifier, OnnxClassifier) else None
+        return open_opinions(artifact, options, local)
+    except BaseException:
+        classifier.close()
+        raise
 
 
 def _remote(artifact: Artifact, predict_by: Callable[[Profile, str], Predict]) -> UpstreamClassifier:

@@ -28,6 +28,7 @@ class RuntimeOptions:
         max_queue_rows: Rows that may wait or run before requests are shed.
         max_client_rows: Rows of one client that may wait for an answer; None for as many as there is room.
         precision: What the model computes in; None for what it was calibrated in.
+        second_opinions: Whether second opinions are opened, where the artifact holds any.
         cuda_graphs: Whether device calls are filled up to sizes that repeat, and captured on CUDA.
     """
 
@@ -38,6 +39,7 @@ class RuntimeOptions:
     max_client_rows: int | None = None
     precision: Precision | None = None
     cuda_graphs: bool = False
+    second_opinions: bool = False
 
 
 def open_classifier(

@@ -22,7 +22,7 @@ import pytest
 from guard import cli
 from guard.admin.client import Connection
 from guard.admin.wording import swap_lines
-from guard.control.api import CanaryStatus, Failure, SwapReport
+from guard.control.api import CanaryStatus, Failure, OpinionInfo, SwapReport
 from tests.guard.admin_house import PATIENCE_S, House, administering, make_authority, token_file
 from tests.guard.fake_control import FakeControl, version_info
 
@@ -131,6 +131,20 @@ def test_both_boundaries_are_told_where_there_are_two(
     assert lines[3] == f"  refused   {refused}, false rejections 0.1000% certified"
 
 
+def test_status_tells_of_whom_second_opinions_are_asked(guard: Guard, house: House) -> None:
+    asked = (OpinionInfo("scale_up"), OpinionInfo("ibd_psc", "no norm layers"), OpinionInfo("teco_lite"))
+    house.control.tiny = replace(
+        house.control.tiny, current=replace(version_info("1"), second_opinions=asked)
+    )
+
+    run = guard("status", "--admin", house.address)
+
+    assert run.out.splitlines()[2:] == [
+        "tiny: second opinions are asked of scale_up, teco_lite",
+        "tiny: no second opinion of ibd_psc: no norm layers",
+    ]
+
+
 def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: House) -> None:
     house.control.tiny = replace(
         house.control.tiny,
@@ -212,6 +226,7 @@ def test_json_holds_everything(guard: Guard, house: House) -> None:
         "boundary": 0.0,
         "block_boundary": None,
         "block_certified_frr": None,
+        "second_opinions": [],
     }
     assert (status["canary"], shown["figures"], shown["candidate"]["certified_frr"]) == (
         shown,

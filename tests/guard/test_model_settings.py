@@ -88,7 +88,14 @@ def test_settings_of_drift_that_make_no_sense_are_refused(tmp_path: Path, toml: 
 
 
 @pytest.mark.parametrize(
-    "setting", ["policy = 'monitor'", "sampling = 1.0", "full_check_share = 0", "upstream_check = 'local'"]
+    "setting",
+    [
+        "policy = 'monitor'",
+        "sampling = 1.0",
+        "full_check_share = 0",
+        "second_opinions = 'off'",
+        "upstream_check = 'local'",
+    ],
 )
 def test_what_says_how_to_check_has_no_place_where_nothing_is(tmp_path: Path, setting: str) -> None:
     words = refusal(tmp_path, f"[models.words]\nupstream = 'there:1'\nguarded = false\n{setting}")

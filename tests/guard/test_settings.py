@@ -53,6 +53,7 @@ def test_the_defaults_are_those_of_a_guard_that_fails_closed(tmp_path: Path) -> 
         "on_uncheckable": "refuse",
         "sampling": 1.0,
         "full_check_share": 0.01,
+        "second_opinions": "flagged",
         "drift_false_alarm_rate": 0.001,
         "drift_cusum_limit": 12.0,
         "device": "auto",
@@ -252,9 +253,9 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(
         (
             "[models.cats]\npolcy = 'flag'",
             "setting 'models.cats.polcy' is not known; known are policy, on_uncheckable, sampling, "
-            "full_check_share, precision, cuda_graphs, guarded, encoded_images, upstream, upstream_model, "
-            "upstream_version, upstream_load, upstream_check, upstream_max_batch_size, upstream_tls_ca, "
-            "upstream_tls_cert, upstream_tls_key",
+            "full_check_share, second_opinions, precision, cuda_graphs, guarded, encoded_images, upstream, "
+            "upstream_model, upstream_version, upstream_load, upstream_check, upstream_max_batch_size, "
+            "upstream_tls_ca, upstream_tls_cert, upstream_tls_key",
         ),
         (
             "[models.cats.encoded_images]\nmode = 'RGB'",

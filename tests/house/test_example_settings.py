@@ -60,6 +60,7 @@ def test_the_examples_model_table_has_every_setting_of_a_model_and_parses(tmp_pa
         on_uncheckable="answer",
         sampling=1.0,
         full_check_share=0.01,
+        second_opinions="flagged",
         precision="exact",
         cuda_graphs=False,
         guarded=True,

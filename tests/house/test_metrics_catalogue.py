@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from guard.control.canary_counts import CanaryCounts
 from guard.control.counts import SwapCounts
 from guard.dataplane.drift_counts import DriftCounts
+from guard.dataplane.opinion_counts import OpinionCounts
 from guard.dataplane.trial import Pair, Seen
 from guard.detection.drift import Budget, DriftMonitor, DriftState
 from guard.detection.threshold import Policy, Verdict
@@ -30,6 +31,7 @@ from guard.metrics_catalogue import (
     RPC_METHODS,
     AnsweredBy,
     CanaryOutcome,
+    SecondOpinionOutcome,
     Spec,
     SwapOutcome,
 )
@@ -85,6 +87,12 @@ def everything_happens(metrics: Metrics) -> None:
     metrics.device_batch("resnet", pairs=40, seconds=0.01)
     for shed in ShedReason:
         metrics.shed("resnet", shed)
+
+
+def everything_is_asked_about(counts: OpinionCounts) -> None:
+    counts.add_model("resnet")
+    counts.heard("resnet", "scale_up", Verdict.FLAG, SecondOpinionOutcome.AGREES)
+    counts.accepted("resnet", "scale_up", 0.5)
 
 
 def everything_is_swapped(counts: SwapCounts) -> None:
@@ -166,6 +174,7 @@ def test_what_is_exposed_is_the_catalogue(registry: CollectorRegistry, metrics: 
     everything_is_tried(CanaryCounts(registry))
     everything_is_asked_of_a_server(UpstreamCounts(registry))
     everything_is_watched(DriftCounts(registry))
+    everything_is_asked_about(OpinionCounts(registry))
     WorkerCounts(registry)
 
     seen: dict[str, tuple[str, str, set[str]]] = {}

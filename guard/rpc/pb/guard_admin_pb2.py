@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eguard/rpc/pb/guard_admin.proto\x12\x0eguard.admin.v1\"\x1e\n\rStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x0eStatusResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.guard.admin.v1.ModelStatus\"=\n\x0bSwapRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"C\n\x12StartCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\"\x1f\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\"\n\x11StopCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xaa\x02\n\x0bVersionInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x15\n\rboundary_bits\x18\x04 \x01(\x01\x12\x1a\n\rcertified_frr\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tloaded_at\x18\x06 \x01(\x01\x12\x10\n\x08\x64\x65tector\x18\x07 \x01(\t\x12\x10\n\x08\x62oundary\x18\x08 \x01(\x01\x12\x1b\n\x0e\x62lock_boundary\x18\t \x01(\x01H\x01\x88\x01\x01\x12 \n\x13\x62lock_certified_frr\x18\n \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_certified_frrB\x11\n\x0f_block_boundaryB\x16\n\x14_block_certified_frr\"5\n\x07\x46\x61ilure\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\xef\x01\n\x0c\x43\x61naryStatus\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12:\n\x07\x66igures\x18\x06 \x03(\x0b\x32).guard.admin.v1.CanaryStatus.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf8\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12,\n\x07\x63urrent\x18\x03 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\x10\n\x08previous\x18\x04 \x03(\t\x12\x11\n\tavailable\x18\x05 \x03(\t\x12,\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x1c.guard.admin.v1.CanaryStatus\x12-\n\x0clast_failure\x18\x07 \x01(\x0b\x32\x17.guard.admin.v1.Failure\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\r\n\x05\x64oing\x18\t \x01(\t\"&\n\x04Step\x12\r\n\x05words\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xc4\x01\n\nSwapReport\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x03old\x18\x02 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12(\n\x03new\x18\x03 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\x12\x0c\n\x04note\x18\x06 \x01(\t\x12#\n\x05steps\x18\x07 \x03(\x0b\x32\x14.guard.admin.v1.Step2\xd2\x03\n\nGuardAdmin\x12I\n\x06Status\x12\x1d.guard.admin.v1.StatusRequest\x1a\x1e.guard.admin.v1.StatusResponse\"\x00\x12\x41\n\x04Swap\x12\x1b.guard.admin.v1.SwapRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12I\n\x08Rollback\x12\x1f.guard.admin.v1.RollbackRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12Q\n\x0bStartCanary\x12\".guard.admin.v1.StartCanaryRequest\x1a\x1c.guard.admin.v1.CanaryStatus\"\x00\x12G\n\x07Promote\x12\x1e.guard.admin.v1.PromoteRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12O\n\nStopCanary\x12!.guard.admin.v1.StopCanaryRequest\x1a\x1c.guard.admin.v1.CanaryStatus\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eguard/rpc/pb/guard_admin.proto\x12\x0eguard.admin.v1\"\x1e\n\rStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x0eStatusResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.guard.admin.v1.ModelStatus\"=\n\x0bSwapRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\" \n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\"C\n\x12StartCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\"\x1f\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\"\n\x11StopCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\".\n\rSecondOpinion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07why_off\x18\x02 \x01(\t\"\xe2\x02\n\x0bVersionInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\x15\n\rboundary_bits\x18\x04 \x01(\x01\x12\x1a\n\rcertified_frr\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tloaded_at\x18\x06 \x01(\x01\x12\x10\n\x08\x64\x65tector\x18\x07 \x01(\t\x12\x10\n\x08\x62oundary\x18\x08 \x01(\x01\x12\x1b\n\x0e\x62lock_boundary\x18\t \x01(\x01H\x01\x88\x01\x01\x12 \n\x13\x62lock_certified_frr\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x36\n\x0fsecond_opinions\x18\x0b \x03(\x0b\x32\x1d.guard.admin.v1.SecondOpinionB\x10\n\x0e_certified_frrB\x11\n\x0f_block_boundaryB\x16\n\x14_block_certified_frr\"5\n\x07\x46\x61ilure\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\xef\x01\n\x0c\x43\x61naryStatus\x12.\n\tcandidate\x18\x01 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12:\n\x07\x66igures\x18\x06 \x03(\x0b\x32).guard.admin.v1.CanaryStatus.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf8\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12,\n\x07\x63urrent\x18\x03 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\x10\n\x08previous\x18\x04 \x03(\t\x12\x11\n\tavailable\x18\x05 \x03(\t\x12,\n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x1c.guard.admin.v1.CanaryStatus\x12-\n\x0clast_failure\x18\x07 \x01(\x0b\x32\x17.guard.admin.v1.Failure\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\r\n\x05\x64oing\x18\t \x01(\t\"&\n\x04Step\x12\r\n\x05words\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xc4\x01\n\nSwapReport\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x03old\x18\x02 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12(\n\x03new\x18\x03 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfo\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\x12\x0c\n\x04note\x18\x06 \x01(\t\x12#\n\x05steps\x18\x07 \x03(\x0b\x32\x14.guard.admin.v1.Step2\xd2\x03\n\nGuardAdmin\x12I\n\x06Status\x12\x1d.guard.admin.v1.StatusRequest\x1a\x1e.guard.admin.v1.StatusResponse\"\x00\x12\x41\n\x04Swap\x12\x1b.guard.admin.v1.SwapRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12I\n\x08Rollback\x12\x1f.guard.admin.v1.RollbackRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12Q\n\x0bStartCanary\x12\".guard.admin.v1.StartCanaryRequest\x1a\x1c.guard.admin.v1.CanaryStatus\"\x00\x12G\n\x07Promote\x12\x1e.guard.admin.v1.PromoteRequest\x1a\x1a.guard.admin.v1.SwapReport\"\x00\x12O\n\nStopCanary\x12!.guard.admin.v1.StopCanaryRequest\x1a\x1c.guard.admin.v1.CanaryStatus\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,20 +47,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMOTEREQUEST']._serialized_end=342
   _globals['_STOPCANARYREQUEST']._serialized_start=344
   _globals['_STOPCANARYREQUEST']._serialized_end=378
-  _globals['_VERSIONINFO']._serialized_start=381
-  _globals['_VERSIONINFO']._serialized_end=679
-  _globals['_FAILURE']._serialized_start=681
-  _globals['_FAILURE']._serialized_end=734
-  _globals['_CANARYSTATUS']._serialized_start=737
-  _globals['_CANARYSTATUS']._serialized_end=976
-  _globals['_CANARYSTATUS_FIGURESENTRY']._serialized_start=930
-  _globals['_CANARYSTATUS_FIGURESENTRY']._serialized_end=976
-  _globals['_MODELSTATUS']._serialized_start=979
-  _globals['_MODELSTATUS']._serialized_end=1227
-  _globals['_STEP']._serialized_start=1229
-  _globals['_STEP']._serialized_end=1267
-  _globals['_SWAPREPORT']._serialized_start=1270
-  _globals['_SWAPREPORT']._serialized_end=1466
-  _globals['_GUARDADMIN']._serialized_start=1469
-  _globals['_GUARDADMIN']._serialized_end=1935
+  _globals['_SECONDOPINION']._serialized_start=380
+  _globals['_SECONDOPINION']._serialized_end=426
+  _globals['_VERSIONINFO']._serialized_start=429
+  _globals['_VERSIONINFO']._serialized_end=783
+  _globals['_FAILURE']._serialized_start=785
+  _globals['_FAILURE']._serialized_end=838
+  _globals['_CANARYSTATUS']._serialized_start=841
+  _globals['_CANARYSTATUS']._serialized_end=1080
+  _globals['_CANARYSTATUS_FIGURESENTRY']._serialized_start=1034
+  _globals['_CANARYSTATUS_FIGURESENTRY']._serialized_end=1080
+  _globals['_MODELSTATUS']._serialized_start=1083
+  _globals['_MODELSTATUS']._serialized_end=1331
+  _globals['_STEP']._serialized_start=1333
+  _globals['_STEP']._serialized_end=1371
+  _globals['_SWAPREPORT']._serialized_start=1374
+  _globals['_SWAPREPORT']._serialized_end=1570
+  _globals['_GUARDADMIN']._serialized_start=1573
+  _globals['_GUARDADMIN']._serialized_end=2039
 # @@protoc_insertion_point(module_scope)

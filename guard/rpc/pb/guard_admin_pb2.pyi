@@ -55,8 +55,16 @@ class StopCanaryRequest(_message.Message):
     model: str
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
+class SecondOpinion(_message.Message):
+    __slots__ = ("name", "why_off")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHY_OFF_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    why_off: str
+    def __init__(self, name: _Optional[str] = ..., why_off: _Optional[str] = ...) -> None: ...
+
 class VersionInfo(_message.Message):
-    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at", "detector", "boundary", "block_boundary", "block_certified_frr")
+    __slots__ = ("version", "digest", "model_sha256", "boundary_bits", "certified_frr", "loaded_at", "detector", "boundary", "block_boundary", "block_certified_frr", "second_opinions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +75,7 @@ class VersionInfo(_message.Message):
     BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BOUNDARY_FIELD_NUMBER: _ClassVar[int]
     BLOCK_CERTIFIED_FRR_FIELD_NUMBER: _ClassVar[int]
+    SECOND_OPINIONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     model_sha256: str
@@ -77,7 +86,8 @@ class VersionInfo(_message.Message):
     boundary: float
     block_boundary: float
     block_certified_frr: float
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ..., detector: _Optional[str] = ..., boundary: _Optional[float] = ..., block_boundary: _Optional[float] = ..., block_certified_frr: _Optional[float] = ...) -> None: ...
+    second_opinions: _containers.RepeatedCompositeFieldContainer[SecondOpinion]
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., model_sha256: _Optional[str] = ..., boundary_bits: _Optional[float] = ..., certified_frr: _Optional[float] = ..., loaded_at: _Optional[float] = ..., detector: _Optional[str] = ..., boundary: _Optional[float] = ..., block_boundary: _Optional[float] = ..., block_certified_frr: _Optional[float] = ..., second_opinions: _Optional[_Iterable[_Union[SecondOpinion, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("version", "at", "error")
