@@ -8,9 +8,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in a process a core; read before torch is imported
 
-from jaxtyping import install_import_hook
+from tests import checked_types
 
-_HOOK = install_import_hook(["guard", "calibration"], "beartype.beartype")
+checked_types.install()
 
 
 @pytest.hookimpl(wrapper=True)
