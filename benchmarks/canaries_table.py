@@ -9,20 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from calibration.fused_fit import DEFAULT_STATISTICS
-
 __all__ = ["render"]
 
 RESULTS = Path(__file__).with_name("results") / "canaries"
 NONE = "–"
-FUSED = list(DEFAULT_STATISTICS)
 ABOUT = """# Canaries on the zoo
 
 Networks of [zoo.md](zoo.md), asked by `python -m benchmarks.bench_canaries --data FOLDER`; a record of each
 lies in `canaries/`. Canaries were planted in copies of each network and a setting of the check chosen by
 them, on the pool alone, as `guard calibrate --blend auto` does. Then the network's own backdoor was tried
 with every rule at the same certified rate, 1 %. All figures in percent of triggered inputs found; fused is
-the default detector."""
+the detector that was the default then."""
 
 
 def render(folder: Path = RESULTS) -> str:
@@ -49,7 +46,7 @@ def _chosen(records: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 one["subject"],
-                f"{chosen['blend']}, N = {chosen['overlays']}, {_statistics(chosen['statistics'])}",
+                f"{chosen['blend']}, N = {chosen['overlays']}, {_statistics(chosen['statistics'], one)}",
                 _percent(chosen["mean_tpr"]),
                 _percent(_real(real, chosen)),
                 _percent(_real(real, default)),
@@ -103,7 +100,7 @@ def _plantings(records: list[dict[str, Any]]) -> str:
 
 def _is_default(each: dict[str, Any], one: dict[str, Any]) -> bool:
     most = max(tried["overlays"] for tried in one["choice"]["tried"]) if one["choice"]["tried"] else 32
-    return bool(each["statistics"] == FUSED and each["overlays"] == most)
+    return bool(each["statistics"] == _default(one) and each["overlays"] == most)
 
 
 def _real(real: list[dict[str, Any]] | None, setting: dict[str, Any] | None) -> float | None:
@@ -114,8 +111,14 @@ def _real(real: list[dict[str, Any]] | None, setting: dict[str, Any] | None) -> 
     return None
 
 
-def _statistics(names: list[str]) -> str:
-    return "fused" if names == FUSED else " + ".join(names)
+def _statistics(names: list[str], one: dict[str, Any]) -> str:
+    return "fused" if names == _default(one) else " + ".join(names)
+
+
+def _default(one: dict[str, Any]) -> list[str] | None:
+    """Return the statistics of the default detector at the time of the record."""
+    default = one["choice"]["default"]
+    return None if default is None else list(default["statistics"])
 
 
 def _percent(value: float | None) -> str:
