@@ -37,6 +37,7 @@ class Evidence:
         distance: Layer distance of the input itself; None where the detector looks at no layers.
         sums: Of what else was measured of the blends seen, those that the detector needs after each round.
         measured: All that was measured, an array a round.
+        whole: Score over all N blends, where the detector worked it out when it had seen the last of them.
     """
 
     entropy_sum: float = 0.0
@@ -44,6 +45,7 @@ class Evidence:
     distance: float | None = None
     sums: tuple[float, ...] = ()
     measured: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
+    whole: float | None = field(default=None, compare=False)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ Those are inputs that the full score rejects, so the rate holds too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isfinite, isnan
 from operator import add
@@ -110,11 +110,13 @@ class Fused:
         new: list[float] = measured[:, :_SUMMED].sum(axis=0).tolist()
         sums = tuple(map(add, evidence.sums, new)) if evidence.sums else tuple(new)
         passes, seen = evidence.passes + len(measured), (*evidence.measured, measured)
-        return Evidence(sums[ENTROPY], passes, evidence.distance, sums, seen)
+        now = Evidence(sums[ENTROPY], passes, evidence.distance, sums, seen)
+        last = passes >= self.plan.n_overlays and self._is_finite(now)
+        return replace(now, whole=self._whole(now)) if last else now
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
-        if not all(map(isfinite, evidence.sums)) or not self._is_known(evidence.distance):
+        if not self._is_finite(evidence):
             return Decision.FAILED
         if evidence.passes >= self.plan.n_overlays:
             return self._tier(self._whole(evidence))
@@ -164,11 +166,14 @@ class Fused:
     def _highest_boundary(self) -> float:
         return self.boundary if self.block_boundary is None else self.block_boundary
 
-    def _is_known(self, distance: float | None) -> bool:
-        return self.layers is None or (distance is not None and isfinite(distance))
+    def _is_finite(self, evidence: Evidence) -> bool:
+        known = self.layers is None or (evidence.distance is not None and isfinite(evidence.distance))
+        return known and all(map(isfinite, evidence.sums))
 
     def _whole(self, evidence: Evidence) -> float:
         """Return the score of an input of which all N blends were measured."""
+        if evidence.whole is not None:
+            return evidence.whole
         distances = None if evidence.distance is None else np.array([evidence.distance])
         return float(self.scores(np.concatenate(evidence.measured)[None], distances)[0])
 

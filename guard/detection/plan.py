@@ -8,7 +8,9 @@ accepts at the ends of some of them (:mod:`guard.detection.fused`), so there its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 __all__ = ["CheckPlan", "default_rounds"]
@@ -31,7 +33,7 @@ class CheckPlan:
         if not self.rounds or min(self.rounds) < 1:
             raise ValueError(f"rounds must be positive and at least one, got {self.rounds}")
 
-    @property
+    @cached_property
     def n_overlays(self) -> int:
         """N, the number of blends of an input that is never accepted early."""
         return sum(self.rounds)
@@ -42,11 +44,17 @@ class CheckPlan:
         Raises:
             ValueError: If ``passes`` is not the end of a round, or all rounds are done.
         """
+        found = self._by_start.get(passes)
+        if found is None:
+            raise ValueError(
+                f"no round starts after {passes} passes; rounds start at {tuple(self._by_start)}"
+            )
+        return found
+
+    @cached_property
+    def _by_start(self) -> Mapping[int, range]:
         bounds = (0, *accumulate(self.rounds))
-        for start, stop in pairwise(bounds):
-            if start == passes:
-                return range(start, stop)
-        raise ValueError(f"no round starts after {passes} passes; rounds start at {bounds[:-1]}")
+        return {start: range(start, stop) for start, stop in pairwise(bounds)}
 
 
 def default_rounds(n_overlays: int) -> tuple[int, ...]:
