@@ -46,6 +46,7 @@ class Load:
 
     Attributes:
         outcomes: Of every request that was sent, once stopped.
+        pause_s: May be changed while clients ask.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Load:
     ) -> None:
         self.outcomes: list[Outcome] = []
         self._address, self._model, self._images = address, model, images
-        self._clients, self._pause_s = clients, pause_s
+        self._clients, self.pause_s = clients, pause_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
 
@@ -81,7 +82,7 @@ class Load:
             while not self._stop.is_set():
                 self.outcomes.append(await self._send(stub, self._images[row % len(self._images)]))
                 row += self._clients
-                await asyncio.sleep(self._pause_s)
+                await asyncio.sleep(self.pause_s)
 
     async def _send(self, stub: rpc.GRPCInferenceServiceStub, image: np.ndarray) -> Outcome:
         request = pb.ModelInferRequest(model_name=self._model, raw_input_contents=[image.tobytes()])
