@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --constraint constraints.txt
 
 export ORT_DISABLE_TELEMETRY := 1
+unexport PYTHONDONTWRITEBYTECODE  # tests and the demo start a hundred processes, which need not compile guard each
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all peers test-peers check format proto bench bench-serving clean
@@ -17,7 +18,7 @@ setup: $(VENV)/.developer  ## Make .venv with everything a CPU-only machine need
 demo: $(VENV)/.developer  ## Calibrate a backdoored CIFAR-10 model, serve it guarded, attack it, heal it, swap it in, show the result
 	$(BIN)/python -m benchmarks.demo
 
-test: $(VENV)/.developer  ## Run the tests (about four minutes)
+test: $(VENV)/.developer  ## Run the tests (about four minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-all: $(VENV)/.developer  ## Run the slow tests and those against Ray and other projects' servers and clients too
