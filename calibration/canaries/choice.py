@@ -48,7 +48,7 @@ STANDS_FOR: Final[Mapping[Statistic, str]] = MappingProxyType(
         "stratified": "source_specific",
     }
 )
-"""The canary that shows what a statistic is there for."""
+"""The canary that shows what a statistic is there for; ``strip`` adds to what others see."""
 
 HANDICAP: Final = 0.05
 """Mean TPR that must be gained for each statistic left out without its canary: what it is there for may then
@@ -208,8 +208,8 @@ def choose_setting(tried: Sequence[Found], default: Setting) -> Found:
 
 def _rank(found: Found, default: Setting) -> tuple[float, int, bool, bool]:
     setting = found.setting
-    left_out = set(default.statistics) - set(setting.statistics)
-    blind = sum(STANDS_FOR.get(name) not in found.tpr for name in left_out)
+    left_out = STANDS_FOR.keys() & set(default.statistics) - set(setting.statistics)
+    blind = sum(STANDS_FOR[name] not in found.tpr for name in left_out)
     return (
         round(found.mean_tpr - HANDICAP * blind, 2),
         -setting.overlays,
@@ -223,7 +223,7 @@ def _left_out(chosen: Found, default: Found | None) -> Iterable[str]:
     usual = () if default is None else default.setting.statistics
     for name in usual:
         kind = STANDS_FOR.get(name)
-        if name not in chosen.setting.statistics and kind not in chosen.tpr:
+        if kind is not None and name not in chosen.setting.statistics and kind not in chosen.tpr:
             yield f"left out: {name}; a {kind} backdoor may go unseen, and no such canary was planted"
 
 
