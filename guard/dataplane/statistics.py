@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,12 +51,30 @@ class _Counts:
         self.compute.add(compute_ns)
 
 
-@dataclass(eq=False)
 class Booking:
-    """One request under way; it has failed unless it is given an answer."""
+    """One request under way, for a ``with`` block; it has failed unless it is given an answer.
 
-    version: str
-    response: InferResponse | None = None
+    Args:
+        request: As it is put to a model that is served.
+        version: The one that it is counted under unless another answers.
+        ended: Told at the end, with the nanoseconds that it took.
+    """
+
+    def __init__(
+        self, request: InferRequest, version: str, ended: Callable[[InferRequest, Booking, int], None]
+    ) -> None:
+        self.version = version
+        self.response: InferResponse | None = None
+        self._request = request
+        self._ended = ended
+        self._began = 0
+
+    def __enter__(self) -> Booking:
+        self._began = time.perf_counter_ns()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended(self._request, self, time.perf_counter_ns() - self._began)
 
     def answer(self, response: InferResponse) -> InferResponse:
         """Take note of the answer, and return it."""
@@ -73,9 +90,8 @@ class Statistics:
     def __init__(self) -> None:
         self._counts: defaultdict[tuple[str, str], _Counts] = defaultdict(_Counts)
 
-    @contextmanager
-    def request(self, request: InferRequest, versions: Collection[str]) -> Iterator[Booking]:
-        """Count a request when it ends.
+    def request(self, request: InferRequest, versions: Collection[str]) -> Booking:
+        """Return what counts a request when its ``with`` block ends.
 
         Args:
             request: As it is put to a model that is served.
@@ -83,12 +99,7 @@ class Statistics:
                 names none, or one that is not among them: callers cannot add to what is counted.
         """
         named = request.model_version
-        booking = Booking(named if named in versions else next(iter(versions), ""))
-        began = time.perf_counter_ns()
-        try:
-            yield booking
-        finally:
-            self._ended(request, booking, time.perf_counter_ns() - began)
+        return Booking(request, named if named in versions else next(iter(versions), ""), self._ended)
 
     def computed(self, model: str, version: str, queue_s: float, compute_s: float) -> None:
         """Count how long a request that is answered waited, and how long it was worked on."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
@@ -38,32 +38,43 @@ class Unit:
 class Batch:
     """One device call: images of any tasks and a ragged list of pairs over them.
 
+    The arrays are made when they are first asked for, so that the line is not locked meanwhile.
+
     Attributes:
-        firsts: Place of each unit's first pair.
+        units: At least one.
     """
 
     units: tuple[Unit, ...]
-    images: Images
-    image_index: PairIndex
-    overlay_index: PairIndex
-    firsts: Int64[np.ndarray, " u"]
 
-    @classmethod
-    def of(cls, units: Sequence[Unit]) -> Batch:
-        """Return the call that runs these, which are one at least."""
-        counts = np.array([unit.pairs for unit in units], np.int64)
+    @cached_property
+    def images(self) -> Images:
+        """Image of each unit."""
+        return np.concatenate([unit.task.images[unit.index : unit.index + 1] for unit in self.units])
+
+    @cached_property
+    def image_index(self) -> PairIndex:
+        """Image of each pair."""
+        return np.repeat(np.arange(len(self.units), dtype=np.int64), self._counts)
+
+    @cached_property
+    def overlay_index(self) -> PairIndex:
+        """Overlay of each pair; -1 for the image itself."""
         overlays: list[int] = []
-        for unit in units:
+        for unit in self.units:
             if unit.with_image:
                 overlays.append(-1)
             overlays.extend(unit.overlays)
-        return cls(
-            tuple(units),
-            np.concatenate([unit.task.images[unit.index : unit.index + 1] for unit in units]),
-            np.repeat(np.arange(len(units), dtype=np.int64), counts),
-            np.array(overlays, np.int64),
-            np.cumsum(counts) - counts,
-        )
+        return np.array(overlays, np.int64)
+
+    @cached_property
+    def firsts(self) -> Int64[np.ndarray, " u"]:
+        """Place of each unit's first pair."""
+        firsts: np.ndarray = np.cumsum(self._counts) - self._counts
+        return firsts
+
+    @cached_property
+    def _counts(self) -> Int64[np.ndarray, " u"]:
+        return np.array([unit.pairs for unit in self.units], np.int64)
 
     @property
     def tasks(self) -> list[CheckTask]:

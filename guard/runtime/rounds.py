@@ -121,7 +121,7 @@ class Line:
             pairs += unit.pairs
         for unit in units:
             self._tasks[unit.task].served(unit.task)
-        return Batch.of(units) if units else None
+        return Batch(tuple(units)) if units else None
 
     def measured(
         self, batch: Batch, logits: Logits, entropies: EntropyBits, features: Features | None = None
