@@ -67,6 +67,7 @@ def write(folder: Path, gain: float = 40.0) -> Path:
             quiet=True,
             seed=3,
             blend="half_clip",
+            capabilities=(),
             **CHECK,  # type: ignore[arg-type]
         )
     )

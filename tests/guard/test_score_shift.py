@@ -134,6 +134,7 @@ def calibrated(root: Path, precision: Precision, detector: str) -> Artifact:
         out=root / "repository" / "tiny",
         overlays=8,
         detector=detector,
+        capabilities=(),
         frr=0.05,
         seed=3,
         precision=precision,
