@@ -69,13 +69,13 @@ class _GivenUpError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """Rows of one request that others are asked about."""
+    """An input that others are asked about: a row of a request."""
 
     model: LoadedModel
     request_id: str
-    rows: Sequence[int]
-    findings: Sequence[Finding]
-    images: Images
+    row: int
+    finding: Finding
+    image: np.ndarray
 
 
 class Consultant:
@@ -121,17 +121,28 @@ class Consultant:
         if not rows:
             return
         line = model.scheduler
-        if self._waiting + len(rows) > MOST_WAITING or line.rows > line.max_queue_rows // _BUSY_SHARE:
-            for row, one in ((row, one) for row in rows for one in model.opinions.each):
-                self._heard(model, one.name, findings[row].verdict, SecondOpinionOutcome.DROPPED)
-            return
-        self._waiting += len(rows)
-        self._cases.put(_Case(model, request_id, rows, [findings[row] for row in rows], images[rows]))
+        room = 0 if line.rows > line.max_queue_rows // _BUSY_SHARE else MOST_WAITING - self._waiting
+        taken, dropped = rows[:room], rows[room:]
+        for row, one in ((row, one) for row in dropped for one in model.opinions.each):
+            self._counts.heard(model.name, one.name, findings[row].verdict, SecondOpinionOutcome.DROPPED)
+        if taken:
+            self._put(
+                [
+                    _Case(model, request_id, row, findings[row], image)
+                    for row, image in zip(taken, images[taken], strict=True)
+                ],
+                model.name,
+            )
+
+    def _put(self, cases: Sequence[_Case], name: str) -> None:
+        self._waiting += len(cases)
+        for case in cases:
+            self._cases.put(case)
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run,
                 args=(asyncio.get_running_loop(),),
-                name=f"second-opinions-{model.name}",
+                name=f"second-opinions-{name}",
                 daemon=True,
             )
             self._thread.start()
@@ -160,8 +171,8 @@ class Consultant:
     def _more(self, first: _Case) -> list[_Case]:
         """Return cases of the same version that wait besides, as many as are asked about together."""
         cases: list[_Case] = []
-        size = len(first.rows)
-        while size < _AT_ONCE:
+        at_once = min(_AT_ONCE, first.model.scheduler.max_queue_rows // _BUSY_SHARE)
+        while len(cases) < at_once - 1:
             try:
                 case = self._cases.get_nowait()
             except Empty:
@@ -170,11 +181,10 @@ class Consultant:
                 self._cases.put(case)
                 break
             cases.append(case)
-            size += len(case.rows)
         return cases
 
     def _ask(self, cases: Sequence[_Case], loop: asyncio.AbstractEventLoop) -> _Said:
-        model, images = cases[0].model, np.concatenate([case.images for case in cases])
+        model, images = cases[0].model, np.stack([case.image for case in cases])
         asked = model.opinions.asked(lambda rows: self._predicted(model, rows, loop))
         said: dict[str, Float64[np.ndarray, " n"] | None] = {one.name: None for one in model.opinions.each}
         predicted: Int64[np.ndarray, " n"] | None = None
@@ -200,18 +210,16 @@ class Consultant:
     # On the event loop again
 
     def _take_in(self, cases: Sequence[_Case], said: _Said) -> None:
-        first = 0
-        for case in cases:
-            self._waiting -= len(case.rows)
-            for place, (row, finding) in enumerate(zip(case.rows, case.findings, strict=True), first):
-                self._row(case, row, finding, {name: _at(found, place) for name, found in said.items()})
-            first += len(case.rows)
+        self._waiting -= len(cases)
+        for place, case in enumerate(cases):
+            self._count(case, {name: _at(found, place) for name, found in said.items()})
 
-    def _row(self, case: _Case, row: int, finding: Finding, p_values: Mapping[str, float | None]) -> None:
-        model, suspicious = case.model, finding.verdict is not Verdict.ACCEPT
-        level = model.profile.promise.frr
+    def _count(self, case: _Case, p_values: Mapping[str, float | None]) -> None:
+        """Count and tell what was said of an input."""
+        model, verdict = case.model, case.finding.verdict
+        suspicious, level = verdict is not Verdict.ACCEPT, model.profile.promise.frr
         for name, p in p_values.items():
-            self._heard(model, name, finding.verdict, _outcome(p, level, suspicious))
+            self._counts.heard(model.name, name, verdict, _outcome(p, level, suspicious))
             if p is not None and not np.isnan(p) and not suspicious:
                 self._counts.accepted(model.name, name, p)
         known = {name: p for name, p in p_values.items() if p is not None and not np.isnan(p)}
@@ -222,15 +230,12 @@ class Consultant:
                     "model": model.name,
                     "version": model.version,
                     "request_id": case.request_id,
-                    "row": row,
-                    "verdict": finding.verdict.value,
-                    "p_value": finding.p_value,
+                    "row": case.row,
+                    "verdict": verdict.value,
+                    "p_value": case.finding.p_value,
                     "second_opinions": known,
                 },
             )
-
-    def _heard(self, model: LoadedModel, name: str, verdict: Verdict, outcome: SecondOpinionOutcome) -> None:
-        self._counts.heard(model.name, name, verdict, outcome)
 
 
 async def close_all(consultants: Iterable[Consultant]) -> None:
