@@ -39,7 +39,7 @@ from guard.dataplane.share import Share
 from guard.detection.base import predicted_classes
 from guard.detection.capabilities.opinion import opinion_p_values
 from guard.detection.threshold import Verdict
-from guard.errors import UnavailableError
+from guard.errors import CheckFailedError, UnavailableError
 from guard.metrics_catalogue import SecondOpinionOutcome
 from guard.runtime.loader import LoadedModel
 from guard.runtime.slot import ModelSlot
@@ -192,6 +192,8 @@ class Consultant:
             try:
                 predicted = predicted_classes(asked.model(images)) if predicted is None else predicted
                 said[one.name] = opinion_p_values(one.opinion.scores(images, predicted, asked), one.clean)
+            except CheckFailedError:  # the device failed, which is in the log
+                said[one.name] = np.full(len(images), np.nan)
             except (_GivenUpError, UnavailableError):
                 break
             except Exception:  # noqa: BLE001 - whatever it is must not end the thread

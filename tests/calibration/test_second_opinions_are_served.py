@@ -26,7 +26,7 @@ from guard.dataplane import second_opinions
 from guard.detection.capabilities.opinion import OPINIONS, opinion_p_values
 from guard.detection.capabilities.scale_up import ScaleUp
 from guard.detection.entropy import entropy_of_probabilities
-from guard.errors import ProfileError
+from guard.errors import CheckFailedError, ProfileError, QueueFullError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.runtime.loader import RuntimeOptions, load_model
 from guard.runtime.opinions import NOT_WANTED
@@ -228,6 +228,24 @@ async def test_one_that_fails_is_counted_and_the_others_are_heard(
         assert {name for name, outcome in outcomes if outcome == "failed"} == {"scale_up"}
         again = await client.infer(request_of(images))
         assert verdicts_of(again).count("flag") == flagged
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(CheckFailedError("no"), "failed"), (QueueFullError("full"), "dropped")]
+)
+async def test_what_the_line_does_not_answer_is_counted_by_why(
+    repository: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: str
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(second_opinions, "_in_background", refuse)
+    async with serving(repository, policy="flag") as client:
+        flagged = verdicts_of(await client.infer(request_of(images))).count("flag")
+        await until(lambda: total(client) == 3 * flagged)
+        assert client.counted(COUNTED, "capability", "outcome") == {
+            (name, outcome): flagged for name in OPINIONS
+        }
 
 
 async def test_a_version_that_was_swapped_out_is_asked_no_more(
