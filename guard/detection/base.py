@@ -37,7 +37,8 @@ class Evidence:
         distance: Layer distance of the input itself; None where the detector looks at no layers.
         sums: Of what else was measured of the blends seen, those that the detector needs after each round.
         measured: All that was measured, an array a round.
-        whole: Score over all N blends, where the detector worked it out when it had seen the last of them.
+        scored: Score of the blends seen, and whether it accepts the input early; None where the detector has
+            not worked it out yet.
     """
 
     entropy_sum: float = 0.0
@@ -45,7 +46,7 @@ class Evidence:
     distance: float | None = None
     sums: tuple[float, ...] = ()
     measured: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
-    whole: float | None = field(default=None, compare=False)
+    scored: tuple[float, bool] | None = field(default=None, compare=False)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ Those are inputs that the full score rejects, so the rate holds too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite, isnan
 from operator import add
@@ -111,18 +111,20 @@ class Fused:
         sums = tuple(map(add, evidence.sums, new)) if evidence.sums else tuple(new)
         passes, seen = evidence.passes + len(measured), (*evidence.measured, measured)
         now = Evidence(sums[ENTROPY], passes, evidence.distance, sums, seen)
-        last = passes >= self.plan.n_overlays and self._is_finite(now)
-        return replace(now, whole=self._whole(now)) if last else now
+        if not self._is_finite(now):
+            return now
+        return Evidence(now.entropy_sum, passes, now.distance, sums, seen, self._scored(now))
 
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return the decision, or None while the next round is still needed."""
-        if not self._is_finite(evidence):
+        if evidence.scored is None and not self._is_finite(evidence):
             return Decision.FAILED
+        score, accepted = evidence.scored or self._scored(evidence)
         if evidence.passes >= self.plan.n_overlays:
-            return self._tier(self._whole(evidence))
-        if self._accepted(evidence) is not None:
+            return self._tier(score)
+        if accepted:
             return Decision.CLEAN
-        return Decision.SUSPICIOUS if self._at_least(evidence) > self._highest_boundary else None
+        return Decision.SUSPICIOUS if score > self._highest_boundary else None
 
     def score(self, evidence: Evidence) -> float:
         """Return the score over the blends seen.
@@ -130,10 +132,7 @@ class Fused:
         Over all N it is what boundaries are compared with. Of an input that was accepted early it is
         that of the blends seen, on their own scale; of one that was rejected early a lower bound.
         """
-        if evidence.passes >= self.plan.n_overlays:
-            return self._whole(evidence)
-        accepted = self._accepted(evidence)
-        return self._at_least(evidence) if accepted is None else accepted
+        return (evidence.scored or self._scored(evidence))[0]
 
     def p_value(self, evidence: Evidence, clean_values: Float64[np.ndarray, " n"]) -> float:
         """Return the p-value of a decided input: 1 if accepted early, an upper bound if rejected early.
@@ -142,9 +141,8 @@ class Fused:
             evidence: Of the input.
             clean_values: Minus the scores over all N blends of clean inputs, ascending.
         """
-        if evidence.passes < self.plan.n_overlays and self._accepted(evidence) is not None:
-            return 1.0
-        return p_value(-self.score(evidence), clean_values)
+        score, accepted = evidence.scored or self._scored(evidence)
+        return 1.0 if accepted else p_value(-score, clean_values)
 
     def scores(
         self, measured: Float64[np.ndarray, "n m 4"], distances: Float64[np.ndarray, " n"] | None = None
@@ -157,7 +155,7 @@ class Fused:
         """
         return self.fusion.scores(self.measures.statistics(self.statistics, measured, distances))
 
-    @property
+    @cached_property
     def known_early(self) -> tuple[Statistic, ...]:
         """Those of the statistics that say something before all blends are seen."""
         return tuple(name for name in self.statistics if name in KNOWN_EARLY)
@@ -170,10 +168,15 @@ class Fused:
         known = self.layers is None or (evidence.distance is not None and isfinite(evidence.distance))
         return known and all(map(isfinite, evidence.sums))
 
+    def _scored(self, evidence: Evidence) -> tuple[float, bool]:
+        """Return the score of the blends seen, and whether it accepts the input early."""
+        if evidence.passes >= self.plan.n_overlays:
+            return self._whole(evidence), False
+        accepted = self._accepted(evidence)
+        return (self._at_least(evidence), False) if accepted is None else (accepted, True)
+
     def _whole(self, evidence: Evidence) -> float:
         """Return the score of an input of which all N blends were measured."""
-        if evidence.whole is not None:
-            return evidence.whole
         distances = None if evidence.distance is None else np.array([evidence.distance])
         return float(self.scores(np.concatenate(evidence.measured)[None], distances)[0])
 
