@@ -42,9 +42,10 @@ def refuse_excess(request: pb.ModelInferRequest, limits: Limits) -> None:
     _refuse_more_than(limits.inputs, "inputs", request.inputs)
     _refuse_more_than(limits.outputs, "outputs", request.outputs)
     _refuse_more_than(_MAX_PARAMETERS, "parameters", request.parameters)
-    maps = [tensor.parameters for tensor in request.inputs]
-    for parameters in (*maps, *(output.parameters for output in request.outputs)):
-        _refuse_more_than(_MAX_PARAMETERS, "parameters of one tensor", parameters)
+    for tensor in request.inputs:
+        _refuse_more_than(_MAX_PARAMETERS, "parameters of one tensor", tensor.parameters)
+    for output in request.outputs:
+        _refuse_more_than(_MAX_PARAMETERS, "parameters of one tensor", output.parameters)
     if len(request.id) > _MAX_ID_CHARACTERS:
         raise InvalidRequestError(
             f"id: expected at most {_MAX_ID_CHARACTERS} characters, got {len(request.id)}"
