@@ -51,11 +51,28 @@ def joined(model: onnx.ModelProto, sink: OutputSpec, weights: Sequence[Mapping[s
         own.node.extend(_made_anew(model.graph, names, place))
         outputs.append(names.get(sink.name, sink.name))
     own.node.append(helper.make_node("Concat", outputs, [COPIES_OUTPUT], name=COPIES_OUTPUT, axis=1))
+    _keep_what_is_used(own)
     del own.output[:]
     element = {"FP32": TensorProto.FLOAT, "FP16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
     width = len(weights) * sink.classes
     own.output.append(helper.make_tensor_value_info(COPIES_OUTPUT, element[sink.datatype], ["n", width]))
     return Copies(graph, COPIES_OUTPUT, len(weights))
+
+
+def _keep_what_is_used(graph: onnx.GraphProto) -> None:
+    """Remove what no copy needs: the model's own last layers."""
+    used, nodes = {COPIES_OUTPUT}, []
+    for node in reversed(graph.node):
+        if any(name in used for name in node.output):
+            used.update(node.input)
+            nodes.append(node)
+    given = {one.name for one in graph.initializer}
+    inputs = [one for one in graph.input if one.name not in given]  # old exporters list weights there too
+    weights = [one for one in graph.initializer if one.name in used]
+    del graph.node[:], graph.input[:], graph.initializer[:], graph.value_info[:]
+    graph.input.extend(inputs)
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(weights)
 
 
 def _made_anew(graph: onnx.GraphProto, names: dict[str, str], place: int) -> list[onnx.NodeProto]:

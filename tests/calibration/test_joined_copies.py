@@ -41,8 +41,21 @@ def test_what_the_copies_share_is_there_once() -> None:
     last = norm_layers(model)[-1:]
     copies = joined(model, SINK, [weights_of(model, last)] * 5)
     ops = [node.op_type for node in copies.model.graph.node]
-    assert ops.count("Conv") == 13 + 5  # the model's own, and of each copy the last one
+    assert ops.count("Conv") == 12 + 5  # of the model all but the last one, and that of each copy
     assert copies.model.ByteSize() < 2 * model.ByteSize()
+
+
+def test_weights_that_are_listed_as_inputs_too_are_shared_like_others() -> None:
+    old = residual_net(3)
+    for one in old.graph.initializer:
+        old.graph.input.append(helper.make_tensor_value_info(one.name, TensorProto.FLOAT, one.dims))
+    last = weights_of(old, norm_layers(old)[-1:])
+    bench = bench_of(old, 1)
+    with bench.asked(joined(old, SINK, [last] * 2)) as asked:
+        assert asked.copies is not None
+        images = clean_images(3)
+        for copy in np.moveaxis(asked.copies(images), 1, 0):
+            np.testing.assert_allclose(copy, asked.model(images), atol=1e-6)
 
 
 def test_graphs_inside_operators_cannot_be_joined() -> None:
