@@ -15,6 +15,7 @@ import pytest
 from calibration.capabilities.base import Bench, Capability, Fitted, Off
 from calibration.capabilities.switch import Switched, switch_on
 from calibration.capabilities.table import CAPABILITIES
+from guard.detection.capabilities.opinion import OPINIONS
 from tests.calibration.capability_models import (
     bench_of,
     clean_images,
@@ -78,6 +79,10 @@ def fitted(name: str) -> Fitted:
 def test_every_capability_has_a_case() -> None:
     assert set(CASES) == set(CAPABILITIES)
     assert [name for name, row in CAPABILITIES.items() if row.name != name] == []
+
+
+def test_those_that_cost_passes_are_those_that_are_asked_beside_the_check() -> None:
+    assert {name for name, row in CAPABILITIES.items() if row.passes} == set(OPINIONS)
 
 
 @EACH
