@@ -8,9 +8,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in a process a core; read before torch is imported
 
-from tests import checked_types
+from jaxtyping import install_import_hook
 
-checked_types.install()
+_HOOK = install_import_hook(["guard", "calibration"], "beartype.beartype")
 
 
 @pytest.hookimpl(wrapper=True)
