@@ -16,7 +16,7 @@ from guard.messages import InferRequest
 from guard.metrics import UncheckableReason
 from guard.runtime.check_task import Row
 from guard.runtime.loader import LoadedModel
-from guard.runtime.submission import Submission, give_up
+from guard.runtime.submission import Submission
 
 __all__ = ["Question", "Reply"]
 
@@ -111,20 +111,17 @@ class Question:
         submission = self.model.scheduler.submit(
             self.images, self.to_check, answer_first=answer_first, client=self.request.client
         )
-        timer = asyncio.get_running_loop().call_later(limit_s, self._expire, submission, limit_s)
         try:
-            logits = await submission.prediction
-            rows = None if answer_first else await submission.rows
-        except (DeadlineError, asyncio.CancelledError):
+            async with asyncio.timeout(limit_s):
+                logits = await submission.prediction
+                rows = None if answer_first else await submission.rows
+        except TimeoutError as error:
+            self.model.scheduler.discard(submission)
+            raise DeadlineError(
+                f"model {self.model.name!r} did not answer within {limit_s:.3f} s; allow more time, "
+                f"send fewer rows, or add capacity"
+            ) from error
+        except asyncio.CancelledError:
             self.model.scheduler.discard(submission)
             raise
-        finally:
-            timer.cancel()
         return Reply(logits, rows, submission, clock() - began)
-
-    def _expire(self, submission: Submission, limit_s: float) -> None:
-        error = DeadlineError(
-            f"model {self.model.name!r} did not answer within {limit_s:.3f} s; allow more time, "
-            f"send fewer rows, or add capacity"
-        )
-        give_up(submission, error)

@@ -13,7 +13,7 @@ from guard.runtime.check_task import CheckTask, Row
 
 Value = TypeVar("Value")
 
-__all__ = ["Submission", "deliver", "deliver_unfinished", "give_up", "resolve"]
+__all__ = ["Submission", "deliver", "deliver_unfinished", "resolve"]
 
 
 @dataclass(eq=False)
@@ -42,7 +42,8 @@ def deliver(submissions: list[Submission]) -> None:
         if task.logits is not None and all(row.predicted for row in task.rows):
             resolve(submission.prediction, task.logits)
         if task.error is not None:
-            give_up(submission, task.error)
+            _refuse(submission.prediction, task.error)
+            _refuse(submission.rows, task.error)
         elif all(row.done for row in task.rows):
             resolve(submission.rows, task.rows)
 
@@ -51,12 +52,6 @@ def deliver_unfinished(submission: Submission) -> None:
     """Resolve a submission whose check was given up, with its rows as far as they came."""
     deliver([submission])
     resolve(submission.rows, submission.task.rows)
-
-
-def give_up(submission: Submission, error: BaseException) -> None:
-    """Fail what is not known of a submission yet."""
-    _refuse(submission.prediction, error)
-    _refuse(submission.rows, error)
 
 
 def resolve(future: asyncio.Future[Value], value: Value) -> None:
