@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ _BROKEN: Final = frozenset(
 )
 _GRACE_S: Final = 0.1  # a deadline may be told a little before its time
 _HEARSAY_S: Final = 0.03  # a call may hear that its connection ends a little before the channel knows
+_LOOKS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,27 @@ class Link:
                 f"{self.address} did not answer within {timeout_s:.3f} s; allow more time, send fewer rows, "
                 f"or add capacity there"
             )
-        if code is StatusCode.UNAVAILABLE and self.connected:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_HEARSAY_S):
-                    await self._channel.wait_for_state_change(ChannelConnectivity.READY)
-        if code in _BROKEN and not self.connected:
+        if code in _BROKEN and await self._broke(_LOOKS if code is StatusCode.UNAVAILABLE else 0):
             return UpstreamError(
                 f"{self.address} cannot be reached, or broke off: {details}; retry, or have the operator "
                 f"look at that server"
             )
         metadata = _plain(error.initial_metadata()) + _plain(error.trailing_metadata())
         return UpstreamStatusError(details, code=code.name, metadata=metadata)
+
+    async def _broke(self, looks: int) -> bool:
+        """Return whether the connection is lost, or is at one of some later looks.
+
+        The channel's own ``wait_for_state_change`` keeps something for every wait that is given up, until the
+        state changes, which it may not for weeks.
+        """
+        breaks = self.breaks
+        for look in range(1 + looks):
+            if look:
+                await asyncio.sleep(_HEARSAY_S / looks)
+            if not self.connected or self.breaks != breaks:
+                return True
+        return False
 
 
 def _plain(metadata: Any) -> Metadata:
