@@ -3,11 +3,12 @@
 Theory of operation. The verdict is the check's alone and is fixed before anybody is asked here; nobody
 waits for what comes back, and nothing is changed by it. Asked about are inputs that were found suspicious
 and, where that is wanted, a share of those accepted. They wait in a short queue, beyond which they are
-dropped and counted. One thread a model, at the lowest priority, makes changed copies of them and scores
-what the model says of those. The model is asked through its waiting line, in the background: that runs
-while nothing else is there, is given up where the line overflows, and not even begun while the line is a
-quarter full. So the traffic comes first; it waits for one device call at most. Amplified copies of the
-model are run by the thread itself.
+dropped and counted. One thread a model makes changed copies of them and scores what the model says of
+those. The model is asked through its waiting line, in the background: that runs while nothing else is
+there, is given up where the line overflows, and not even begun while the line is a quarter full. So the
+traffic comes first; it waits for one device call at most. Amplified copies of the model are run by the
+thread itself. It has no lower priority than others: whoever has, and is kept from the processor while it
+holds Python's lock, keeps the event loop waiting (up to half a second, measured on one busy core).
 
 ::
 
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -55,7 +55,6 @@ SECOND_OPINION: Final = "second_opinion"
 _AT_ONCE: Final = 16  # inputs asked about together
 _BUSY_SHARE: Final = 4  # nothing is asked while more than this part of the line is taken
 _JOIN_S: Final = 5.0
-_LOWEST: Final = 19
 
 _Said = Mapping[str, Float64[np.ndarray, " n"] | None]
 """p-values by name; None for one that was not asked, or not to the end."""
@@ -160,8 +159,6 @@ class Consultant:
     # In the thread
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(OSError, AttributeError):  # where threads have no priorities of their own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         while (case := self._cases.get()) is not None:
             cases = [case, *self._more(case)]
             said = self._ask(cases, loop)
@@ -225,7 +222,8 @@ class Consultant:
             if p is not None and not np.isnan(p) and not suspicious:
                 self._counts.accepted(model.name, name, p)
         known = {name: p for name, p in p_values.items() if p is not None and not np.isnan(p)}
-        if known and (suspicious or all(p <= level for p in known.values())):
+        everybody = len(known) == len(p_values) and all(p <= level for p in known.values())
+        if known and (suspicious or everybody):
             self._tell(
                 SECOND_OPINION,
                 {

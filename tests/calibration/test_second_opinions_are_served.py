@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +25,10 @@ from guard.artifact.manifest import COPIES_NAME, OPINIONS_NAME
 from guard.artifact.opinions import COPIES_OUTPUT, opinions_bytes
 from guard.cli import main
 from guard.dataplane import second_opinions
+from guard.detection.capabilities.ibd_psc import IbdPsc
 from guard.detection.capabilities.opinion import OPINIONS, opinion_p_values
 from guard.detection.capabilities.scale_up import ScaleUp
+from guard.detection.capabilities.teco_lite import TecoLite
 from guard.detection.entropy import entropy_of_probabilities
 from guard.errors import CheckFailedError, ProfileError, QueueFullError
 from guard.rpc.pb import open_inference_pb2 as pb
@@ -168,6 +172,41 @@ async def test_of_accepted_inputs_a_share_is_asked_about_where_that_is_wanted(
     for name, p_values in expected(artifact, images[accepted]).items():
         assert sums[name,] == pytest.approx(p_values.sum(), abs=0.5)
         assert 0.3 < sums[name,] / len(accepted) < 0.7
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_accepted_inputs_are_written_down_where_everybody_disagrees_and_only_there(
+    repository: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    def disagree(_: object, rows: np.ndarray, *__: object) -> np.ndarray:
+        return np.full(len(rows), 1e9)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of paint")
+
+    log = tmp_path / "audit.jsonl"
+    own = {"tiny": {"second_opinions": "sampled", "full_check_share": 1.0}}
+    async with serving(repository, policy="flag", models=own, audit_log=log) as client:
+        for capability in (ScaleUp, IbdPsc, TecoLite):
+            monkeypatch.setattr(capability, "scores", disagree)
+        if silent:
+            monkeypatch.setattr(IbdPsc, "scores", fail)
+        accepted = verdicts_of(await client.infer(request_of(images))).count("accept")
+        await until(lambda: total(client) == 3 * len(images))
+    written = [one for one in told(log) if one["verdict"] == "accept"]
+    assert len(written) == (0 if silent else accepted)
+
+
+async def test_who_asks_has_no_lower_priority_than_those_who_wait_for_the_interpreter(
+    repository: Path, images: np.ndarray
+) -> None:
+    async with serving(repository, policy="flag") as client:
+        await client.infer(request_of(images))
+        [thread] = [one for one in threading.enumerate() if one.name == "second-opinions-tiny"]
+        await until(lambda: total(client) > 0)
+        assert thread.native_id is not None
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == own
 
 
 async def test_refused_inputs_are_asked_about_too(
