@@ -13,17 +13,22 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+import onnx
 from jaxtyping import Float32
 
 from guard.arrays import Images, Logits, Probabilities
 from guard.artifact import Artifact, OutputSpec, SecondOpinion
+from guard.artifact.manifest import COPIES_NAME
 from guard.artifact.opinions import COPIES_OUTPUT
+from guard.artifact.signature import read_signature
 from guard.detection.base import predicted_classes
 from guard.detection.capabilities.ibd_psc import COPIES
 from guard.detection.capabilities.opinion import Asked
 from guard.detection.entropy import softmax
-from guard.runtime.onnx_classifier import OnnxClassifier
+from guard.errors import ProfileError
+from guard.runtime.onnx_classifier import ORT_ERRORS, OnnxClassifier
 from guard.runtime.opening import RuntimeOptions
+from guard.runtime.session import first_line
 
 __all__ = ["NOT_WANTED", "LoadedOpinions", "no_opinions", "open_opinions"]
 
@@ -98,7 +103,8 @@ def open_opinions(
             predictions, of which nothing is asked.
 
     Raises:
-        UnfitModelError: If the amplified copies cannot be loaded, or are not those of this model.
+        UnfitModelError: If the amplified copies cannot be loaded.
+        ProfileError: If they take or give something else than this model.
     """
     if not options.second_opinions or artifact.opinions is None:
         return no_opinions(artifact, NOT_WANTED)
@@ -121,6 +127,7 @@ def _open_copies(artifact: Artifact, options: RuntimeOptions) -> OnnxClassifier:
     assert artifact.opinions is not None
     assert artifact.opinions.copies is not None
     classes = COPIES * profile.output.classes
+    _check_signature(artifact, artifact.opinions.copies, classes)
     copies = OnnxClassifier.open(
         artifact.opinions.copies,
         source=profile.input,
@@ -140,6 +147,17 @@ def _open_copies(artifact: Artifact, options: RuntimeOptions) -> OnnxClassifier:
     return copies
 
 
+def _check_signature(artifact: Artifact, copies: onnx.ModelProto, classes: int) -> None:
+    source, where = artifact.profile.input, str(artifact.directory / COPIES_NAME)
+    actual, model = (
+        read_signature(graph, where, layout=source.layout, size=source.size)
+        for graph in (copies, artifact.model)
+    )
+    stated = replace(model, output_name=COPIES_OUTPUT, classes=classes)
+    if actual != stated:
+        raise ProfileError(f"{where} is {actual}, expected {stated} as the model has it; calibrate again")
+
+
 def _probed(opened: LoadedOpinions, artifact: Artifact, classifier: OnnxClassifier) -> LoadedOpinions:
     """Return those that answer the stored images as at calibration; the others are off."""
     if artifact.probe is None:
@@ -147,7 +165,12 @@ def _probed(opened: LoadedOpinions, artifact: Artifact, classifier: OnnxClassifi
     images, asked, off = artifact.probe.images, opened.asked(classifier.logits), dict(opened.off)
     predicted = predicted_classes(asked.model(images))
     for one in opened.each:
-        moved = float(np.abs(one.opinion.scores(images, predicted, asked) - one.probe).max())
+        try:
+            scores = one.opinion.scores(images, predicted, asked)
+        except ORT_ERRORS as error:
+            off[one.name] = f"it fails on the stored images ({first_line(error)})"
+            continue
+        moved = float(np.abs(scores - one.probe).max())
         allowed = MAY_MOVE * float(one.clean.std())
         if not moved <= allowed:
             off[one.name] = (

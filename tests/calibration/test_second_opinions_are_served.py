@@ -347,6 +347,55 @@ def test_copies_that_are_not_those_of_the_model_are_refused(repository: Path, tm
         load_model("tiny", replaced(other, COPIES_NAME, three.model.SerializeToString()), RUNTIME)
 
 
+def test_copies_that_take_something_else_than_the_model_are_refused(
+    repository: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    other = shutil.copytree(repository / "tiny" / "1", tmp_path / "tiny" / "1")
+    assert artifact.opinions is not None
+    assert artifact.opinions.copies is not None
+    changed = onnx.ModelProto()
+    changed.CopyFrom(artifact.opinions.copies)
+    [source] = changed.graph.input
+    for node in changed.graph.node:
+        renamed = ["others" if name == source.name else name for name in node.input]
+        del node.input[:]
+        node.input.extend(renamed)
+    source.name = "others"
+    with pytest.raises(ProfileError, match=r"amplified.onnx is .*'others'.*, expected .*'images'"):
+        load_model("tiny", replaced(other, COPIES_NAME, changed.SerializeToString()), RUNTIME)
+
+
+def test_copies_that_fail_on_the_stored_images_are_off_and_the_model_loads(
+    repository: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    other = shutil.copytree(repository / "tiny" / "1", tmp_path / "tiny" / "1")
+    assert artifact.opinions is not None
+    assert artifact.opinions.copies is not None
+    assert artifact.probe is not None
+    failing = onnx.ModelProto()
+    failing.CopyFrom(artifact.opinions.copies)
+    graph, helper = failing.graph, onnx.helper
+    [last] = [node for node in graph.node if COPIES_OUTPUT in node.output]
+    last.output[0] = "of copies"
+    count = np.array([len(artifact.probe.images)])
+    for name, value in (("count", count), ("table", np.zeros(1, np.float32)), ("first", np.array([0]))):
+        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["of copies"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "first"], ["rows"]),
+            helper.make_node("Equal", ["rows", "count"], ["as many"]),
+            helper.make_node("Cast", ["as many"], ["place"], to=onnx.TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["zero"]),  # there is no second
+            helper.make_node("Add", ["of copies", "zero"], [COPIES_OUTPUT]),
+        ]
+    )
+    model = load_model("tiny", replaced(other, COPIES_NAME, failing.SerializeToString()), RUNTIME)
+    model.close()
+    assert [one.name for one in model.opinions.each] == ["scale_up", "teco_lite"]
+    assert "it fails on the stored images" in model.opinions.off["ibd_psc"]
+
+
 def test_verifying_says_who_is_asked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(repository / "tiny" / "1")]) == 0
     assert "  asks also scale_up\n            ibd_psc\n            teco_lite\n" in capsys.readouterr().out
