@@ -50,6 +50,10 @@ class Serve:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare flags; each is also a TOML key and a GUARD_* variable."""
+        parser.epilog = (
+            "All other settings are keys of the TOML file, or GUARD_* variables such as GUARD_AUDIT_LOG; "
+            "deploy/guard.example.toml describes each."
+        )
         parser.add_argument("--config", type=Path, help="TOML file with settings; flags win over it")
         parser.add_argument("--repository", help="model repository, <repository>/<model>/<version>/")
         parser.add_argument("--host", help="address to listen on (default 0.0.0.0)")
@@ -144,6 +148,13 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is not known here, so that the command's own help is named, not that of all."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_ERROR, f"error: {message}; see `{self.prog} --help`\n")

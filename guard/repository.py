@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from guard.artifact.manifest import MANIFEST_NAME
 from guard.errors import MissingFileError
 
 __all__ = ["find_models", "find_versions", "latest_version"]
@@ -49,6 +50,11 @@ def find_models(root: Path, *, may_be_empty: bool = False) -> dict[str, Path]:
         raise MissingFileError(
             f"model repository {root} holds the versions of one model; expected the directory above it, "
             f"{root.resolve().parent}"
+        )
+    if not models and (root / MANIFEST_NAME).is_file():
+        raise MissingFileError(
+            f"model repository {root} is one version of a model; expected the directory two above it, "
+            f"{root.resolve().parent.parent}"
         )
     if not models and not may_be_empty:
         raise MissingFileError(

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 __all__ = ["explain"]
 
 
 def explain(error: ValidationError, known: Mapping[int, type[BaseModel]]) -> str:
-    """Return the first thing that is wrong, and how many more there are.
+    """Return the first thing that is wrong, names that are not known before all else, and how many more.
 
     Args:
         error: What reading the settings raised.
         known: The settings that there are, by how deep they are nested.
     """
-    first, *more = error.errors(include_url=False)
+    first, *more = sorted(error.errors(include_url=False), key=_misspelt_first)
     field = ".".join(str(part) for part in first["loc"])
     rest = f" (and {len(more)} more)" if more else ""
     if first["type"] == "missing":
@@ -30,3 +31,8 @@ def explain(error: ValidationError, known: Mapping[int, type[BaseModel]]) -> str
     if not field:
         return f"settings: {first['ctx']['error']}{rest}"
     return f"setting {field!r}: {first['msg']}, got {first['input']!r}{rest}"
+
+
+def _misspelt_first(error: ErrorDetails) -> bool:
+    """Sort a name that is not known before the setting that is missing for it."""
+    return error["type"] != "extra_forbidden"

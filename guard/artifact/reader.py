@@ -143,6 +143,8 @@ def _remedy(directory: Path, name: str) -> str:
     if name == MANIFEST_NAME and versions:
         newest = max(versions, key=lambda path: int(path.name))
         return f"{directory} holds versions of a model: name one of them, such as {newest}"
+    if name == MANIFEST_NAME and (inside := min(directory.glob(f"*/*/{MANIFEST_NAME}"), default=None)):
+        return f"{directory} is a repository of models: name a version of one, such as {inside.parent}"
     return "restore it or run `guard calibrate` again"
 
 

@@ -42,7 +42,7 @@ class ModelKeeper:
 
     Attributes:
         record: What serves and what served.
-        last_failure: The last version that did not come to serve; None if there was none.
+        last_failure: The last version that did not come to serve; None if there was none, or it has since.
     """
 
     def __init__(self, directory: Path, served: ServedModel, started: Started, tools: Tools) -> None:
@@ -155,6 +155,8 @@ class ModelKeeper:
             raise
         report = self._report(old, candidate, start)
         self.record = record
+        if self.last_failure and self.last_failure.version == candidate.version:
+            self.last_failure = None  # it came to serve after all
         self._tools.announcer.switched(kind, old, candidate, self.served, actor, report.seconds)
         note = await self.write_record(actor)
         return replace(report, note="; ".join(filter(None, (report.note, note))))
@@ -227,9 +229,11 @@ class ModelKeeper:
         start = time.monotonic()
         self.require_no_candidate()
         if not self.record.history:
+            serving = self._serving().version
+            others = [version for version in (await self._listing.look()).versions if version != serving]
             raise CandidateError(
-                f"no version of model {self.name!r} was served before {self._serving().version!r}; swap to "
-                f"one of {list((await self._listing.look()).versions)}"
+                f"no version of model {self.name!r} was served before {serving!r}; "
+                + (f"swap to one of {others}" if others else "there is no other in the repository")
             )
         past = self.record.history[0]
         candidate = await self.load(past.version, digest=past.digest, actor=actor, agreement=agreement)

@@ -372,7 +372,7 @@ def test_an_answer_that_does_not_come_is_told(guard: Guard, tmp_path: Path) -> N
             "the following arguments are required: VERSION; see `guard canary start",
         ),
         (["swap"], "the following arguments are required: MODEL; see `guard swap --help`"),
-        (["swap", "tiny", "--ver", "2"], "unrecognized arguments: --ver 2; see `guard --help`"),
+        (["swap", "tiny", "--ver", "2"], "unrecognized arguments: --ver 2; see `guard swap --help`"),
         (["status", "--tls-cert", "c"], "--tls-cert and --tls-key belong together; give both or neither"),
     ],
 )

@@ -109,6 +109,14 @@ def test_the_directory_of_a_model_is_told_from_a_damaged_artifact(artifact: Path
         read_artifact(artifact.parent / "models")
 
 
+def test_a_repository_is_told_from_a_damaged_artifact(artifact: Path) -> None:
+    inside = artifact.parent / "repository" / "cats" / "3"
+    shutil.copytree(artifact, inside)
+    expected = f"is a repository of models: name a version of one, such as {inside}"
+    with pytest.raises(MissingFileError, match=re.escape(expected)):
+        read_artifact(artifact.parent / "repository")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_directory_in_place_of_a_file_is_refused(artifact: Path, name: str) -> None:
     (artifact / name).unlink()

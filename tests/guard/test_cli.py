@@ -161,7 +161,10 @@ def test_no_command_is_an_error(guard: Guard) -> None:
 def test_an_unknown_or_abbreviated_flag_is_an_error(guard: Guard, flag: str) -> None:
     refused = guard("serve", f"{flag}=flag")
 
-    assert (refused.code, refused.error) == (2, f"unrecognized arguments: {flag}=flag; see `guard --help`")
+    assert (refused.code, refused.error) == (
+        2,
+        f"unrecognized arguments: {flag}=flag; see `guard serve --help`",
+    )
 
 
 # Commands of other packages

@@ -53,6 +53,28 @@ async def refusal(house: House, version: str = "2") -> str:
     return words
 
 
+async def test_a_version_that_comes_to_serve_after_all_is_no_failure_any_more(first: Path) -> None:
+    async with keeping(first) as house:
+        await refusal(house)
+        write_tiny_artifact(first, probed=True)
+        await house.keeper.swap("tiny", "2")
+        [status] = await house.keeper.status("tiny")
+        with pytest.raises(CandidateError):
+            await house.keeper.swap("tiny", "3")
+        await house.keeper.rollback("tiny")
+        [after] = await house.keeper.status("tiny")
+
+    assert status.last_failure is None
+    assert after.last_failure is not None
+    assert (after.current is not None and after.current.version, after.last_failure.version) == ("1", "3")
+
+
+async def test_where_there_is_one_version_none_to_swap_to_is_offered(first: Path) -> None:
+    async with keeping(first) as house:
+        with pytest.raises(CandidateError, match=r"served before '1'; there is no other in the repository$"):
+            await house.keeper.rollback("tiny")
+
+
 def exploding_on_run() -> onnx.ModelProto:
     """Loads, and fails in every run: it reshapes to a size that no batch has."""
     model = tiny_models.linear_classifier()

@@ -80,6 +80,19 @@ def test_the_directory_of_one_model_is_told_from_a_repository(tmp_path: Path) ->
     )
 
 
+def test_one_version_is_told_from_a_repository(tmp_path: Path) -> None:
+    make(tmp_path, "cats/1")
+    (tmp_path / "cats" / "1" / "manifest.json").touch()
+
+    with pytest.raises(MissingFileError) as one_version:
+        find_models(tmp_path / "cats" / "1")
+
+    assert str(one_version.value) == (
+        f"model repository {tmp_path}/cats/1 is one version of a model; expected the directory two above it, "
+        f"{tmp_path}"
+    )
+
+
 def test_models_named_like_versions_are_models(tmp_path: Path) -> None:
     make(tmp_path, "7/1")
 

@@ -319,6 +319,13 @@ def test_a_flag_that_is_no_setting_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, prot="1") == f"setting 'prot' is not known; known are {KNOWN}"
 
 
+def test_a_misspelt_name_is_told_before_the_setting_that_is_missing_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "guard.toml"
+    file.write_text("repositry = 'models'\nport = 'x'\n")
+    with pytest.raises(SettingsError, match=r"^setting 'repositry' is not known; .*\(and 2 more\)$"):
+        load_settings(file, {})
+
+
 def test_a_missing_repository_says_the_three_ways_to_give_it() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(None, {})
