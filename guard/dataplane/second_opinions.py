@@ -202,7 +202,7 @@ class Consultant:
 
     def _predicted(self, model: LoadedModel, images: Images, loop: asyncio.AbstractEventLoop) -> Logits:
         """Have the event loop put images in line, and wait for what the model says."""
-        if self._over or loop.is_closed():
+        if self._over or model is not self._slot.current or loop.is_closed():
             raise _GivenUpError
         return asyncio.run_coroutine_threadsafe(_in_background(model, images), loop).result()
 

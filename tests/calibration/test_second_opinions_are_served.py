@@ -32,7 +32,7 @@ from guard.detection.capabilities.teco_lite import TecoLite
 from guard.detection.entropy import entropy_of_probabilities
 from guard.errors import CheckFailedError, ProfileError, QueueFullError
 from guard.rpc.pb import open_inference_pb2 as pb
-from guard.runtime.loader import RuntimeOptions, load_model
+from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from guard.runtime.opinions import NOT_WANTED
 from tests.calibration.capability_models import SINK, clean_images, residual_net
 from tests.calibration.test_second_opinions import asked as options_asked
@@ -299,6 +299,29 @@ async def test_a_version_that_was_swapped_out_is_asked_no_more(
         await client.infer(request_of(images))
         await until(lambda: total(client) == 6 * flagged)
         assert client.counted(COUNTED, "outcome", outcome="failed") == {}
+
+
+async def test_nothing_more_is_asked_of_a_version_once_another_serves(
+    repository: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = shutil.copytree(repository, tmp_path / "models")
+    shutil.copytree(both / "tiny" / "1", both / "tiny" / "2")
+    asked, swapped = [], asyncio.Event()
+
+    async def answer(model: LoadedModel, rows: np.ndarray) -> np.ndarray:
+        asked.append(model.version)
+        await swapped.wait()
+        return np.zeros((len(rows), model.profile.output.classes), np.float32)
+
+    monkeypatch.setattr(second_opinions, "_in_background", answer)
+    async with serving(both, policy="flag") as client:
+        flagged = verdicts_of(await client.infer(request_of(images))).count("flag")
+        await until(lambda: asked == ["2"])
+        await client.server.control.swap("tiny", "1")
+        swapped.set()
+        await until(lambda: total(client) == 3 * flagged)
+        assert set(client.counted(COUNTED, "outcome")) == {("dropped",)}
+    assert asked == ["2"]
 
 
 @pytest.mark.parametrize("check", ["local", "upstream"])
