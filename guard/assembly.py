@@ -119,7 +119,7 @@ def watch_inputs(
         wanted = _second_opinions_of(settings, name)
         if wanted != "off":
             sampled = Share(share if wanted == "sampled" else 0.0, np.random.default_rng())
-            served.consultant = Consultant(served.slot, sampled, opinions, tell)
+            served.consultant = Consultant(served.slot, sampled, opinions, tell, served.is_held)
             opinions.add_model(name)
     return partial(close_all, [served.consultant for served in models.values() if served.consultant])
 

@@ -22,6 +22,11 @@ class ModelServer(Protocol):
         ...
 
     @property
+    def held(self) -> bool:
+        """Whether requests are held until those under way are done, to give it another model."""
+        ...
+
+    @property
     def versions(self) -> tuple[str, ...]:
         """The versions that callers may name."""
         ...

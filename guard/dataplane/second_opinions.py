@@ -85,6 +85,7 @@ class Consultant:
         sampled: Picks the accepted inputs that are asked about.
         counts: Told of every opinion.
         tell: Writes down what was said of an input, by kind of record and its fields.
+        held: Whether the model is to be left alone just now.
     """
 
     def __init__(
@@ -93,11 +94,13 @@ class Consultant:
         sampled: Share,
         counts: OpinionCounts,
         tell: Callable[[str, Mapping[str, object]], None],
+        held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._slot = slot
         self._sampled = sampled
         self._counts = counts
         self._tell = tell
+        self._held = held
         self._cases: SimpleQueue[_Case | None] = SimpleQueue()
         self._waiting = 0
         self._thread: threading.Thread | None = None
@@ -202,7 +205,8 @@ class Consultant:
 
     def _predicted(self, model: LoadedModel, images: Images, loop: asyncio.AbstractEventLoop) -> Logits:
         """Have the event loop put images in line, and wait for what the model says."""
-        if self._over or model is not self._slot.current or loop.is_closed():
+        gone = self._over or model is not self._slot.current or loop.is_closed()
+        if gone or self._held():
             raise _GivenUpError
         return asyncio.run_coroutine_threadsafe(_in_background(model, images), loop).result()
 

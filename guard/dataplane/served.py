@@ -57,6 +57,10 @@ class ServedModel:
             return True
         return self.sampling.takes()
 
+    def is_held(self) -> bool:
+        """Return whether its model server is being given another model, and is to be left alone for that."""
+        return self.upstream is not None and self.upstream.held
+
     def accepts(self, profile: Profile) -> Accepts:
         """Return what callers may send.
 

@@ -57,6 +57,11 @@ class UpstreamServer:
         self._max_batch_size = max_batch_size
 
     @property
+    def held(self) -> bool:
+        """Whether requests are held until those under way are done, to give it another model."""
+        return self._turnstile.closed
+
+    @property
     def ready(self) -> bool:
         """Whether the server takes requests, and answers as the model did that was calibrated."""
         return self._follower.ready

@@ -34,6 +34,7 @@ from guard.errors import CheckFailedError, ProfileError, QueueFullError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from guard.runtime.opinions import NOT_WANTED
+from guard.upstream.model_server import UpstreamServer
 from tests.calibration.capability_models import SINK, clean_images, residual_net
 from tests.calibration.test_second_opinions import asked as options_asked
 from tests.calibration.test_second_opinions import replaced, stored
@@ -301,19 +302,48 @@ async def test_a_version_that_was_swapped_out_is_asked_no_more(
         assert client.counted(COUNTED, "outcome", outcome="failed") == {}
 
 
+def questions(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], asyncio.Event]:
+    """Return whom is asked from now on, by version, and what they wait for before they answer."""
+    asked: list[str] = []
+    go_on = asyncio.Event()
+
+    async def answer(model: LoadedModel, rows: np.ndarray) -> np.ndarray:
+        asked.append(model.version)
+        await go_on.wait()
+        return np.zeros((len(rows), model.profile.output.classes), np.float32)
+
+    monkeypatch.setattr(second_opinions, "_in_background", answer)
+    return asked, go_on
+
+
+async def test_nothing_more_is_asked_while_a_model_server_is_given_another_model(
+    repository: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = questions(monkeypatch)
+    own = {"upstream_check": "upstream"}
+    async with (
+        ModelServer(residual_net(3)) as upstream,
+        in_front_of(upstream, repository, own=own, policy="flag") as client,
+    ):
+        await client.infer(infer_request(images))
+        flagged = client.counted("guard_inputs_total", "verdict")["flag",]
+        await until(lambda: asked == ["1"])
+        [served] = client.server._keeper.models.values()
+        assert isinstance(served.upstream, UpstreamServer)
+        served.upstream._turnstile.closed = True  # as it is while those under way are waited for
+        go_on.set()
+        await until(lambda: total(client) == 2 * flagged)
+        served.upstream._turnstile.closed = False
+        assert set(client.counted(COUNTED, "outcome")) == {("dropped",)}
+    assert asked == ["1"]
+
+
 async def test_nothing_more_is_asked_of_a_version_once_another_serves(
     repository: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = shutil.copytree(repository, tmp_path / "models")
     shutil.copytree(both / "tiny" / "1", both / "tiny" / "2")
-    asked, swapped = [], asyncio.Event()
-
-    async def answer(model: LoadedModel, rows: np.ndarray) -> np.ndarray:
-        asked.append(model.version)
-        await swapped.wait()
-        return np.zeros((len(rows), model.profile.output.classes), np.float32)
-
-    monkeypatch.setattr(second_opinions, "_in_background", answer)
+    asked, swapped = questions(monkeypatch)
     async with serving(both, policy="flag") as client:
         flagged = verdicts_of(await client.infer(request_of(images))).count("flag")
         await until(lambda: asked == ["2"])

@@ -34,6 +34,7 @@ class Server:
 
     ready = True
     why = ""
+    held = False
     versions = ("1",)
     datatype = ""
 
