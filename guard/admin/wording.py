@@ -44,7 +44,7 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
         if status.current is not None:
             yield from _opinion_lines(status.name, status.current)
         if status.canary is not None:
-            yield from canary_lines(status.name, status.canary)
+            yield from _canary_in_status(status.name, status.canary)
         if status.doing:
             yield _printable(f"{status.name}: just now {status.doing}")
         if status.last_failure is not None:
@@ -64,6 +64,14 @@ def _opinion_lines(model: str, now: VersionInfo) -> Iterator[str]:
     for one in now.second_opinions:
         if one.why_off:
             yield _printable(f"{model}: no second opinion of {one.name}: {one.why_off}")
+
+
+def _canary_in_status(model: str, canary: CanaryStatus) -> Iterator[str]:
+    """Yield what is known of a canary that runs; of one that is over how it ended, which is enough here."""
+    if canary.running:
+        yield from canary_lines(model, canary)
+    else:
+        yield f"{next(canary_lines(model, canary))}; `guard canary status` has its figures"
 
 
 def canary_lines(model: str, canary: CanaryStatus) -> Iterator[str]:

@@ -166,6 +166,17 @@ def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: Hous
     ]
 
 
+def test_status_tells_of_a_canary_that_is_over_how_it_ended(guard: Guard, house: House) -> None:
+    over = CanaryStatus(version_info("2"), 0.05, 1.7e9, False, "promoted", {"requests": 12.0})
+    house.control.tiny = replace(house.control.tiny, canary=over)
+
+    run = guard("status", "tiny", "--admin", house.address)
+
+    assert run.out.splitlines()[2:] == [
+        "tiny: version 2 was tried on 0.05 of the requests: promoted; `guard canary status` has its figures"
+    ]
+
+
 def test_swap_and_rollback_say_what_is_served_now(guard: Guard, house: House) -> None:
     there = guard("swap", "tiny", "--version", "2", "--digest", DIGEST_2, "--admin", house.address)
     again = guard("swap", "tiny", "--version", "2", "--admin", house.address)
