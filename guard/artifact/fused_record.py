@@ -174,6 +174,8 @@ class FusedRecord(FusionRecord):
             raise ValueError(
                 "fused.early: expected each round once, and none where no statistic is known early"
             )
+        if not all(one.fusion.is_finite for one in (self, *self.early)):
+            raise ValueError("fused: weights over scales, and those times centres, must be finite")
         if bool(self.layers) != ("layers" in self.statistics):
             raise ValueError("fused.layers must be there if 'layers' is a statistic, and only then")
         if list(self.clean_scores) != sorted(self.clean_scores):

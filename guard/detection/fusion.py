@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from typing import Final
 
 import numpy as np
@@ -85,6 +85,13 @@ class Fusion:
     centres: Float64[np.ndarray, " s"]
     scales: Float64[np.ndarray, " s"]
     views: tuple[View, ...] = ()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what statistics are weighted by is; what is not makes no number, which exceeds nothing."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = [row for view, _, _ in self._rows for row in view]
+        return all(isfinite(start) and all(isfinite(one) for _, one in weights) for weights, start in rows)
 
     def standardised(self, statistics: Float[np.ndarray, "n s"]) -> Float64[np.ndarray, "n s"]:
         """Return each statistic on its scale."""

@@ -131,6 +131,23 @@ def test_views_that_cannot_be_are_refused(view: dict[str, object], why: str) -> 
         FusedRecord.model_validate(record(views=[whole | view]))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "scales": [1e-300, 1.0, 1.0],
+            "views": [{"weights": [[1e300, 0.0, 0.0]], "centre": 0.0, "scale": 1.0}],
+        },
+        {"scales": [1e-200, 1.0, 1.0], "centres": [1e200, 0.0, 0.0], "views": []},
+        {"early": [early(2, 2) | {"scales": [5e-324, 1.0]}]},
+    ],
+    ids=["weights", "centres", "a round"],
+)
+def test_scales_that_leave_no_number_of_a_statistic_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        FusedRecord.model_validate(record(**changes))
+
+
 @pytest.mark.parametrize("changed", [{"n_scores": 7}, {"rank": 10_000}])
 def test_a_boundary_of_other_scores_than_the_artifact_holds_is_refused(
     tmp_path: Path, changed: dict[str, int]
