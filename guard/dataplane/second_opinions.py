@@ -123,7 +123,8 @@ class Consultant:
         if not rows:
             return
         line = model.scheduler
-        room = 0 if line.rows > line.max_queue_rows // _BUSY_SHARE else MOST_WAITING - self._waiting
+        busy = line.rows > line.max_queue_rows // _BUSY_SHARE
+        room = 0 if busy or not self._has_begun(model.name) else MOST_WAITING - self._waiting
         taken, dropped = rows[:room], rows[room:]
         for row, one in ((row, one) for row in dropped for one in model.opinions.each):
             self._counts.heard(model.name, one.name, findings[row].verdict, SecondOpinionOutcome.DROPPED)
@@ -132,22 +133,28 @@ class Consultant:
                 [
                     _Case(model, request_id, row, findings[row], image)
                     for row, image in zip(taken, images[taken], strict=True)
-                ],
-                model.name,
+                ]
             )
 
-    def _put(self, cases: Sequence[_Case], name: str) -> None:
+    def _put(self, cases: Sequence[_Case]) -> None:
         self._waiting += len(cases)
         for case in cases:
             self._cases.put(case)
+
+    def _has_begun(self, name: str) -> bool:
+        """Return whether there is a thread; it begins with the first input, if the system allows another."""
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run,
-                args=(asyncio.get_running_loop(),),
-                name=f"second-opinions-{name}",
-                daemon=True,
+            loop = asyncio.get_running_loop()
+            thread = threading.Thread(
+                target=self._run, args=(loop,), name=f"second-opinions-{name}", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                _log.warning("there may be no more threads, so no second opinions", extra={"model": name})
+                return False
+            self._thread = thread
+        return True
 
     async def close(self) -> None:
         """Ask nothing any more; what waits is given up."""

@@ -245,6 +245,24 @@ async def test_what_there_is_no_room_for_is_dropped_and_counted(
         assert dropped == {(name,): flagged - 2 for name in OPINIONS}
 
 
+async def test_where_there_may_be_no_more_threads_requests_are_answered_all_the_same(
+    repository: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("second-opinions"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with serving(repository, policy="flag") as client:
+        flagged = verdicts_of(await client.infer(request_of(images))).count("flag")
+        assert client.counted(COUNTED, "capability", "outcome") == {
+            (name, "dropped"): flagged for name in OPINIONS
+        }
+
+
 async def test_a_short_line_is_asked_in_small_portions(repository: Path, images: np.ndarray) -> None:
     short = {"max_queue_rows": 8, "max_request_rows": 8, "full_check_share": 0.0}
     async with serving(repository, policy="flag", **short) as client:
