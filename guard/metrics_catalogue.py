@@ -311,7 +311,8 @@ _SPECS: Final = (
     Spec(
         "guard_canary_entropy_difference_bits",
         "gauge",
-        "Mean entropy of a candidate's blends less that of the current version's, on the same inputs.",
+        "Mean entropy of a candidate's blends less that of the current version's, on the same inputs; each "
+        "over its own overlays, as many as it took, so that versions calibrated apart differ by that alone.",
         _MODEL,
         across="mean",
     ),

@@ -136,7 +136,7 @@ def lay_out_pool(
     if len(split.fit) < needed:
         raise TooFewImagesError(
             f"canaries take {needed} images besides those that calibrate and overlays, and there are "
-            f"{len(split.fit)}; add images, or leave --canaries out",
+            f"{len(split.fit)}; add {needed - len(split.fit)} images or more, or leave --canaries out",
             needed=needed,
             got=len(split.fit),
         )
