@@ -9,9 +9,11 @@ from calibration.errors import OptionError, TooFewImagesError
 from calibration.options import CalibrateOptions
 from calibration.threshold import minimum_images
 
-__all__ = ["Choice", "choose_detector", "images_to_certify"]
+__all__ = ["LEAST_TO_FIT", "Choice", "choose_detector", "images_to_certify"]
 
 LEAST_TO_FIT: Final = 300
+"""Images that the fused detector takes besides overlays and those that certify the rate."""
+
 MOST_TO_FIT: Final = 2000
 LEAST_OVERLAYS: Final = 8
 MOST_TABLE_BYTES: Final = 64 * 2**20

@@ -56,7 +56,8 @@ class HealOptions:
         required: Gates that must have been measured.
         scan: Options of scanners by their names.
         repair: Options of repairs by their names.
-        calibrate_share: Of the clean images, those for overlays and the boundary; more if these are too few.
+        calibrate_share: Of the clean images, those for overlays and the boundary; more if these are too few
+            for the guarantee or, as long as a third of all is left to learn from, for the fused detector.
         judge_share: Of the clean images, those to judge by.
         blend: Rule of the check; None for the artifact's, or ``add``.
         overlays: N; None for the artifact's, or 32.

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from calibration.data import ImageSet
+from calibration.detector_choice import LEAST_TO_FIT
 from calibration.errors import TooFewImagesError
 from calibration.heal.subject import Check
 from calibration.threshold import minimum_images
@@ -33,6 +34,10 @@ __all__ = [
 LEARN, JUDGE, CALIBRATE = "learn.npz", "judge.npz", "calibrate.npz"
 
 LEAST_TO_LEARN, LEAST_TO_JUDGE = 40, 20
+
+LEARN_SHARE = 1 / 3
+"""Of the images, those to learn from that more are taken from only for a guarantee. From what is above it the
+calibration gets as many as the fused detector takes, so that what is healed is not watched by less."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def part_images(
     Args:
         images: All.
         check: Says how many the calibration cannot do without.
-        calibrate_share: Share to calibrate with; more where that is too few.
+        calibrate_share: Share to calibrate with; more where that is too few for the guarantee, or for the
+            detector that is asked for, as long as a third of all is left to learn from.
         judge_share: Share to judge by; 0 for none.
         seed: Of the draw.
         where: Name of the images, for errors.
@@ -84,8 +90,10 @@ def part_images(
         TooFewImagesError: If one part would be too small, copies left out.
     """
     count, least = len(images), least_to_calibrate(check)
-    calibrate = max(least, round(calibrate_share * count))
     judge = max(LEAST_TO_JUDGE, round(judge_share * count)) if judge_share else 0
+    calibrate = max(least, round(calibrate_share * count))
+    if check.detector != "strip" and LEARN_SHARE * count <= count - judge - least - LEAST_TO_FIT:
+        calibrate = max(calibrate, least + LEAST_TO_FIT)
     needed = calibrate + judge + LEAST_TO_LEARN
     if needed > count:
         raise TooFewImagesError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_a_guarantee_gets_the_images_it_takes_and_copies_are_not_learned_from() 
     held = {image.tobytes() for image in images.images[[*parts.judge, *parts.calibrate]]}
     assert not learned & held
     assert parts.copies == 130 - len(parts.learn) > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "detector", "calibrated"),
+    [(1000, "auto", 22 + 8 + 300), (1000, "strip", 250), (500, "auto", 125), (4000, "fused", 1000)],
+)
+def test_what_is_healed_is_watched_by_the_fused_detector_where_enough_is_left_to_learn_from(
+    count: int, detector: Any, calibrated: int
+) -> None:
+    check = replace(CHECK, detector=detector)
+    parts = part_images(image_set(count), check, calibrate_share=0.25, judge_share=0.2, seed=0, where="x")
+    assert len(parts.calibrate) == calibrated
+    assert 3 * len(parts.learn) >= count
 
 
 def test_what_is_judged_by_is_not_learned_from_wherever_it_lies() -> None:
