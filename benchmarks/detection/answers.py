@@ -66,9 +66,9 @@ class Asking:
         return self.cache / f"{name}-{self.rule}-{self.seed}-{self.sizes.overlays}.npz"
 
     def kept(self, name: str, make: Callable[[], _Arrays]) -> _Arrays:
-        """Return arrays, made if they are not there yet."""
+        """Return arrays, made if they are not there yet, or if the network was made after them."""
         path = self.path(name)
-        if not path.exists():
+        if not path.exists() or path.stat().st_mtime < self.victim.model.stat().st_mtime:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **make())  # type: ignore[arg-type]
         with np.load(path) as stored:
