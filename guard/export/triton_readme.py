@@ -56,8 +56,8 @@ has NaN for score and p-value. Use an answer only if its verdict is "accept".
 What a score is, the detector says, which is in guard.json; all are over all {n} overlays:
 
     strip           minus the mean entropy of the answers, in bits
-    fused           the highest of several statistics, each on a scale where 0 is the median of clean images
-                    and 1 is what one clean image in fifty exceeds; without a unit
+    fused           the highest of a few views, each of several statistics together, on a scale where 0 is the
+                    median of clean images and 1 is what one in fifty exceeds; without a unit
 
 Good to know
 ------------
