@@ -98,7 +98,13 @@ def _capabilities(asked: list[str]) -> tuple[str, ...]:
 
 
 def _add_check(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--overlays", type=int, default=32, metavar="N", help="overlays (default %(default)s)")
+    group.add_argument(
+        "--overlays",
+        type=int,
+        default=32,
+        metavar="N",
+        help="overlays (default %(default)s); more find more, and cost clean inputs hardly more",
+    )
     group.add_argument(
         "--blend",
         choices=(*BLEND_RULES, "auto"),
