@@ -114,6 +114,8 @@ def test_a_guard_that_was_killed_goes_on_with_the_chain_and_the_quarantine(
     with calling(served) as stub:
         refusal(stub, SUSPICIOUS[:1])
         wait_for_lines(served, 3)
+        while served.metric("guard_quarantine_items") < 1:
+            assert served.process.popen.poll() is None
         assert served.process.end(signal.SIGKILL) == -signal.SIGKILL
     with (tmp_path / "log" / "audit.jsonl").open("ab") as log:
         log.write(b'{"seq":4,"at":"20')  # as if it had been killed while it wrote
