@@ -116,6 +116,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         machine=machine(),
         seconds=dict(clock.seconds),
     )
+    files = {"report.json": findings.to_json(), **_picture(profile), **(extra_files or {})}
     artifact = write_artifact(
         options.out,
         model=subject.source.data,
@@ -124,11 +125,7 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         probe=scored.probe,
         measures=None if scored.fit is None else scored.fit.measures,
         opinions=judged.opinions,
-        extra_files={
-            "report.json": findings.to_json(),
-            **_picture(profile),
-            **(extra_files or {}),
-        },
+        extra_files=files,
     )
     return CalibrationReport(artifact, findings)
 

@@ -53,7 +53,10 @@ class Calibrate:
         )
         parser.add_argument("--out", type=Path, required=True, metavar="REPO/NAME", help="where to write")
         parser.add_argument("--name", help="model name (default: the last part of --out)")
-        _add_check(parser.add_argument_group("the check"))
+        check = parser.add_argument_group("the check")
+        _add_blends(check)
+        _add_detector(check)
+        _add_rates(check)
         add_preprocessing(parser)
         _add_running(parser.add_argument_group("running"))
 
@@ -97,7 +100,7 @@ def _capabilities(asked: list[str]) -> tuple[str, ...]:
     return () if asked == ["off"] else tuple(asked)
 
 
-def _add_check(group: argparse._ArgumentGroup) -> None:
+def _add_blends(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--overlays",
         type=int,
@@ -105,6 +108,7 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="overlays (default %(default)s); more find more, and cost clean inputs hardly more",
     )
+    group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh, secret one)")
     group.add_argument(
         "--blend",
         choices=(*BLEND_RULES, "auto"),
@@ -125,6 +129,9 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="choose by the triggers that `guard scan --out DIR` found in this model; nothing is planted",
     )
+
+
+def _add_detector(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--detector",
         choices=("auto", "fused", "strip"),
@@ -147,6 +154,9 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
         help="second opinions to try and keep, asked beside the check and never in it, about what was found "
         f"suspicious: auto for all of {', '.join(OPINIONS)} (default auto)",
     )
+
+
+def _add_rates(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--threshold",
         choices=("conformal", "normal"),
@@ -165,7 +175,6 @@ def _add_check(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--confidence", type=float, default=0.95, help="of the guarantee (default %(default)s)"
     )
-    group.add_argument("--seed", type=int, help="of the overlay draw (default: a fresh, secret one)")
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
