@@ -3,9 +3,8 @@
 Theory of operation. The request goes to the model server as it came, and its rows go into the line of the
 check at the same moment, so that a request takes as long as the slower of the two and not as long as both.
 Under ``enforce`` the answer is let out only once every row is accepted: where one is not, or the check fails,
-the call to the server is cancelled, or its answer dropped. What cannot be checked is not sent there at all,
-unless the operator chose ``on_uncheckable = "answer"``. Under ``monitor`` the answer leaves as soon as it is
-there.
+the server's answer is dropped, or not waited for. What cannot be checked is not sent there at all, unless the
+operator chose ``on_uncheckable = "answer"``. Under ``monitor`` the answer leaves as soon as it is there.
 
 ::
 

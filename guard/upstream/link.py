@@ -2,6 +2,11 @@
 
 What the server says itself goes back to the caller as it came. What happens on the way, a refused or broken
 connection or a time that is up, is told in the guard's words, which name the server.
+
+A request that nobody waits for any more, as its caller hung up or the check refused it, is not broken off: it
+ends by itself, and its answer is dropped. Triton before 2.57 dies of a call that is cancelled just as it is
+answered, about once in some thousand (its issue 8034, mended by its pull request 8078); and no model server
+stops a computation that it has begun.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ _BROKEN: Final = frozenset(
 _GRACE_S: Final = 0.1  # a deadline may be told a little before its time
 _HEARSAY_S: Final = 0.03  # a call may hear that its connection ends a little before the channel knows
 _LOOKS: Final = 10
+_MOST_LEFT: Final = 256  # calls that nobody waits for; what is left beyond is broken off
+_LEAVE_S: Final = 1.0  # that they have where the connection is closed
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Link:
         self.breaks = 0
         self._was_up = False
         self._counts = counts
+        self._left: set[asyncio.Task[Relayed]] = set()
         options = [
             ("grpc.max_send_message_length", -1),  # what came in may go out
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -121,11 +129,23 @@ class Link:
     ) -> Relayed:
         """Send a ModelInfer request, once, and return what comes back.
 
+        Where this is cancelled, the call goes on and its answer is dropped.
+
         Raises:
             UpstreamStatusError: If the server says no.
             UpstreamError: If the connection is refused or breaks.
             UpstreamDeadlineError: If it takes longer than ``timeout_s``.
         """
+        call = asyncio.ensure_future(self._infer_to_the_end(message, timeout_s, purpose, metadata))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            self._leave(call)
+            raise
+
+    async def _infer_to_the_end(
+        self, message: bytes, timeout_s: float, purpose: UpstreamPurpose, metadata: Metadata
+    ) -> Relayed:
         began, code = time.monotonic(), StatusCode.CANCELLED
         _ = self.connected
         try:
@@ -141,6 +161,18 @@ class Link:
         finally:
             self._counts.called(self.address.name, purpose, code.name, time.monotonic() - began)
 
+    def _leave(self, call: asyncio.Task[Relayed]) -> None:
+        """Let a call end by itself, unless too many do."""
+        if len(self._left) >= _MOST_LEFT:
+            call.cancel()
+        self._left.add(call)
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[Relayed]) -> None:
+        self._left.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody is there to be told
+
     async def ask(self, method: str, request: Any, timeout_s: float = math.inf) -> Any:
         """Call a method other than ModelInfer; errors as those of :meth:`infer`."""
         began = time.monotonic()
@@ -152,7 +184,9 @@ class Link:
             raise await self._failure(error, began, timeout_s) from error
 
     async def close(self) -> None:
-        """Break off what is under way and close the connection."""
+        """Close the connection; what is under way is broken off, calls that were left a little later."""
+        if self._left:
+            await asyncio.wait(self._left, timeout=_LEAVE_S)
         await self._channel.close()
 
     async def _failure(self, error: grpc.aio.AioRpcError, began: float, timeout_s: float) -> GuardError:

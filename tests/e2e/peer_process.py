@@ -80,9 +80,11 @@ class PeerProcess:
     def kill(self) -> None:
         """End it at once."""
         if self.process is not None:
+            ended = self.process.poll()
             self.process.send_signal(signal.SIGKILL)
             self.process.wait(READY_S)
             self.process = None
+            assert ended is None, f"the server had ended by itself ({ended}): {self.log()[-3000:]}"
 
     def log(self) -> str:
         """Return what it wrote so far."""

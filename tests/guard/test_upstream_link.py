@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -14,7 +16,7 @@ from guard.metrics_labels import UpstreamPurpose
 from guard.upstream.counts import UpstreamCounts
 from guard.upstream.link import Address, Link
 from tests.guard.upstream_house import sent
-from tests.model_server import ModelServer
+from tests.model_server import Call, ModelServer
 from tests.serving import PATIENCE_S
 from tests.tiny_models import linear_classifier
 
@@ -26,25 +28,93 @@ def futures_alive() -> int:
     return sum(type(one) is asyncio.Future for one in gc.get_objects())
 
 
+@asynccontextmanager
+async def linked(upstream: ModelServer) -> AsyncIterator[Link]:
+    counts = UpstreamCounts(CollectorRegistry())
+    link = Link(Address("tiny", upstream.address, "tiny"), counts, max_message_bytes=1_000_000)
+    await link.connect()
+    yield link
+    await link.close()
+
+
+async def infer(link: Link) -> None:
+    await link.infer(sent().SerializeToString(), PATIENCE_S, purpose=UpstreamPurpose.PREDICT)
+
+
+async def hung_up(link: Link, upstream: ModelServer, count: int) -> list[Call]:
+    """Make calls that the server holds, and wait for none of them."""
+    upstream.open.clear()
+    waiting = [asyncio.ensure_future(infer(link)) for _ in range(count)]
+    await upstream.arrival(count)
+    for one in waiting:
+        one.cancel()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+    return list(upstream.predictions)
+
+
 async def test_a_server_that_says_it_is_busy_leaves_nothing_behind_however_often() -> None:
     async with ModelServer(linear_classifier()) as upstream:
         upstream.refusal = (grpc.StatusCode.UNAVAILABLE, "busy", ())
-        link = Link(
-            Address("tiny", upstream.address, "tiny"),
-            UpstreamCounts(CollectorRegistry()),
-            max_message_bytes=1_000_000,
-        )
-        await link.connect()
-        message = sent().SerializeToString()
 
-        async def busy() -> None:
+        async def busy(link: Link) -> None:
             with pytest.raises(UpstreamStatusError, match="busy"):
-                await link.infer(message, PATIENCE_S, purpose=UpstreamPurpose.PREDICT)
+                await infer(link)
 
-        await busy()
-        before = futures_alive()
-        await asyncio.gather(*(busy() for _ in range(CALLS)))
-        after = futures_alive()
-        await link.close()
+        async with linked(upstream) as link:
+            await busy(link)
+            before = futures_alive()
+            await asyncio.gather(*(busy(link) for _ in range(CALLS)))
+            after = futures_alive()
 
     assert after - before < CALLS / 2
+
+
+async def test_a_call_that_nobody_waits_for_ends_by_itself_and_leaves_nothing_behind() -> None:
+    async with ModelServer(linear_classifier()) as upstream, linked(upstream) as link:
+        before = futures_alive()
+        calls = await hung_up(link, upstream, CALLS)
+        upstream.open.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(call.ended.wait() for call in calls))
+            await infer(link)
+        after = futures_alive()
+
+    assert not any(call.cancelled for call in calls)
+    assert after - before < CALLS / 2
+
+
+async def test_a_call_that_nobody_waits_for_may_fail_unseen(caplog: pytest.LogCaptureFixture) -> None:
+    async with ModelServer(linear_classifier()) as upstream, linked(upstream) as link:
+        [call] = await hung_up(link, upstream, 1)
+        await upstream.kill()
+        await asyncio.wait_for(call.ended.wait(), PATIENCE_S)
+    gc.collect()
+
+    assert not caplog.records
+
+
+async def test_of_too_many_that_nobody_waits_for_the_last_are_broken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guard.upstream.link._MOST_LEFT", 3)
+    async with ModelServer(linear_classifier()) as upstream, linked(upstream) as link:
+        calls = await hung_up(link, upstream, 5)
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(call.ended.is_set() for call in calls) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        upstream.open.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(call.ended.wait() for call in calls))
+
+    assert sum(call.cancelled for call in calls) == 2
+
+
+async def test_a_connection_closes_though_a_call_that_nobody_waits_for_does_not_end() -> None:
+    async with ModelServer(linear_classifier()) as upstream:
+        async with asyncio.timeout(PATIENCE_S), linked(upstream) as link:
+            [call] = await hung_up(link, upstream, 1)
+        async with asyncio.timeout(PATIENCE_S):
+            await call.ended.wait()
+
+    assert call.cancelled

@@ -119,7 +119,7 @@ async def test_an_answer_that_is_there_before_the_check_waits_for_it(
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_a_call_to_the_server_ends_when_the_check_rejects(
+async def test_a_rejected_input_is_refused_at_once_and_its_call_to_the_server_left_to_end(
     repository: Path, upstream: ModelServer, held: list[GatedClassifier]
 ) -> None:
     async with in_front_of(upstream, repository) as client:
@@ -128,9 +128,12 @@ async def test_a_call_to_the_server_ends_when_the_check_rejects(
         call = await upstream.arrival()
         held[0].let_all_go()
         error = await waiting
+        assert not call.ended.is_set()
+        upstream.open.set()
         await asyncio.wait_for(call.ended.wait(), PATIENCE_S)
+        assert (await client.infer(sent())).id == "an id"
 
-    assert (error.code(), call.cancelled) == (grpc.StatusCode.PERMISSION_DENIED, True)
+    assert (error.code(), call.cancelled) == (grpc.StatusCode.PERMISSION_DENIED, False)
 
 
 async def test_under_monitor_the_answer_leaves_before_the_check_which_is_counted_after(
@@ -322,19 +325,27 @@ async def test_what_the_server_says_against_a_request_comes_back_as_it_is(
     }
 
 
-async def test_a_caller_who_hangs_up_ends_the_call_to_the_server(
-    repository: Path, upstream: ModelServer
+@MODES
+async def test_the_call_to_the_server_goes_on_where_its_caller_hangs_up(
+    repository: Path, upstream: ModelServer, check: str
 ) -> None:
-    async with in_front_of(upstream, repository) as client:
+    async with in_front_of(upstream, repository, own={"upstream_check": check}) as client:
         upstream.open.clear()
         call = client.stub.ModelInfer(sent(), timeout=PATIENCE_S)
         running = asyncio.ensure_future(call.code())
         arrived = await upstream.arrival()
         call.cancel()
-        await asyncio.wait_for(arrived.ended.wait(), PATIENCE_S)
         await running
+        async with asyncio.timeout(PATIENCE_S):
+            while not client.counted("guard_shed_requests_total", "reason").get(("cancelled",)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not arrived.ended.is_set()
+        upstream.open.set()
+        await asyncio.wait_for(arrived.ended.wait(), PATIENCE_S)
+        assert (await client.infer(sent())).id == "an id"
 
-    assert arrived.cancelled
+    assert not any(one.cancelled for one in upstream.calls)
+    assert client.counted("guard_upstream_calls_total", "code", purpose="predict") == {("OK",): 2}
 
 
 async def test_an_answer_that_is_none_is_refused(repository: Path, upstream: ModelServer) -> None:
