@@ -8,7 +8,13 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in a process a core; read before torch is imported
 
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+settings.register_profile(  # how long an example takes decides no test
+    "untimed", suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("untimed")
 
 _HOOK = install_import_hook(["guard", "calibration"], "beartype.beartype")
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from calibration.repair.base import Repair
 from calibration.repair.table import REPAIRS
 
-__all__ = ["IMAGES", "STRONG", "WEAK", "Method", "Run", "find_method", "plan"]
+__all__ = ["IMAGES", "OTHERS", "STRONG", "WEAK", "Method", "Run", "find_method", "plan"]
 
 Trigger = Literal["reversed", "original"]
 
@@ -98,7 +98,7 @@ FIRST = ("fine_tuning", "nad", "argd", "fine_pruning")
 QUICK = ("unlearning-original", "fst", "unlearning-reversed")
 SLOW = ("mcr-t3", "dhbe", "ft_sam", "i_bau", "sau", "mcr")
 OF_A_TRIGGER = tuple(f"unlearning-{variant}" for variant in ("reversed", "original", "clean"))
-OTHERS = ("gtsrb_badnets", "resnet_badnets", "pruning_aware")
+OTHERS = ("resnet_badnets", "gtsrb_badnets", "gtsrb_vgg", "pruning_aware")
 GUIDED = ("guided_unlearning",)
 GTSRB_TRAINING = 15675
 """Images that gtsrb_badnets was trained on; distillation is given a share of them."""

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["NONE", "Records", "cell", "percent", "read_records", "table"]
+__all__ = ["NONE", "Records", "cell", "percent", "read_records", "spread", "table"]
 
 NONE = "–"
 
@@ -45,6 +45,15 @@ class Records:
         values = [value for value in found if value is not None]
         return mean(values) if len(values) == len(found) else None
 
+    def by_seed(self, victims: Sequence[str], method: str, images: int, *path: str) -> list[float]:
+        """Return a figure's mean over victims, once for each seed that all of them have."""
+        of_each = [
+            {one["seed"]: _dig(one, path) for one in self.of(victim, method, images)} for victim in victims
+        ]
+        seeds = sorted(set.intersection(*map(set, of_each)))
+        rows = [[found[seed] for found in of_each] for seed in seeds]
+        return [mean(value for value in row if value is not None) for row in rows if None not in row]
+
     def before(self, victim: str, name: str) -> float | None:
         """Return a figure of the victim as it was."""
         return next((_dig(one, ("before", name)) for one in self._measured(victim)), None)
@@ -79,6 +88,13 @@ def percent(share: float | None) -> str:
 def cell(asr: float | None, acc: float | None) -> str:
     """Return attack success and accuracy in percent."""
     return NONE if asr is None or acc is None else f"{percent(asr)} / {percent(acc)}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean of shares in percent and, of several, their standard deviation."""
+    if not values:
+        return NONE
+    return percent(mean(values)) + (f" ± {percent(stdev(values))}" if len(values) > 1 else "")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.repair.methods import ATTACKS, IMAGES, STRONG, WEAK
+from benchmarks.repair.floor import CLEAN, read_floor
+from benchmarks.repair.methods import ATTACKS, IMAGES, OTHERS, STRONG, WEAK
 from benchmarks.repair.published import ARGD_AVERAGES, ARGD_BY_ATTACK, ARGD_BY_SHARE, Pair
-from benchmarks.repair.records import NONE, Records, cell, percent, read_records, table
+from benchmarks.repair.records import NONE, Records, cell, percent, read_records, spread, table
 from benchmarks.repair.special import amplification, distillation, patching, pruning
 
 __all__ = ["RESULTS", "render"]
@@ -33,7 +34,8 @@ held back and nothing is fitted to it. 2,500 are the papers' "5 %" of CIFAR-10. 
 defaults, unless its name has a second part. Rates are in percent, on all 10,000 images of the holdout (3,930
 of GTSRB), which no victim and no repair has seen: **ASR / ACC\\***, where ACC* leaves the target class out,
 as ARGD and NAD count; ACC counts all classes; RA is the accuracy on stamped images. Averages are over victims
-that all have a record; "–" is where one is missing. Seconds are processor time of one core of a machine that
+that all have a record, ± the standard deviation over seeds where there are several; "–" is where one is
+missing. Seconds are processor time of one core of a machine that
 others worked on too, a scan that a trigger came from apart; images/s are those that went through the network
 being changed, forwards and back, a second.
 """
@@ -51,9 +53,9 @@ TITLES = {
         "Better trained than the papers' victims, so that there is more accuracy to lose.",
     ),
     "others": (
-        ("resnet_badnets", "gtsrb_badnets", "pruning_aware"),
+        OTHERS,
         "Other networks and data",
-        "",
+        "A ResNet, a VGG without batch normalisation, GTSRB's 43 classes, and an attack that expects pruning.",
     ),
 }
 
@@ -86,6 +88,8 @@ def by_victim(records: Records, group: str) -> str:
     head = ["method", *victims, "average", "ACC", "RA", *published, "seconds", "images/s"]
     blanks = [NONE, NONE]
     rows = [_before(records, victims, bool(published)) + blanks]
+    if group != "others":
+        rows.append(_floor(victims, len(head)))
     for method in ordered(records):
         cells = [pair(records, victim, method) for victim in victims]
         if set(cells) == {NONE}:
@@ -144,7 +148,10 @@ def pair(records: Records, victim: str, method: str) -> str:
 
 def average(records: Records, victims: tuple[str, ...], method: str, images: int) -> str:
     """Return the averages of ASR and ACC*."""
-    return cell(*(records.over(victims, method, images, "after", name) for name in ("asr", "acc_non_target")))
+    shares = [
+        spread(records.by_seed(victims, method, images, "after", name)) for name in ("asr", "acc_non_target")
+    ]
+    return NONE if NONE in shares else " / ".join(shares)
 
 
 def _before(records: Records, victims: tuple[str, ...], published: bool) -> list[str]:
@@ -157,6 +164,18 @@ def _before(records: Records, victims: tuple[str, ...], published: bool) -> list
     row = ["*before*", *cells, cell(means["asr"], means["acc_non_target"])]
     row += [percent(means["acc"]), percent(means["robust_acc"])]
     return [*row, _of(ARGD_AVERAGES["none"])] if published else row
+
+
+def _floor(victims: tuple[str, ...], width: int) -> list[str]:
+    """Return what networks without a backdoor do under each trigger."""
+    found = [read_floor(victim) for victim in victims]
+    cells = [cell(one.get("asr"), one.get("acc_non_target")) for one in found]
+    means = {
+        key: _mean([one.get(key) for one in found]) for key in ("asr", "acc_non_target", "acc", "robust_acc")
+    }
+    row = [f"*{len(CLEAN)} clean networks*", *cells, cell(means["asr"], means["acc_non_target"])]
+    row += [percent(means["acc"]), percent(means["robust_acc"])]
+    return row + [NONE] * (width - len(row))
 
 
 def _mean(values: list[float | None]) -> float | None:

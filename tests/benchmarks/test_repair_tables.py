@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.repair.methods import find_method
-from benchmarks.repair.records import Records, name_of
+from benchmarks.repair.floor import read_floor
+from benchmarks.repair.methods import STRONG, WEAK, find_method
+from benchmarks.repair.records import Records, name_of, spread
 from benchmarks.repair.render import RESULTS, render
 from benchmarks.zoo.subjects import load_subject
 
@@ -63,6 +64,22 @@ def test_the_mean_is_over_seeds_and_an_average_needs_every_victim() -> None:
     assert records.over(("a", "b"), "nad", 2500, "after", "asr") == pytest.approx(0.3)
     assert records.over(("a", "b", "c"), "nad", 2500, "after", "asr") is None
     assert records.mean("a", "nad", 500, "after", "asr") is None
+
+
+def test_the_spread_is_over_the_seeds_that_every_victim_has() -> None:
+    seeds = [one("a", "nad", 0.1), one("a", "nad", 0.3, seed=1), one("a", "nad", 0.9, seed=2)]
+    records = Records((*seeds, one("b", "nad", 0.2), one("b", "nad", 0.6, seed=1)))
+    found = records.by_seed(("a", "b"), "nad", 2500, "after", "asr")
+    assert found == pytest.approx([0.15, 0.45])
+    assert spread(found) == "30.00 ± 21.21"  # .15 · √2, as of two values
+    assert spread(found[:1]) == "15.00"
+    assert records.by_seed(("a", "c"), "nad", 2500, "after", "asr") == []
+
+
+def test_what_clean_networks_do_was_measured_on_every_victim_of_both_sets() -> None:
+    found = [read_floor(name) for name in (*WEAK, *STRONG)]
+    assert all(0 <= one["asr"] < 0.1 for one in found)
+    assert read_floor("gtsrb_badnets") == {}
 
 
 def test_a_repair_without_images_counts_for_any_number_of_them() -> None:

@@ -15,7 +15,7 @@ from tests.calibration.onnx_cases import INT64_MAX, Case, Data, ints, weights  #
 from tests.calibration.onnx_running import difference  # noqa: E402
 
 MODES = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-LAWS = settings(max_examples=25, deadline=None, derandomize=True)
+LAWS = settings(max_examples=25, derandomize=True)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3)).map(list)
 
 

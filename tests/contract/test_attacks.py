@@ -238,7 +238,7 @@ def test_what_is_saved_and_loaded_stamps_alike(name: str, shape: str, tmp_path: 
     assert np.array_equal(loaded.applies_to(data.labels), attack.applies_to(data.labels))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(ATTACKS)),
     rate=st.floats(0, 0.05),

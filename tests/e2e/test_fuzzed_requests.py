@@ -169,7 +169,7 @@ def expect_words_and_a_server_that_lives_on(infer: Infer, message: bytes) -> Non
     assert infer(infer_request(CLEAN[:1]).SerializeToString()) == (grpc.StatusCode.OK, "")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(changes=st.lists(CHANGES, min_size=1, max_size=3))
 def test_a_request_with_random_fields_never_ends_in_an_unknown_error(
     infer: Infer, changes: list[Change]
@@ -181,7 +181,7 @@ def test_a_request_with_random_fields_never_ends_in_an_unknown_error(
     expect_words_and_a_server_that_lives_on(infer, request.SerializeToString())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     at=st.lists(st.integers(0, 2**12), min_size=1, max_size=4),
     noise=st.binary(min_size=1, max_size=6),
@@ -205,7 +205,7 @@ def test_random_bytes_in_a_message_never_end_in_an_unknown_error(
     expect_words_and_a_server_that_lives_on(infer, bytes(message))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(message=st.binary(max_size=64))
 def test_bytes_that_are_no_request_never_end_in_an_unknown_error(infer: Infer, message: bytes) -> None:
     expect_words_and_a_server_that_lives_on(infer, message)

@@ -126,7 +126,7 @@ def test_a_hash_alone_makes_no_line(body: bytes) -> None:
 CONTENT = lines_of(6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(at=st.integers(0, len(b"".join(CONTENT)) - 1), byte=st.integers(0, 255))
 def test_every_edit_of_a_byte_is_found_in_its_line(
     tmp_path_factory: pytest.TempPathFactory, at: int, byte: int
@@ -150,7 +150,7 @@ def test_every_edit_of_a_byte_is_found_in_its_line(
         assert found.lines == where - 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(order=st.lists(st.integers(0, 5), max_size=8), keyed=st.booleans())
 def test_lines_removed_put_in_or_moved_are_found_and_only_a_cut_at_the_end_is_not(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], keyed: bool

@@ -43,7 +43,7 @@ def asked(images: np.ndarray, classes: int, *names: str) -> pb.ModelInferRequest
     return request
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32)),
     st.integers(1, 8),

@@ -80,7 +80,7 @@ def checked(detector: Fused, predicted: int, logits: np.ndarray) -> tuple[Decisi
     return decision, evidence
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_what_is_rejected_early_is_what_all_blends_reject(seed: int, triggered: bool) -> None:
     world = World(seed)
@@ -111,7 +111,7 @@ def test_a_score_is_worked_out_once() -> None:
         assert detector.p_value(bare, clean) == detector.p_value(anew, clean)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_outcomes_are_those_of_the_check_round_by_round(seed: int, triggered: bool) -> None:
     world = World(seed)

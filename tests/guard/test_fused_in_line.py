@@ -66,7 +66,7 @@ def alone(detector: Fused, answers: np.ndarray, whole: bool) -> tuple[Decision, 
     return decision, evidence.passes
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_each_input_is_decided_as_it_is_alone(seed: int, max_pairs: int) -> None:
     random = np.random.default_rng(seed)

@@ -41,7 +41,7 @@ def test_without_views_each_statistic_is_one() -> None:
     assert fusion.scores(np.array([[5.0, 2.0], [0.0, 0.0]])).tolist() == [2.0, -0.5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_one_input_scores_as_it_does_among_others(seed: int, statistics: int) -> None:
     fusion = random_fusion(seed, statistics)
@@ -50,7 +50,7 @@ def test_one_input_scores_as_it_does_among_others(seed: int, statistics: int) ->
     np.testing.assert_allclose(one_by_one, fusion.scores(inputs), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_a_score_never_falls_where_a_statistic_rises(seed: int, statistics: int) -> None:
     fusion, random = random_fusion(seed, statistics), np.random.default_rng(seed + 1)
@@ -59,7 +59,7 @@ def test_a_score_never_falls_where_a_statistic_rises(seed: int, statistics: int)
     assert (fusion.scores(high) >= fusion.scores(low) - 1e-9).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_what_some_statistics_say_is_a_lower_bound(seed: int, statistics: int) -> None:
     fusion, random = random_fusion(seed, statistics), np.random.default_rng(seed + 1)

@@ -30,7 +30,7 @@ def refusal(blob: bytes, channels: int = 3, **options: bool) -> str:
     return str(refused.value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 3, 4]), st.integers(0, 2**32 - 1))
 def test_a_png_gives_back_the_pixels_that_it_was_made_of(
     height: int, width: int, channels: int, seed: int
@@ -264,7 +264,7 @@ def test_an_interlaced_png_is_whole_with_the_last_of_its_passes() -> None:
     assert decode_image(interlaced(ADAM7), "image 0", channels=1, max_pixels=81).shape == (9, 9, 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([encoded(PIXELS), encoded(PIXELS, "JPEG")]),
     st.integers(0, 2000),
@@ -282,7 +282,7 @@ def test_a_damaged_file_is_refused_or_is_an_image_and_nothing_else(
         assert got.size <= 64 * 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["PNG", "JPEG"]), st.integers(0, 2000))
 def test_no_file_that_was_cut_off_is_taken(form: str, length: int) -> None:
     blob = encoded(PIXELS, form)

@@ -8,7 +8,7 @@ from itertools import count, zip_longest
 import numpy as np
 import pytest
 from fake_classifier import TableClassifier, answers_to, full_check, numbered_images, random_table
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -244,10 +244,10 @@ class LineMachine(RuleBasedStateMachine):
 
 
 TestLine = LineMachine.TestCase
-TestLine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLine.settings = settings(max_examples=60, stateful_step_count=25)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     masks=st.lists(MASK, min_size=1, max_size=6),
     rounds=ROUNDS,

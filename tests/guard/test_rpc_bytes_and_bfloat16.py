@@ -27,7 +27,7 @@ def lengths_and_elements(elements: list[bytes]) -> bytes:
     return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=20), max_size=9), st.booleans(), st.booleans())
 def test_bytes_come_out_as_they_went_in(elements: list[bytes], column: bool, raw: bool) -> None:
     shape = (len(elements), 1) if column else (len(elements),)
@@ -44,7 +44,7 @@ def test_bytes_come_out_as_they_went_in(elements: list[bytes], column: bool, raw
     assert got.data.ravel().tolist() == elements
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)))
 def test_bfloat16_comes_out_as_the_float32_that_it_is(bits: np.ndarray) -> None:
     request = request_of("BF16", bits.shape, bits.astype("<u2").tobytes())
@@ -55,7 +55,7 @@ def test_bfloat16_comes_out_as_the_float32_that_it_is(bits: np.ndarray) -> None:
     np.testing.assert_array_equal(got.data, bits.view(ml_dtypes.bfloat16).astype(np.float32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hnp.arrays(np.float32, 8, elements=st.floats(width=32)))
 def test_float32_is_rounded_to_bfloat16_as_others_do(values: np.ndarray) -> None:
     ours, theirs = from_bfloat16(to_bfloat16(values)), values.astype(ml_dtypes.bfloat16).astype(np.float32)

@@ -56,7 +56,7 @@ def as_raw(*given_tensors: Tensor) -> pb.ModelInferRequest:
     return request
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(tensors(tuple(DATATYPES)), max_size=3, unique_by=lambda tensor: tensor.name))
 def test_raw_inputs_decode_to_the_arrays_they_were_made_of(sent: list[Tensor]) -> None:
     request = pb.ModelInferRequest.FromString(as_raw(*sent).SerializeToString())
@@ -70,7 +70,7 @@ def test_raw_inputs_decode_to_the_arrays_they_were_made_of(sent: list[Tensor]) -
         assert tensor.data.tobytes() == original.data.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors(tuple(FIELD_OF)))
 def test_typed_inputs_decode_to_the_arrays_they_were_made_of(sent: Tensor) -> None:
     request = pb.ModelInferRequest()
@@ -83,7 +83,7 @@ def test_typed_inputs_decode_to_the_arrays_they_were_made_of(sent: Tensor) -> No
     np.testing.assert_array_equal(got.data, sent.data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(tensors(tuple(DATATYPES)), max_size=3))
 def test_an_answer_carries_its_outputs_raw_and_in_their_order(outputs: list[Tensor]) -> None:
     wire = encode_response(InferResponse("gtsrb", "3", "id-7", tuple(outputs)))
@@ -101,7 +101,7 @@ def test_an_answer_carries_its_outputs_raw_and_in_their_order(outputs: list[Tens
         st.booleans() | st.text() | st.floats(allow_nan=False) | st.integers(-(2**63), 2**64 - 1),
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parameters_keep_value_and_type_both_ways(parameters: dict[str, bool | int | float | str]) -> None:
     message = pb.ModelInferResponse()
     add_parameters(message.parameters, parameters)
