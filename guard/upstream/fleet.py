@@ -184,8 +184,7 @@ class Fleet:
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
-        for member in self._members.values():
-            await member.link.close()
+        await asyncio.gather(*(member.link.close() for member in self._members.values()))
 
     def _changed(self, name: str) -> None:
         self._counts.ready(name, self._members[name].follower.ready)

@@ -37,6 +37,7 @@ _GRACE_S: Final = 0.1  # a deadline may be told a little before its time
 _HEARSAY_S: Final = 0.03  # a call may hear that its connection ends a little before the channel knows
 _LOOKS: Final = 10
 _MOST_LEFT: Final = 256  # calls that nobody waits for; what is left beyond is broken off
+_MOST_LEFT_BYTES: Final = 256 * 1024 * 1024  # of their requests, which are kept until they end
 _LEAVE_S: Final = 1.0  # that they have where the connection is closed
 
 
@@ -92,7 +93,7 @@ class Link:
         self.breaks = 0
         self._was_up = False
         self._counts = counts
-        self._left: set[asyncio.Task[Relayed]] = set()
+        self._left: dict[asyncio.Task[Relayed], int] = {}
         options = [
             ("grpc.max_send_message_length", -1),  # what came in may go out
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -140,7 +141,7 @@ class Link:
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            self._leave(call)
+            self._leave(call, len(message))
             raise
 
     async def _infer_to_the_end(
@@ -161,15 +162,15 @@ class Link:
         finally:
             self._counts.called(self.address.name, purpose, code.name, time.monotonic() - began)
 
-    def _leave(self, call: asyncio.Task[Relayed]) -> None:
-        """Let a call end by itself, unless too many do."""
-        if len(self._left) >= _MOST_LEFT:
+    def _leave(self, call: asyncio.Task[Relayed], size: int) -> None:
+        """Let a call end by itself, unless too many do, or they keep too much."""
+        if len(self._left) >= _MOST_LEFT or sum(self._left.values()) + size > _MOST_LEFT_BYTES:
             call.cancel()
-        self._left.add(call)
+        self._left[call] = size
         call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[Relayed]) -> None:
-        self._left.discard(call)
+        del self._left[call]
         if not call.cancelled():
             call.exception()  # nobody is there to be told
 

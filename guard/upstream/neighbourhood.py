@@ -83,5 +83,4 @@ class Neighbourhood:
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
-        for link in self._links:
-            await link.close()
+        await asyncio.gather(*(link.close() for link in self._links))

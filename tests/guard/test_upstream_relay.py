@@ -343,6 +343,9 @@ async def test_the_call_to_the_server_goes_on_where_its_caller_hangs_up(
         upstream.open.set()
         await asyncio.wait_for(arrived.ended.wait(), PATIENCE_S)
         assert (await client.infer(sent())).id == "an id"
+        async with asyncio.timeout(PATIENCE_S):  # it is counted once its answer has come, which nobody sees
+            while sum(client.counted("guard_upstream_calls_total", purpose="predict").values()) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     assert not any(one.cancelled for one in upstream.calls)
     assert client.counted("guard_upstream_calls_total", "code", purpose="predict") == {("OK",): 2}
