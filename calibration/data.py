@@ -75,6 +75,7 @@ class ImageSet:
         class_names: Names of the classes, where sub-folders gave them.
         digest: SHA-256 of the images as read, before any resizing.
         notes: What a reader should know of how they were read.
+        labels_from: File or folder that the labels are from, for errors; empty if there are none.
     """
 
     images: Num[np.ndarray, "n h w c"]
@@ -82,6 +83,7 @@ class ImageSet:
     class_names: tuple[str, ...] | None
     digest: str
     notes: tuple[str, ...] = ()
+    labels_from: str = ""
 
     def __len__(self) -> int:
         return len(self.images)

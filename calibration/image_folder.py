@@ -57,7 +57,8 @@ def read_image_folder(folder: Path, geometry: Geometry) -> ImageSet:
     notes = (
         (f"{n_gray} of {len(files)} files are grayscale; their channel was repeated to 3",) if n_gray else ()
     )
-    return ImageSet(images, labels, names, digest, notes)
+    labels_from = f"{folder}: sub-folders as classes" if classes else ""
+    return ImageSet(images, labels, names, digest, notes, labels_from)
 
 
 def _is_hidden(path: Path) -> bool:

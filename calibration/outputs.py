@@ -10,6 +10,7 @@ import onnxruntime as ort
 from jaxtyping import Int64
 from onnx import TensorProto
 
+from calibration.data import ImageSet
 from calibration.errors import DataError
 from calibration.model_source import ModelSource
 from guard.arrays import Images, Logits, to_bfloat16
@@ -95,18 +96,21 @@ def kind_of(outputs: Logits, where: str) -> Kind:
     return "probabilities" if normalised else "logits"
 
 
-def check_labels(labels: Int64[np.ndarray, " n"], classes: int) -> None:
-    """Refuse labels that the model has no class for.
+def check_labels(images: ImageSet, classes: int) -> None:
+    """Refuse labels that the model has no class for; where there are no labels there is nothing to refuse.
 
     Raises:
-        DataError: Naming the first such label.
+        DataError: Naming where the labels are from, and the first such label.
     """
-    beyond = labels >= classes
+    if images.labels is None:
+        return
+    beyond = images.labels >= classes
     if beyond.any():
         first = int(beyond.argmax())
         raise DataError(
-            f"image {first} has label {labels[first]}, the model has {classes} classes (0 to {classes - 1}); "
-            f"check the labels or the model"
+            f"{images.labels_from}: image {first} has label {images.labels[first]}, the model has {classes} "
+            f"classes (0 to {classes - 1}), and {int(beyond.sum())} of {len(images)} labels are beyond them; "
+            f"number the classes from 0, or give the model that these labels are of"
         )
 
 

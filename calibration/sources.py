@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,11 @@ def read_images(data: Path, labels: Path | None, geometry: Geometry) -> ImageSet
         return _with_labels(read_image_folder(data, geometry), labels)
     arrays = _read_arrays(data)
     images, digest = fit_images(arrays[_IMAGES], geometry, f"{data}: images")
-    own = fit_labels(arrays[_LABELS], len(images), f"{data}: labels") if _LABELS in arrays else None
-    return _with_labels(ImageSet(images, own, None, digest), labels)
+    found = ImageSet(images, None, None, digest)
+    if _LABELS in arrays:
+        place = str(data / "labels.npy") if data.is_dir() else f"{data}: {_LABELS}"
+        found = replace(found, labels=fit_labels(arrays[_LABELS], len(images), place), labels_from=place)
+    return _with_labels(found, labels)
 
 
 def _with_labels(images: ImageSet, labels: Path | None) -> ImageSet:
@@ -45,7 +49,7 @@ def _with_labels(images: ImageSet, labels: Path | None) -> ImageSet:
     if images.class_names is not None:
         raise OptionError(f"--labels {labels} was given, but class folders name the labels; leave one out")
     indices = fit_labels(_load(labels), len(images), str(labels))
-    return ImageSet(images.images, indices, None, images.digest, images.notes)
+    return replace(images, labels=indices, labels_from=str(labels))
 
 
 def _read_arrays(data: Path) -> dict[str, np.ndarray]:

@@ -81,8 +81,7 @@ def read_subject(options: CalibrateOptions) -> Subject:
     prepare = plan_input(signature, images.images, wish)
     row = prepare(images.images[:1])
     classes = count_classes(source, signature, row)
-    if images.labels is not None:
-        check_labels(images.labels, classes)
+    check_labels(images, classes)
     sink = OutputSpec(
         name=signature.output_name,
         datatype=signature.output_datatype,

@@ -77,8 +77,7 @@ def read_fresh(artifact: Artifact, options: FrrOptions) -> Fresh:
             f"--data {where}: these are the very images that the artifact was calibrated with (SHA-256 "
             f"{images.digest[:12]}…), few of which its boundary rejects whatever it is worth; give fresh ones"
         )
-    if images.labels is not None:
-        check_labels(images.labels, profile.output.classes)
+    check_labels(images, profile.output.classes)
     if profile.preprocessing.eight_bit and images.images.dtype != np.uint8:
         raise DataError(
             f"--data {where} holds {images.images.dtype} images, and the artifact was calibrated with uint8, "

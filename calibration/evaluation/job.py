@@ -97,8 +97,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
             f"--original {original.where} has {original.classes(row)} classes, {model.where} has {classes}; "
             f"give the model that it was made from"
         )
-    if images.labels is not None:
-        check_labels(images.labels, classes)
+    check_labels(images, classes)
     task, before, measured = _measured(options, (model, original), images, prepare, classes, known)
     notes = [*images.notes, *_notes(task, known, measured, model.where)]
     both, fallen = None, tuple[Fallen, ...]()

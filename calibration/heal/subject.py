@@ -16,6 +16,7 @@ from calibration.heal.options import HealOptions
 from calibration.intake import geometry_of
 from calibration.model_source import read_model
 from calibration.options import Blend, CalibrateOptions, Detector, Threshold
+from calibration.outputs import check_labels
 from calibration.preprocessing import Transform, plan_input
 from calibration.sources import read_images
 from guard.artifact import MANIFEST_NAME, Profile, next_version, read_artifact
@@ -225,6 +226,9 @@ def read_clean(
     if subject.profile is not None and wish.sizing is None:
         wish = _sized_as(subject.profile, wish)
     images = read_images(data, labels, geometry_of(subject.signature, wish))
+    classes = subject.signature.classes if subject.profile is None else subject.profile.output.classes
+    if classes is not None:  # else the scan asks the model
+        check_labels(images, classes)
     return images, fitting_transform(subject, images.images, wish, str(data))
 
 

@@ -179,8 +179,7 @@ def _with_images(model: TrainableModel, options: RepairOptions) -> _Clean:
     rows = rows_of(images.images, prepare, model.signature)
     answers = _answers(model, rows)
     kind_of(answers, options.model)  # refuses what is not finite
-    if images.labels is not None:
-        check_labels(images.labels, answers.shape[1])
+    check_labels(images, answers.shape[1])
     labels = answers.argmax(1) if images.labels is None else images.labels
     return _Clean(rows, labels, answers, ends_of(prepare, model.signature), images, prepare)
 
@@ -229,7 +228,7 @@ def _training_set(
             f"--training-set {options.training_set} holds no labels; give those that the model was trained "
             f"with, as class folders or with --training-labels"
         )
-    check_labels(images.labels, classes)
+    check_labels(images, classes)
     prepare = plan_input(model.signature, images.images, options.transform)
     if clean.prepare is not None and prepare.record != clean.prepare.record:
         raise DataError(

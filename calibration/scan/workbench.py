@@ -88,7 +88,7 @@ def _given(model: TrainableModel, images: ImageSet, prepare: Prepare, options: S
         labels, acc = predicted, None
         notes.append("no labels were given: the model's own predictions stand for them")
     else:
-        check_labels(images.labels, classes)
+        check_labels(images, classes)
         labels, acc = images.labels[chosen], accuracy_of(answers, images.labels[chosen])
         if acc < LOW_ACCURACY:
             notes.append(
@@ -185,7 +185,7 @@ def _training(model: TrainableModel, prepare: Prepare, classes: int, options: Sc
             f"--training-set {options.training_set} holds no labels; give those that the model was trained "
             f"with, as class folders or with --training-labels"
         )
-    check_labels(images.labels, classes)
+    check_labels(images, classes)
     again = plan_input(model.signature, images.images, options.transform)
     if again.record != prepare.record:
         raise DataError(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibration.data import ImageSet
 from calibration.errors import DataError
 from calibration.model_source import ModelSource
 from calibration.outputs import accuracy_of, check_labels, count_classes, kind_of, warnings_of
@@ -52,10 +53,18 @@ def test_accuracy_is_the_share_classified_as_labelled() -> None:
 
 
 def test_labels_beyond_the_models_classes_are_refused() -> None:
-    check_labels(np.array([0, 9]), 10)
-    expected = "image 1 has label 10, the model has 10 classes (0 to 9); check the labels or the model"
-    with pytest.raises(DataError, match=re.escape(expected)):
-        check_labels(np.array([0, 10, 11]), 10)
+    def labelled(labels: list[int]) -> ImageSet:
+        pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
+        return ImageSet(pixels, np.array(labels), None, "digest", labels_from="d.npz: labels")
+
+    check_labels(labelled([0, 9]), 10)
+    check_labels(ImageSet(np.zeros((1, 2, 2, 3), np.uint8), None, None, "digest"), 10)
+    expected = (
+        "d.npz: labels: image 1 has label 10, the model has 10 classes (0 to 9), and 2 of 3 labels are "
+        "beyond them; number the classes from 0, or give the model that these labels are of"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(expected)}$"):
+        check_labels(labelled([0, 10, 11]), 10)
 
 
 def test_a_graph_that_tells_its_classes_is_believed() -> None:

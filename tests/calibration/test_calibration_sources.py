@@ -97,6 +97,26 @@ def test_class_folders_named_by_numbers_are_their_own_labels(tmp_path: Path) -> 
     }
 
 
+def test_labels_are_known_by_the_file_or_folder_that_they_are_from(tmp_path: Path) -> None:
+    indices = np.arange(4)
+    np.savez(tmp_path / "d.npz", images=pixels(), labels=indices)
+    (tmp_path / "pair").mkdir()
+    np.save(tmp_path / "pair/images.npy", pixels())
+    np.save(tmp_path / "pair/labels.npy", indices)
+    save(tmp_path / "folder/cat/a.png", pixels()[0])
+
+    def labels_from(data: str, labels: str | None = None) -> str:
+        given = None if labels is None else tmp_path / labels
+        return read_images(tmp_path / data, given, RGB).labels_from.replace(f"{tmp_path}/", "")
+
+    assert labels_from("d.npz") == "d.npz: labels"
+    assert labels_from("pair") == "pair/labels.npy"
+    assert labels_from("pair/images.npy") == ""
+    assert labels_from("d.npz", "pair/labels.npy") == "pair/labels.npy"
+    assert labels_from("folder") == "folder: sub-folders as classes"
+    assert labels_from("folder/cat") == ""
+
+
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for row, image in enumerate(pixels(3)):
         save(tmp_path / f"{row}.png", image)

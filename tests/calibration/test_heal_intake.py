@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_the_next_version_names_its_classes_and_prepares_images_as_the_last_did(
     np.savez(tmp_path / "part.npz", images=images.images)
     again, _ = read_clean(subject, given, tmp_path / "part.npz", None)
     np.testing.assert_array_equal(again.images, images.images)
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused_by_the_name_they_were_given_by(
+    tmp_path: Path,
+) -> None:
+    write_tiny_artifact(tmp_path)
+    given = options(model=str(tmp_path / "tiny"))
+    np.savez(tmp_path / "d.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "l.npy", np.array([0, 99]))
+    said = re.escape(f"{tmp_path / 'l.npy'}: image 1 has label 99, the model has ")
+    with pytest.raises(DataError, match=said):
+        read_clean(read_subject(given), given, tmp_path / "d.npz", tmp_path / "l.npy")
 
 
 def test_images_stored_otherwise_than_the_artifacts_are_refused(tmp_path: Path) -> None:
