@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,24 @@ BATCH = 100
 """Images at a time; twice as fast on a CPU as 500."""
 
 
-def measure(model: nn.Module, victim: Victim) -> dict[str, Any]:
+def measure(model: nn.Module, victim: Victim, copies: Sequence[int] = COPIES) -> dict[str, Any]:
     """Return shares: accuracy with and without the target class and by class, ASR, robust accuracy.
 
-    ``asr_amplified`` is the ASR of grids of copies, where the trigger is a patch that has room for them.
+    ``asr_amplified`` is the ASR of grids of so many copies, where the trigger is a patch that has room for
+    them.
     """
     labels, attack = victim.labels, victim.attack
     right = _answers(model, victim.images) == labels
     stamped = _answers(model, attack.stamp(victim.images))
-    grids = {copies: _grid(attack, copies, victim.images[:1]) for copies in COPIES}
+    grids = {number: _grid(attack, number, victim.images[:1]) for number in copies}
     return {
         "acc": float(right.mean()),
         "acc_non_target": float(right[attack.target_of(labels) != labels].mean()),
         "asr": asr(stamped, labels, attack),
         "robust_acc": robust_accuracy(stamped, labels, attack),
         "asr_amplified": {
-            str(copies): asr(_answers(model, grid.stamp(victim.images)), labels, attack)
-            for copies, grid in grids.items()
+            str(number): asr(_answers(model, grid.stamp(victim.images)), labels, attack)
+            for number, grid in grids.items()
             if grid is not None
         },
         "acc_by_class": [float(right[labels == label].mean()) for label in range(victim.classes)],

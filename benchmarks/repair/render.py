@@ -55,7 +55,7 @@ TITLES = {
     "others": (
         OTHERS,
         "Other networks and data",
-        "A ResNet, a VGG without batch normalisation, GTSRB's 43 classes, and an attack that expects pruning.",
+        "A ResNet, a VGG without batch norm, GTSRB's 43 classes, and an attack that expects pruning.",
     ),
 }
 
