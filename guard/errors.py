@@ -198,11 +198,13 @@ class CandidateError(OperationError):
     Attributes:
         its_own: Whether it will fail again until its files change; else the reason lies elsewhere: there was
             no room, or another version was meant.
+        reason: Why not, for where it is told besides which version failed; the message if that says no more.
     """
 
-    def __init__(self, message: str, *, its_own: bool = False) -> None:
+    def __init__(self, message: str, *, its_own: bool = False, reason: str = "") -> None:
         super().__init__(message)
         self.its_own = its_own
+        self.reason = reason or message
 
 
 class BusyError(OperationError):

@@ -47,8 +47,7 @@ def status_lines(statuses: Sequence[ModelStatus]) -> Iterator[str]:
             yield from _canary_in_status(status.name, status.canary)
         if status.doing:
             yield _printable(f"{status.name}: just now {status.doing}")
-        if status.last_failure is not None:
-            failure = status.last_failure
+        for failure in status.failures:
             yield _printable(
                 f"{status.name}: version {failure.version} did not come to serve "
                 f"({_time(failure.at)}): {failure.error}"

@@ -70,6 +70,7 @@ def load_candidate(
             f"version {directory.name!r} of model {served.name!r} cannot come to serve: {reason_of(error)}; "
             f"version {served.version!r} serves on",
             its_own=is_its_own(error),
+            reason=reason_of(error),
         ) from error
     return candidate
 
@@ -92,7 +93,8 @@ def require_there(version: str, directory: Path, served: LoadedModel) -> None:
     if version not in there:
         raise CandidateError(
             f"version {version!r} of model {served.name!r} is not in the repository, expected one of "
-            f"{list(there)}; version {served.version!r} serves on"
+            f"{list(there)}; version {served.version!r} serves on",
+            reason=f"it is not in the repository, expected one of {list(there)}",
         )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.control.announcer import Event
-from guard.control.api import Agreement, Failure, ModelStatus, SwapReport, at_once
+from guard.control.api import Agreement, ModelStatus, SwapReport, at_once
 from guard.control.candidate import load_candidate, require_there, state_of, versions_in
+from guard.control.failures import Failures
 from guard.control.listing import Listing
 from guard.control.model_servers import ServerSide
 from guard.control.served_versions import ModelRecord, ServedVersion
@@ -42,13 +43,13 @@ class ModelKeeper:
 
     Attributes:
         record: What serves and what served.
-        last_failure: The last version that did not come to serve; None if there was none, or it has since.
+        failures: Versions that did not come to serve, and have not since.
     """
 
     def __init__(self, directory: Path, served: ServedModel, started: Started, tools: Tools) -> None:
         self.name = directory.name
         self.record: ModelRecord = started.record
-        self.last_failure: Failure | None = started.last_failure
+        self.failures = Failures(started.failures)
         self.served = served
         self._directory = directory
         self._listing = Listing(directory)
@@ -69,7 +70,7 @@ class ModelKeeper:
             previous=tuple(past.version for past in self.record.history),
             available=listed.versions,
             canary=None,
-            last_failure=self.last_failure,
+            failures=self.failures.all,
             note=listed.note,
             doing=self._server_side.doing,
         )
@@ -126,7 +127,7 @@ class ModelKeeper:
             await agreement(version_info(candidate))
         except BaseException as error:
             if isinstance(error, CandidateError) and error.its_own:
-                self.distrust(candidate, str(error))
+                self.distrust(candidate, error.reason)
             await asyncio.to_thread(candidate.close)
             raise
         return candidate
@@ -155,8 +156,7 @@ class ModelKeeper:
             raise
         report = self._report(old, candidate, start)
         self.record = record
-        if self.last_failure and self.last_failure.version == candidate.version:
-            self.last_failure = None  # it came to serve after all
+        self.failures.forget(candidate.version)
         self._tools.announcer.switched(kind, old, candidate, self.served, actor, report.seconds)
         note = await self.write_record(actor)
         return replace(report, note="; ".join(filter(None, (report.note, note))))
@@ -192,7 +192,7 @@ class ModelKeeper:
         """Have a watcher take a version over no more, which was tried; ``why`` if it failed."""
         self._untried.failed(candidate.version, candidate.digest)
         if why:
-            self.last_failure = Failure(candidate.version, time.time(), why)
+            self.failures.add(candidate.version, why)
 
     def newer(self) -> str | None:
         """Return the highest version above all that ever served, unless it is known to fail (blocks)."""
@@ -266,9 +266,9 @@ class ModelKeeper:
         return SwapReport(self.name, *told, seconds, changed, side.note, side.steps)
 
     def _failed_to_serve(self, version: str, serving: LoadedModel, actor: str, error: CandidateError) -> None:
-        self.last_failure = Failure(version, time.time(), str(error))
+        failure = self.failures.add(version, error.reason)
         self._tools.announcer.candidate_failed(
-            self.name, version=version, serving=serving.version, actor=actor, error=str(error)
+            self.name, version=version, serving=serving.version, actor=actor, error=failure.error
         )
 
     def _unloading(self) -> ShuttingDownError:

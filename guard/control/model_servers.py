@@ -143,9 +143,11 @@ class ServerSide:
         except ShuttingDownError:
             raise
         except GuardError as error:
+            now = self._what_is_so_now(serving)
             raise CandidateError(
                 f"version {candidate.version!r} of model {serving.name!r} cannot come to serve: {error}; "
-                f"{self._what_is_so_now(serving)}"
+                f"{now}",
+                reason=str(error) if self._served.ready else f"{error}; {now}",
             ) from error
         finally:
             self._waiting = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from guard.control.api import Failure
 from guard.control.candidate import check_digest, is_its_own, reason_of, state_of
+from guard.control.failures import Failures
 from guard.control.served_versions import ModelRecord, ServedVersion
 from guard.control.tools import Tools
-from guard.errors import MissingFileError, SettingsError
+from guard.errors import ArtifactError, MissingFileError, SettingsError
 from guard.repository import find_versions
 from guard.runtime.loader import LoadedModel
 
@@ -26,14 +26,14 @@ class Started:
 
     Attributes:
         record: What served as this model before, with what serves now.
-        last_failure: The last version that was tried in vain; None if none was.
+        failures: Versions that were tried in vain, in that order.
         failed: What :func:`~guard.control.candidate.state_of` said of each that failed for a reason of its
             own.
     """
 
     model: LoadedModel
     record: ModelRecord
-    last_failure: Failure | None = None
+    failures: tuple[Failure, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,13 +47,13 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
         tools: What to work with.
 
     Raises:
-        ArtifactError: If none can be served: what is wrong with the first.
+        ArtifactError: If none can be served: what is wrong with each, in the order in which they were tried.
         SettingsError: If the device asked for is not there.
     """
     versions = await asyncio.to_thread(find_versions, directory)
     digests = {past.version: past.digest for past in ((record.current, *record.history) if record else ())}
-    first_error: Exception | None = None
-    last_failure: Failure | None = None
+    errors: list[tuple[Path, Exception]] = []
+    failures = Failures()
     failed: dict[str, str] = {}
     for path in versions_to_try(versions, record):
         approve = partial(check_digest, digest=digests.get(path.name, ""))
@@ -63,16 +63,20 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
         except SettingsError:
             raise  # the device is not there, for no version
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, another may do
-            first_error = first_error or error
-            last_failure = Failure(path.name, time.time(), reason_of(error))
+            errors.append((path, error))
+            failure = failures.add(path.name, reason_of(error))
             if is_its_own(error):
                 failed[path.name] = state
             tools.announcer.candidate_failed(
-                name, version=path.name, serving="", actor="start", error=last_failure.error
+                name, version=path.name, serving="", actor="start", error=failure.error
             )
             continue
-        return Started(model, _record_of(model, record), last_failure, failed)
-    raise first_error or MissingFileError(f"{directory} holds no version any more; calibrate again")
+        return Started(model, _record_of(model, record), failures.all, failed)
+    if not errors:
+        raise MissingFileError(f"{directory} holds no version any more; calibrate again")
+    if len(errors) == 1:
+        raise errors[0][1]
+    raise _none_is_fit(name, errors) from errors[0][1]
 
 
 def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> list[Path]:
@@ -94,6 +98,14 @@ def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> lis
     lower = [path.name for path in descending if int(path.name) < current]
     higher = [path.name for path in descending if int(path.name) > current]
     return [there[name] for name in dict.fromkeys([*served, *lower, *higher]) if name in there]
+
+
+def _none_is_fit(name: str, errors: Sequence[tuple[Path, Exception]]) -> ArtifactError:
+    reasons = "; ".join(f"version {path.name!r}: {reason_of(error)}" for path, error in errors)
+    return ArtifactError(
+        f"no version of model {name!r} can be served, expected one that is as calibration wrote it; "
+        f"{reasons}; restore one of them or calibrate again"
+    )
 
 
 def _record_of(model: LoadedModel, record: ModelRecord | None) -> ModelRecord:

@@ -130,7 +130,6 @@ def decode_canary(canary: pb.CanaryStatus) -> CanaryStatus:
 
 
 def _encode_status(status: ModelStatus) -> pb.ModelStatus:
-    failure = status.last_failure
     return pb.ModelStatus(
         name=status.name,
         policy=status.policy,
@@ -138,9 +137,10 @@ def _encode_status(status: ModelStatus) -> pb.ModelStatus:
         previous=status.previous,
         available=status.available,
         canary=None if status.canary is None else encode_canary(status.canary),
-        last_failure=None
-        if failure is None
-        else pb.Failure(version=failure.version, at=failure.at, error=_as_text(failure.error)),
+        failures=[
+            pb.Failure(version=failure.version, at=failure.at, error=_as_text(failure.error))
+            for failure in status.failures
+        ],
         note=_as_text(status.note),
         doing=_as_text(status.doing),
     )
@@ -166,7 +166,6 @@ def encode_version(info: VersionInfo) -> pb.VersionInfo:
 
 
 def _decode_status(status: pb.ModelStatus) -> ModelStatus:
-    failure = status.last_failure
     return ModelStatus(
         name=status.name,
         policy=status.policy,
@@ -174,9 +173,7 @@ def _decode_status(status: pb.ModelStatus) -> ModelStatus:
         previous=tuple(status.previous),
         available=tuple(status.available),
         canary=decode_canary(status.canary) if status.HasField("canary") else None,
-        last_failure=Failure(failure.version, failure.at, failure.error)
-        if status.HasField("last_failure")
-        else None,
+        failures=tuple(Failure(failure.version, failure.at, failure.error) for failure in status.failures),
         note=status.note,
         doing=status.doing,
     )

@@ -101,8 +101,7 @@ def _entries(status: ModelStatus) -> Iterator[pb.RepositoryIndexResponse.ModelIn
 
 
 def _why_not(status: ModelStatus, version: str) -> str:
-    failure = status.last_failure
-    why = failure.error if failure and failure.version == version else "not served"
+    why = next((failure.error for failure in status.failures if failure.version == version), "not served")
     return f"{why}; {status.note}" if status.note else why
 
 

@@ -103,8 +103,10 @@ class ChangeServicer(pb_grpc.GuardWorkerServicer):
 def encode_failure(error: BaseException) -> pb.ChangeFailure:
     """Return an error as it travels between parent and worker; a defect is logged, and its id travels."""
     if isinstance(error, GuardError):
-        its_own = isinstance(error, CandidateError) and error.its_own
-        return pb.ChangeFailure(kind=type(error).__name__, words=_as_text(str(error)), its_own=its_own)
+        failure = pb.ChangeFailure(kind=type(error).__name__, words=_as_text(str(error)))
+        if isinstance(error, CandidateError):
+            failure.its_own, failure.reason = error.its_own, _as_text(error.reason)
+        return failure
     return pb.ChangeFailure(kind=OperationError.__name__, words=status_of(error)[1])
 
 
@@ -115,9 +117,10 @@ def failure_of(failure: pb.ChangeFailure, said_by: str = "") -> GuardError:
         failure: As it travelled.
         said_by: Whose it is, where that is worth telling.
     """
-    words = f"{said_by}: {failure.words}" if said_by else failure.words
+    before = f"{said_by}: " if said_by else ""
+    words = f"{before}{failure.words}"
     if failure.kind == CandidateError.__name__:
-        return CandidateError(words, its_own=failure.its_own)
+        return CandidateError(words, its_own=failure.its_own, reason=f"{before}{failure.reason}")
     return _KINDS.get(failure.kind, OperationError)(words)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from guard.control.api import CanaryStatus, ModelStatus, SwapReport
+from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport
+from guard.control.failures import Failures
 
 __all__ = ["one_canary", "one_report", "one_status"]
 
@@ -22,12 +23,11 @@ def one_status(said: Mapping[str, ModelStatus]) -> ModelStatus:
         said: By name of worker; not empty.
     """
     first, *_ = statuses = list(said.values())
-    failures = [status.last_failure for status in statuses if status.last_failure]
     canaries = [status.canary for status in statuses if status.canary]
     return replace(
         first,
         canary=one_canary(canaries) if canaries else None,
-        last_failure=max(failures, key=lambda failure: failure.at, default=None),
+        failures=_failures(statuses),
         note="; ".join(dict.fromkeys(words for words in (first.note, _difference(said)) if words)),
     )
 
@@ -57,6 +57,12 @@ def one_report(reports: Sequence[SwapReport]) -> SwapReport:
         seconds=max(report.seconds for report in reports),
         note="; ".join(dict.fromkeys(report.note for report in reports if report.note)),
     )
+
+
+def _failures(statuses: Sequence[ModelStatus]) -> tuple[Failure, ...]:
+    """Return what failed in any worker, each version as it failed last."""
+    by_time = sorted((one for status in statuses for one in status.failures), key=lambda failure: failure.at)
+    return Failures(by_time).all
 
 
 def _figures(said: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -220,7 +220,7 @@ def test_an_operator_swaps_and_rolls_back_by_commands(repository: Path, tmp_path
     assert line.startswith("error: ")
     assert "overlays.npy" in line
     assert json.loads(back.stdout)["new"]["version"] == "2"
-    assert status[0]["last_failure"]["version"] == "3"
+    assert [failure["version"] for failure in status[0]["failures"]] == ["3"]
     assert (gone.returncode, gone.stdout) == (2, "")
     assert gone.stderr.startswith(f"error: the guard at unix:{socket} cannot be reached (")
 

@@ -35,7 +35,7 @@ class FakeControl:
             previous=(),
             available=("1", "2", "3"),
             canary=None,
-            last_failure=None,
+            failures=(),
         )
 
     async def status(self, model: str = "") -> tuple[ModelStatus, ...]:
@@ -48,7 +48,7 @@ class FakeControl:
         await self._begin("swap", model, version, digest, actor)
         wanted = version or self.tiny.available[-1]
         if wanted == "3":
-            self.tiny = replace(self.tiny, last_failure=Failure("3", 1.7e9, "the model gives no numbers"))
+            self.tiny = replace(self.tiny, failures=(Failure("3", 1.7e9, "the model gives no numbers"),))
             raise CandidateError("version '3' of model 'tiny' gives no numbers; '1' serves on")
         if digest and digest != version_info(wanted).digest:
             raise CandidateError(

@@ -150,7 +150,7 @@ def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: Hous
         house.control.tiny,
         current=None,
         canary=CanaryStatus(version_info("2"), 0.05, 1.7e9, True, "", {"requests": 12.0, "p99_s": 0.25}),
-        last_failure=Failure("3", 1.7e9, "no\nnumbers \x1b[31m"),
+        failures=(Failure("3", 1.7e9, "no\nnumbers \x1b[31m"), Failure("1", 1.7e9 + 60, "torn")),
         note="the disk\nhangs",
     )
 
@@ -162,6 +162,7 @@ def test_status_tells_of_the_canary_and_of_what_failed(guard: Guard, house: Hous
         "  p99_s                            0.25",
         "  requests                         12",
         r"tiny: version 3 did not come to serve (2023-11-14 22:13:20Z): no\nnumbers \x1b[31m",
+        "tiny: version 1 did not come to serve (2023-11-14 22:14:20Z): torn",
         r"tiny: the disk\nhangs",
     ]
 

@@ -53,7 +53,7 @@ async def test_the_index_tells_which_version_is_served_and_why_others_are_not(as
         control.tiny,
         current=version_info("2"),
         available=("1", "2", "9", "10"),
-        last_failure=Failure("10", 1.0, "no numbers"),
+        failures=(Failure("10", 1.0, "no numbers"),),
     )
 
     assert await asked.index() == [

@@ -78,7 +78,7 @@ async def test_status_tells_all_that_is_known(admin: Asked) -> None:
         admin.control.tiny,
         previous=("2", "1"),
         canary=CanaryStatus(version_info("2"), 0.25, 5.0, False, "stopped", {"requests": 3.0}),
-        last_failure=Failure("3", 7.0, "no numbers"),
+        failures=(Failure("3", 7.0, "no numbers"), Failure("2", 8.0, "torn")),
     )
 
     for model in ("", "tiny"):
@@ -91,7 +91,7 @@ async def test_a_model_that_is_being_unloaded_has_no_current_version(admin: Aske
 
     [status] = decode_statuses(await admin.stub.Status(pb.StatusRequest()))
 
-    assert (status.current, status.canary, status.last_failure) == (None, None, None)
+    assert (status.current, status.canary, status.failures) == (None, None, ())
 
 
 async def test_swap_serves_the_version_named_and_says_what_changed(admin: Asked) -> None:
@@ -113,7 +113,7 @@ async def test_a_candidate_that_is_unfit_is_refused_with_the_reason(admin: Asked
     )
     [status] = decode_statuses(await admin.stub.Status(pb.StatusRequest()))
     assert status.current == version_info("1")
-    assert status.last_failure == Failure("3", 1.7e9, "the model gives no numbers")
+    assert status.failures == (Failure("3", 1.7e9, "the model gives no numbers"),)
 
 
 async def test_rollback_goes_back(admin: Asked) -> None:
@@ -294,7 +294,7 @@ def called(method: str, model: str = "tiny", code: str = "OK") -> dict[str, obje
 
 CANARY = CanaryStatus(version_info("7", None), 0.05, 3.5, True, "", {"requests": 12.0, "frr": 0.0})
 STATUSES = (
-    ModelStatus("bare", "monitor", None, (), (), None, None),
+    ModelStatus("bare", "monitor", None, (), (), None, ()),
     ModelStatus(
         "ü\n",
         "flag",
@@ -302,10 +302,10 @@ STATUSES = (
         ("2", "1"),
         ("1", "2", "3", "10"),
         replace(CANARY, running=False, outcome="rolled back: latency", figures={}),
-        Failure("10", 9.25, "no such thing"),
+        (Failure("10", 9.25, "no such thing"),),
     ),
     ModelStatus(
-        "some", "enforce", version_info("1", None), (), ("1",), CANARY, None, "the disk hangs", "it loads 2"
+        "some", "enforce", version_info("1", None), (), ("1",), CANARY, (), "the disk hangs", "it loads 2"
     ),
 )
 
@@ -331,6 +331,6 @@ def test_every_field_of_the_control_room_is_on_the_wire() -> None:
 
 
 def test_words_that_are_no_text_can_be_sent_all_the_same() -> None:
-    status = replace(STATUSES[1], last_failure=Failure("2", 1.0, "no /models/\udcff"))
+    status = replace(STATUSES[1], failures=(Failure("2", 1.0, "no /models/\udcff"),))
     [sent] = decode_statuses(encode_statuses([status]))
-    assert sent.last_failure == Failure("2", 1.0, "no /models/\\udcff")
+    assert sent.failures == (Failure("2", 1.0, "no /models/\\udcff"),)

@@ -100,7 +100,7 @@ async def test_a_stopped_candidate_finishes_what_it_began(tmp_path: Path) -> Non
         assert house.kept.events[-1][0] == "canary_stopped"
         assert house.count("guard_canaries_ended_total", outcome="stopped") == 1
         assert house.kept.tiny.newer() is None
-        assert (await house.room.status("tiny"))[0].last_failure is None
+        assert (await house.room.status("tiny"))[0].failures == ()
 
 
 async def test_what_serves_is_not_changed_under_a_candidate(tmp_path: Path) -> None:

@@ -157,8 +157,9 @@ async def rolled_back(house: Any, outcome: str) -> None:
     assert canary.outcome.endswith(fields["why"])
     assert house.count("guard_canaries_ended_total", outcome=outcome) == 1
     assert house.count("guard_canary_share_ratio") == 0
-    assert (status.current.version, status.last_failure.version) == ("1", "2")
-    assert status.last_failure.error == canary.outcome
+    [failure] = status.failures
+    assert (status.current.version, failure.version) == ("1", "2")
+    assert failure.error == canary.outcome
     assert house.kept.tiny.newer() is None  # nor does a watcher take it over
     await house.slot.drained()
     assert [model.version for model in house.slot.held] == ["1"]

@@ -49,7 +49,7 @@ async def test_the_highest_version_serves_and_the_status_says_so(repository: Pat
     assert (status.name, status.policy, status.available) == ("tiny", "flag", ("1", "2", "3"))
     assert (current.version, current.boundary_bits, current.certified_frr) == ("3", 0.3, 0.01)
     assert current.digest == manifest_digest(repository / "tiny" / "3")
-    assert (status.previous, status.canary, status.last_failure) == ((), None, None)
+    assert (status.previous, status.canary, status.failures) == ((), None, ())
 
 
 async def test_a_swap_serves_another_version_and_tells_everybody(repository: Path) -> None:

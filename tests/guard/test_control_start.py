@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from control_house import keeping
 from guard.control.candidate import manifest_digest
 from guard.control.served_versions import FILE_NAME, ModelRecord, ServedVersion, ServedVersions
 from guard.control.start import versions_to_try
-from guard.errors import HashMismatchError, MissingFileError, SettingsError
+from guard.errors import ArtifactError, CandidateError, HashMismatchError, MissingFileError, SettingsError
 from tests import tiny_models
 from tests.artifacts import write_tiny_artifact
 
@@ -108,15 +109,15 @@ async def test_a_truncated_newest_version_does_not_keep_the_guard_from_starting(
         assert house.counted("guard_candidate_failures_total") == 1
         assert house.counted("guard_swaps_total", outcome="failed") == 0
 
-    assert status.last_failure is not None
-    assert status.last_failure.version == "3"
-    assert "model.onnx: expected SHA-256" in status.last_failure.error
+    [failure] = status.failures
+    assert failure.version == "3"
+    assert "model.onnx: expected SHA-256" in failure.error
     assert house.events[0][1] == {
         "model": "tiny",
         "actor": "start",
         "version": "3",
         "serving": "",
-        "error": status.last_failure.error,
+        "error": failure.error,
     }
 
 
@@ -144,12 +145,47 @@ async def test_what_served_and_is_another_artifact_since_does_not_serve(
         assert "has the digest" in house.events[0][1]["error"]
 
 
-async def test_where_no_version_can_be_served_the_first_error_is_raised(repository: Path) -> None:
+async def test_of_several_versions_that_cannot_be_served_all_reasons_are_told_in_order(
+    repository: Path,
+) -> None:
+    damage(repository / "tiny" / "3")
+    (repository / "tiny" / "2" / "manifest.json").unlink()
+    async with keeping(repository) as house:
+        [started] = await house.keeper.status()
+        with pytest.raises(CandidateError):
+            await house.keeper.swap("tiny", "3")
+        [since] = await house.keeper.status()
+
+    assert [failure.version for failure in started.failures] == ["3", "2"]
+    assert "3/model.onnx: expected SHA-256" in started.failures[0].error
+    assert "2/manifest.json is missing" in started.failures[1].error
+    assert [failure.version for failure in since.failures] == ["2", "3"]
+    assert since.failures[0] == started.failures[1]
+    assert since.failures[1].error == started.failures[0].error
+
+
+async def test_where_no_version_can_be_served_what_is_wrong_with_each_is_told_in_order(
+    repository: Path,
+) -> None:
     for version in ("1", "2"):
         (repository / "tiny" / version / "manifest.json").unlink()
     damage(repository / "tiny" / "3")
-    with pytest.raises(HashMismatchError, match=r"tiny/3/model\.onnx"):
+    tiny = re.escape(str(repository / "tiny"))
+    said = (
+        rf"^no version of model 'tiny' can be served, .*; version '3': {tiny}/3/model\.onnx: expected .*; "
+        rf"version '2': {tiny}/2/manifest\.json is missing.*; "
+        rf"version '1': {tiny}/1/manifest\.json is missing.*; "
+        rf"restore one of them or calibrate again$"
+    )
+    with pytest.raises(ArtifactError, match=said):
         async with keeping(repository):
+            pass
+
+
+async def test_where_the_only_version_cannot_be_served_its_own_error_is_raised(tmp_path: Path) -> None:
+    damage(write_tiny_artifact(tmp_path))
+    with pytest.raises(HashMismatchError, match=r"tiny/1/model\.onnx"):
+        async with keeping(tmp_path):
             pass
 
 

@@ -17,7 +17,7 @@ def info(version: str) -> VersionInfo:
 
 
 def status(version: str, **fields: object) -> ModelStatus:
-    known = ModelStatus("tiny", "flag", info(version), ("1",), ("1", "2"), None, None)
+    known = ModelStatus("tiny", "flag", info(version), ("1",), ("1", "2"), None, ())
     return replace(known, **fields)
 
 
@@ -36,14 +36,14 @@ def test_workers_that_serve_different_versions_are_told_apart() -> None:
     assert said.note == "a disk hangs; workers differ: worker-1 serves 2, worker-2 serves 1"
 
 
-def test_the_last_failure_of_any_is_shown() -> None:
-    early, late = Failure("3", 1.0, "torn"), Failure("4", 2.0, "worse")
+def test_what_failed_in_any_is_shown_once_as_it_failed_last() -> None:
+    early, late, again = Failure("3", 1.0, "torn"), Failure("4", 2.0, "worse"), Failure("3", 3.0, "torn")
 
     said = one_status(
-        {"worker-1": status("2", last_failure=late), "worker-2": status("2", last_failure=early)}
+        {"worker-1": status("2", failures=(early, late)), "worker-2": status("2", failures=(again,))}
     )
 
-    assert said.last_failure == late
+    assert said.failures == (late, again)
 
 
 def test_figures_of_a_candidate_add_up_but_for_latencies_limits_and_means() -> None:
@@ -91,13 +91,17 @@ def test_a_change_took_as_long_as_the_slowest_and_says_what_any_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [CandidateError("torn", its_own=True), BusyError("busy"), OperationError("no")]
+    "error",
+    [CandidateError("'2' is torn", its_own=True, reason="torn"), BusyError("busy"), OperationError("no")],
 )
 def test_an_error_travels_between_worker_and_parent(error: OperationError) -> None:
     arrived = failure_of(encode_failure(error), "worker-2")
 
     assert (type(arrived), str(arrived)) == (type(error), f"worker-2: {error}")
     assert getattr(arrived, "its_own", None) == getattr(error, "its_own", None)
+    if isinstance(error, CandidateError):
+        assert isinstance(arrived, CandidateError)
+        assert arrived.reason == f"worker-2: {error.reason}"
 
 
 def test_a_defect_travels_as_the_id_it_was_logged_under(caplog: pytest.LogCaptureFixture) -> None:

@@ -123,14 +123,14 @@ class CanaryStatus(_message.Message):
     def __init__(self, candidate: _Optional[_Union[VersionInfo, _Mapping]] = ..., share: _Optional[float] = ..., started_at: _Optional[float] = ..., running: bool = ..., outcome: _Optional[str] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "last_failure", "note", "doing")
+    __slots__ = ("name", "policy", "current", "previous", "available", "canary", "failures", "note", "doing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CURRENT_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
-    LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     DOING_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -139,10 +139,10 @@ class ModelStatus(_message.Message):
     previous: _containers.RepeatedScalarFieldContainer[str]
     available: _containers.RepeatedScalarFieldContainer[str]
     canary: CanaryStatus
-    last_failure: Failure
+    failures: _containers.RepeatedCompositeFieldContainer[Failure]
     note: str
     doing: str
-    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., last_failure: _Optional[_Union[Failure, _Mapping]] = ..., note: _Optional[str] = ..., doing: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., policy: _Optional[str] = ..., current: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ..., available: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[CanaryStatus, _Mapping]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ..., note: _Optional[str] = ..., doing: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("words", "seconds")

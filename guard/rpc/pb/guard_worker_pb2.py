@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from guard.rpc.pb import guard_admin_pb2 as guard_dot_rpc_dot_pb_dot_guard__admin__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fguard/rpc/pb/guard_worker.proto\x12\x0fguard.worker.v1\x1a\x1eguard/rpc/pb/guard_admin.proto\"\xb9\x02\n\nChangeStep\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12+\n\x04swap\x18\x02 \x01(\x0b\x32\x1b.guard.admin.v1.SwapRequestH\x00\x12\x33\n\x08rollback\x18\x03 \x01(\x0b\x32\x1f.guard.admin.v1.RollbackRequestH\x00\x12:\n\x0cstart_canary\x18\x04 \x01(\x0b\x32\".guard.admin.v1.StartCanaryRequestH\x00\x12\x31\n\x07promote\x18\x05 \x01(\x0b\x32\x1e.guard.admin.v1.PromoteRequestH\x00\x12\x11\n\x07make_it\x18\x06 \x01(\x08H\x00\x12\x30\n\x06refuse\x18\x07 \x01(\x0b\x32\x1e.guard.worker.v1.ChangeFailureH\x00\x42\x06\n\x04step\"\xd5\x01\n\x0b\x43hangeState\x12,\n\x05\x63ould\x18\x01 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfoH\x00\x12-\n\x07swapped\x18\x02 \x01(\x0b\x32\x1a.guard.admin.v1.SwapReportH\x00\x12.\n\x06trying\x18\x03 \x01(\x0b\x32\x1c.guard.admin.v1.CanaryStatusH\x00\x12\x30\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1e.guard.worker.v1.ChangeFailureH\x00\x42\x07\n\x05state\"=\n\rChangeFailure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\t\x12\x0f\n\x07its_own\x18\x03 \x01(\x08\x32X\n\x0bGuardWorker\x12I\n\x06\x43hange\x12\x1b.guard.worker.v1.ChangeStep\x1a\x1c.guard.worker.v1.ChangeState\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fguard/rpc/pb/guard_worker.proto\x12\x0fguard.worker.v1\x1a\x1eguard/rpc/pb/guard_admin.proto\"\xb9\x02\n\nChangeStep\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12+\n\x04swap\x18\x02 \x01(\x0b\x32\x1b.guard.admin.v1.SwapRequestH\x00\x12\x33\n\x08rollback\x18\x03 \x01(\x0b\x32\x1f.guard.admin.v1.RollbackRequestH\x00\x12:\n\x0cstart_canary\x18\x04 \x01(\x0b\x32\".guard.admin.v1.StartCanaryRequestH\x00\x12\x31\n\x07promote\x18\x05 \x01(\x0b\x32\x1e.guard.admin.v1.PromoteRequestH\x00\x12\x11\n\x07make_it\x18\x06 \x01(\x08H\x00\x12\x30\n\x06refuse\x18\x07 \x01(\x0b\x32\x1e.guard.worker.v1.ChangeFailureH\x00\x42\x06\n\x04step\"\xd5\x01\n\x0b\x43hangeState\x12,\n\x05\x63ould\x18\x01 \x01(\x0b\x32\x1b.guard.admin.v1.VersionInfoH\x00\x12-\n\x07swapped\x18\x02 \x01(\x0b\x32\x1a.guard.admin.v1.SwapReportH\x00\x12.\n\x06trying\x18\x03 \x01(\x0b\x32\x1c.guard.admin.v1.CanaryStatusH\x00\x12\x30\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x1e.guard.worker.v1.ChangeFailureH\x00\x42\x07\n\x05state\"M\n\rChangeFailure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\t\x12\x0f\n\x07its_own\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t2X\n\x0bGuardWorker\x12I\n\x06\x43hange\x12\x1b.guard.worker.v1.ChangeStep\x1a\x1c.guard.worker.v1.ChangeState\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGESTATE']._serialized_start=401
   _globals['_CHANGESTATE']._serialized_end=614
   _globals['_CHANGEFAILURE']._serialized_start=616
-  _globals['_CHANGEFAILURE']._serialized_end=677
-  _globals['_GUARDWORKER']._serialized_start=679
-  _globals['_GUARDWORKER']._serialized_end=767
+  _globals['_CHANGEFAILURE']._serialized_end=693
+  _globals['_GUARDWORKER']._serialized_start=695
+  _globals['_GUARDWORKER']._serialized_end=783
 # @@protoc_insertion_point(module_scope)

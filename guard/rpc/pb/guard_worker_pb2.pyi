@@ -36,11 +36,13 @@ class ChangeState(_message.Message):
     def __init__(self, could: _Optional[_Union[_guard_admin_pb2.VersionInfo, _Mapping]] = ..., swapped: _Optional[_Union[_guard_admin_pb2.SwapReport, _Mapping]] = ..., trying: _Optional[_Union[_guard_admin_pb2.CanaryStatus, _Mapping]] = ..., failed: _Optional[_Union[ChangeFailure, _Mapping]] = ...) -> None: ...
 
 class ChangeFailure(_message.Message):
-    __slots__ = ("kind", "words", "its_own")
+    __slots__ = ("kind", "words", "its_own", "reason")
     KIND_FIELD_NUMBER: _ClassVar[int]
     WORDS_FIELD_NUMBER: _ClassVar[int]
     ITS_OWN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     kind: str
     words: str
     its_own: bool
-    def __init__(self, kind: _Optional[str] = ..., words: _Optional[str] = ..., its_own: bool = ...) -> None: ...
+    reason: str
+    def __init__(self, kind: _Optional[str] = ..., words: _Optional[str] = ..., its_own: bool = ..., reason: _Optional[str] = ...) -> None: ...
