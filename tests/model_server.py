@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 
 from guard.rpc.pb import open_inference_pb2 as pb
+from tests.free_ports import free_port
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -107,7 +108,8 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.load_refusal: tuple[grpc.StatusCode, str] | None = None
         self.tells_versions_apart = True
         self.kept = 0
-        self.port = 0
+        self.port = free_port()
+        self._changing = asyncio.Lock()  # one that is being killed is gone before it is started again
         self._arrived = asyncio.Event()
         self._server: Any = None
         self.load(model)
@@ -138,24 +140,27 @@ class ModelServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return [call for call in self.calls if call.request.id]
 
     async def start(self) -> None:
-        """Listen, on the port that it had if it was killed."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        self._server.add_generic_rpc_handlers((self,))
-        if self._credentials is None:
-            self.port = self._server.add_insecure_port(self.address)
-        else:
-            self.port = self._server.add_secure_port(self.address, self._credentials)
-        await self._server.start()
+        """Listen, on the same port again if it was killed."""
+        async with self._changing:
+            server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            server.add_generic_rpc_handlers((self,))
+            if self._credentials is None:
+                server.add_insecure_port(self.address)
+            else:
+                server.add_secure_port(self.address, self._credentials)
+            await server.start()
+            self._server = server
 
     async def kill(self) -> None:
         """Break off every connection and listen no more."""
-        server, self._server = self._server, None
-        if server is not None:
-            await server.stop(None)
+        async with self._changing:
+            server, self._server = self._server, None
+            if server is not None:
+                await server.stop(None)
 
     async def arrival(self, count: int = 1) -> Call:
         """Wait for ModelInfer calls with an id; return the last."""
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             while len(self.predictions) < count:
                 self._arrived.clear()
                 await self._arrived.wait()

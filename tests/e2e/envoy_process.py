@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peers.environments import packages
-from tests.e2e.peer_process import PeerProcess, free_port
+from tests.e2e.peer_process import PeerProcess
+from tests.free_ports import free_port
 
 __all__ = ["CONFIGURATION", "Envoy"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from tests.e2e.peer_process import PeerProcess, free_port, row_shape
+from tests.e2e.peer_process import PeerProcess, row_shape
+from tests.free_ports import free_port
 
 __all__ = ["MLServer"]
 

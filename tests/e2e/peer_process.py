@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,18 +13,11 @@ from pathlib import Path
 import onnx
 
 from peers.environments import scripts_alone
+from tests.free_ports import free_port
 
-__all__ = ["PeerProcess", "free_port", "row_shape"]
+__all__ = ["PeerProcess", "row_shape"]
 
-READY_S = 60.0
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+READY_S = 180.0
 
 
 def row_shape(model: onnx.ModelProto) -> list[int]:

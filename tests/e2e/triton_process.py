@@ -13,9 +13,9 @@ import onnx
 
 import peers
 from peers.environments import packages, scripts_alone
-from tests.e2e.peer_process import PeerProcess, free_port, row_shape
+from tests.e2e.peer_process import PeerProcess, row_shape
 
-__all__ = ["Triton", "environment", "free_port", "write_model"]
+__all__ = ["Triton", "environment", "write_model"]
 
 CONFIG = """
 name: "{name}"
