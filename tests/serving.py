@@ -25,7 +25,7 @@ from guard.runtime.scheduler import CheckedClassifier, Scheduler
 from guard.server import GuardServer
 from guard.settings import load_settings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass

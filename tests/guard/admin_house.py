@@ -18,7 +18,7 @@ from guard.rpc.pb.guard_admin_pb2_grpc import GuardAdminStub
 from tests.guard.fake_control import FakeControl
 
 TOKEN = "0123456789abcdef" * 4
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def bearer(token: str = TOKEN) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,7 @@ from guard.detection.threshold import Policy
 from guard.metrics import Metrics
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ON_CPU = RuntimeOptions(device="cpu", threads=1, max_batch_pairs=16)
 
 

@@ -15,7 +15,7 @@ from guard.detection.superimpose import BLEND_RULES
 
 ADD = BLEND_RULES["add"]
 CLASSES = 3
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def numbered_images(numbers: list[int]) -> np.ndarray:

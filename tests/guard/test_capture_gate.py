@@ -8,7 +8,7 @@ import pytest
 
 from guard.runtime.capture_gate import CaptureGate
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def test_who_comes_to_a_free_gate_has_it_alone() -> None:

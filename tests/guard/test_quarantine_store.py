@@ -23,7 +23,7 @@ from guard.quarantine.store import Store
 from tests.records import Tally, incident, picture
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NOW = 1_800_000_000.0
 WIDE = Bounds(10_000, 2**30, 1e9)
 ITEM_BYTES = 1_450  # 896 of an image of 3 x 8 x 8 floats and its header, the rest of its record, about

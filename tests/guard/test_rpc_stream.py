@@ -24,7 +24,7 @@ from guard.rpc.servicer import InferenceServicer
 
 LIMIT_BYTES = 4096
 CONCURRENT = 16
-PATIENCE_S = 30
+PATIENCE_S = 60
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 STATUS_WANTED = (("triton_grpc_error", "true"),)
 

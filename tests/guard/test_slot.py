@@ -12,7 +12,7 @@ import pytest
 from guard.errors import ShuttingDownError
 from guard.runtime.slot import Closable, ModelSlot
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 NO_TIME_S = 0.01
 
 

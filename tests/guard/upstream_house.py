@@ -14,10 +14,10 @@ import pytest
 from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import write_tiny_artifact
 from tests.reference_check import images_and_boundary
-from tests.serving import Client, infer_request, serving
+from tests.serving import PATIENCE_S, Client, infer_request, serving
 
 CLEAN, SUSPICIOUS, _, BOUNDARY = images_and_boundary()
-QUICK = {"upstream_poll_s": 0.05, "upstream_wait_s": 20.0}
+QUICK = {"upstream_poll_s": 0.05, "upstream_wait_s": PATIENCE_S}
 """Looks often and waits long, so that no test depends on how long something takes."""
 
 
