@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tests.e2e.envoy_process import Envoy
 from tests.e2e.guard_process import Process
 from tests.e2e.triton_process import Triton, environment, write_model
 from tests.guard.upstream_house import CLEAN, SUSPICIOUS, tiny_repository
-from tests.serving import PATIENCE_S
+from tests.serving import PATIENCE_S, infer_request
 from tests.tiny_models import linear_classifier
 
 __all__ = ["GUARDED", "GUARDS", "UNGUARDED", "House", "house_in", "stub_of"]
@@ -57,11 +58,25 @@ class House:
         process.end()
 
     def inferences(self, model: str) -> int:
-        """Return how often Triton ran a model, by its own count."""
+        """Return how many rows Triton ran on a model, by its own count, but for those of batches of three.
+
+        It counts what it ran after the answer has left. So it is asked a batch of three, which no test asks:
+        once that one is counted, all before is.
+        """
         with grpc.insecure_channel(self.triton.address) as channel:
-            asked = pb.ModelStatisticsRequest(name=model)
-            [found] = stub_of(channel).ModelStatistics(asked, timeout=PATIENCE_S).model_stats
-        return int(found.inference_count)
+            stub = stub_of(channel)
+            before = _rows_by_size(stub, model)[3]
+            stub.ModelInfer(infer_request(CLEAN[:1].repeat(3, axis=0), model=model), timeout=PATIENCE_S)
+            while (rows := _rows_by_size(stub, model))[3] == before:
+                assert self.triton.process is not None
+                assert self.triton.process.poll() is None
+        return rows.total() - rows[3]
+
+
+def _rows_by_size(stub: pb_grpc.GRPCInferenceServiceStub, model: str) -> Counter[int]:
+    asked = pb.ModelStatisticsRequest(name=model)
+    [found] = stub.ModelStatistics(asked, timeout=PATIENCE_S).model_stats
+    return Counter({one.batch_size: one.batch_size * one.compute_infer.count for one in found.batch_stats})
 
 
 def stub_of(channel: grpc.Channel) -> pb_grpc.GRPCInferenceServiceStub:

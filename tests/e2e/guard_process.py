@@ -9,6 +9,7 @@ import re
 import subprocess
 import sysconfig
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,12 @@ class Process:
 
     def wait_for(self, message: str) -> dict[str, Any]:
         """Return the log record with this message, when it comes."""
-        while (line := self._news.get(timeout=PATIENCE_S)) is not None:
-            if line.startswith("{") and (record := json.loads(line))["message"] == message:
-                return dict(record)
+        try:
+            while (line := self._news.get(timeout=PATIENCE_S)) is not None:
+                if line.startswith("{") and (record := json.loads(line))["message"] == message:
+                    return dict(record)
+        except queue.Empty:
+            pytest.fail(f"guard does not say {message!r}: {self.lines}")
         self.end()
         pytest.fail(f"guard ended before it said {message!r}: {self.lines}")
 
@@ -95,6 +99,13 @@ class Served:
 
     def get(self, path: str) -> tuple[int, str]:
         return http_get(self.metrics_port, path)
+
+    def becomes(self, path: str, status: int) -> None:
+        """Wait until a probe is answered so."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (last := self.get(path))[0] != status:
+            assert time.monotonic() < deadline, f"{path} is {last}, expected {status}: {self.process.lines}"
+            time.sleep(0.01)
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""

@@ -123,14 +123,14 @@ def test_metadata_deadline_and_trailing_metadata_pass(envoy: Envoy, guard: Liste
     with grpc.insecure_channel(envoy.address) as channel:
         asked(channel)
         sent = (("tenant", "a"), ("trace-bin", b"\x00\xff"))
-        answer, call = channel.unary_unary(INFER).with_call(MESSAGE, metadata=sent, timeout=7.0)
+        answer, call = channel.unary_unary(INFER).with_call(MESSAGE, metadata=sent, timeout=40.0)
 
     assert answer == MESSAGE
     assert dict(call.trailing_metadata())["guard-told"] == "in the end"
     assert guard.told("tenant", "trace-bin")[-1] == list(sent)
     left_s = guard.left_s[-1]
     assert left_s is not None
-    assert 0 < left_s < 8.0  # whole milliseconds, rounded up
+    assert 0 < left_s < 41.0  # whole milliseconds, rounded up
 
 
 def test_no_client_is_trusted_to_set_envoys_own_headers(envoy: Envoy, guard: Listener) -> None:

@@ -90,8 +90,7 @@ async def test_tritons_client_sees_the_same_through_the_guard_and_the_verdicts_b
 
 async def test_triton_is_killed_and_comes_back(triton: Triton, tmp_path: Path) -> None:
     own = {"upstream_model": "signs"}
-    repository = tiny_repository(tmp_path)
-    async with in_front_of(triton, repository, own=own, upstream_wait_s=0.1) as client:
+    async with in_front_of(triton, tiny_repository(tmp_path), own=own) as client:
         assert values((await client.infer(sent())).parameters)["guard_verdict"] == "accept"
         await asyncio.to_thread(triton.kill)
         await becomes(client, False)

@@ -14,7 +14,7 @@ from guard.rpc.pb import open_inference_pb2 as pb
 from tests.e2e.envoy_house import GUARDED, UNGUARDED, House, house_in
 from tests.e2e.raw_http2 import GRPC, exchange
 from tests.guard.upstream_house import SUSPICIOUS
-from tests.serving import infer_request
+from tests.serving import PATIENCE_S, infer_request
 
 pytestmark = pytest.mark.peer
 
@@ -106,8 +106,8 @@ def test_nor_do_headers(house: House, headers: tuple[tuple[str, str], ...]) -> N
 
 
 def test_these_bytes_are_answered_where_nothing_is_wrong_with_them(house: House) -> None:
-    through = exchange(house.envoy.ports["grpc"], GRPC, [framed(PLAIN)], SILENCE_S)
-    direct = exchange(house.triton.ports["grpc"], GRPC, [framed(TINY)], SILENCE_S)
+    through = exchange(house.envoy.ports["grpc"], GRPC, [framed(PLAIN)], PATIENCE_S)
+    direct = exchange(house.triton.ports["grpc"], GRPC, [framed(TINY)], PATIENCE_S)
 
     assert answer_of(through).model_name == UNGUARDED
     assert answer_of(direct).model_name == GUARDED
