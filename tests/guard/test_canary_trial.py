@@ -237,7 +237,7 @@ async def test_a_candidate_that_hangs_leaves_time_for_the_current_version(tmp_pa
     def devices(model: LoadedModel) -> GatedClassifier | None:
         return gates.setdefault("2", GatedClassifier(model.classifier)) if model.version == "2" else None
 
-    async with trying(tmp_path, devices=devices, request_timeout_s=2.0) as house:
+    async with trying(tmp_path, devices=devices, request_timeout_s=6.0) as house:
         await house.room.start_canary("tiny", "2", share=1.0)
         answer = await house.infer()
 

@@ -22,6 +22,7 @@ from guard.errors import MissingFileError, ProfileError, SettingsError, UnfitMod
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from tests import tiny_models
 from tests.artifacts import make_profile, random_images, write_tiny_artifact
+from tests.serving import PATIENCE_S
 
 ON_CPU = RuntimeOptions(device="cpu", threads=1)
 
@@ -82,7 +83,7 @@ async def test_a_loaded_model_answers_and_checks_as_the_numpy_reference_does(
     images = random_images(model.profile, 5, seed=7)
 
     submission = model.scheduler.submit(images, np.ones(5, np.bool_))
-    logits, rows = await asyncio.wait_for(asyncio.gather(submission.prediction, submission.rows), 20)
+    logits, rows = await asyncio.wait_for(asyncio.gather(submission.prediction, submission.rows), PATIENCE_S)
 
     weight, bias = tiny_models.linear_weights()
     np.testing.assert_allclose(logits, images.reshape(5, -1) @ weight + bias, atol=1e-3)
@@ -104,7 +105,7 @@ async def test_scores_are_the_same_alone_and_among_others(
     scores = []
     for model in (crowded, lonely):
         submissions = [model.scheduler.submit(image[None], np.ones(1, np.bool_)) for image in images]
-        ends = await asyncio.wait_for(asyncio.gather(*(one.rows for one in submissions)), 20)
+        ends = await asyncio.wait_for(asyncio.gather(*(one.rows for one in submissions)), PATIENCE_S)
         scores.append([rows[0].evidence.entropy_sum / 8 for rows in ends])
 
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
@@ -121,7 +122,7 @@ async def test_each_device_call_is_told_and_warming_up_is_none(
     assert told == []
 
     submission = model.scheduler.submit(random_images(model.profile, 2), np.ones(2, np.bool_))
-    await asyncio.wait_for(submission.rows, 20)
+    await asyncio.wait_for(submission.rows, PATIENCE_S)
 
     assert told == [6]
 

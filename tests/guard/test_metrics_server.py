@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from guard.errors import SettingsError
 from guard.metrics_server import MetricsServer
+from tests.serving import PATIENCE_S
 
 HOST = "127.0.0.1"
 
@@ -32,7 +33,7 @@ class Switch:
 def get(
     port: int, path: str, *, method: str = "GET", **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers={key.replace("_", "-"): v for key, v in headers.items()})
         response = connection.getresponse()
@@ -119,14 +120,14 @@ def test_a_probe_that_raises_is_a_500_and_in_the_log(
 
 def test_requests_are_not_printed(port: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert get(port, "/healthz")[0] == 200
-    with socket.create_connection((HOST, port), timeout=5) as broken_off:
+    with socket.create_connection((HOST, port), timeout=PATIENCE_S) as broken_off:
         broken_off.sendall(b"GET /metrics HTTP/1.1\r\nHos")
     assert get(port, "/healthz")[0] == 200
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_client_that_sends_nothing_delays_nobody(port: int) -> None:
-    with socket.create_connection((HOST, port), timeout=5):
+    with socket.create_connection((HOST, port), timeout=PATIENCE_S):
         assert get(port, "/healthz")[0] == 200
 
 

@@ -156,9 +156,9 @@ async def test_readiness_follows_the_server_and_a_request_waits_for_it(tmp_path:
     ):
         assert client.server._is_ready()
         await upstream.kill()
-        waiting = asyncio.create_task(client.infer(to_words()))
         while client.server._is_ready():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(client.infer(to_words()))
         [guarded] = values((await client.infer(sent())).parameters)["guard_verdict"].split()
         await upstream.start()
 

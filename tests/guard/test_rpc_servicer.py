@@ -19,6 +19,7 @@ from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.rpc.servicer import DataPlane, InferenceServicer
 from guard.rpc.status import STATUS_OF
+from tests.serving import PATIENCE_S
 
 LIMIT_BYTES = 64 * 1024
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -63,7 +64,7 @@ class House:
 
     async def only_report(self) -> tuple[str, str, str]:
         """Return the one call reported, when it is there."""
-        first = await asyncio.wait_for(self.reported.get(), timeout=30)
+        first = await asyncio.wait_for(self.reported.get(), timeout=PATIENCE_S)
         assert self.reported.empty()
         return first
 
@@ -78,7 +79,7 @@ async def house() -> AsyncIterator[House]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        await asyncio.wait_for(channel.channel_ready(), timeout=30)
+        await asyncio.wait_for(channel.channel_ready(), timeout=PATIENCE_S)
         house.stub = pb_grpc.GRPCInferenceServiceStub(channel)
         yield house
     await server.stop(None)
@@ -146,7 +147,7 @@ async def test_an_unknown_model_cannot_be_described(house: House, method: str) -
 
 
 async def test_an_inference_comes_back_with_id_parameters_and_raw_outputs(house: House) -> None:
-    answer = await house.stub.ModelInfer(echo(), timeout=30)
+    answer = await house.stub.ModelInfer(echo(), timeout=PATIENCE_S)
 
     assert (answer.model_name, answer.model_version, answer.id) == ("echo", "3", "id-7")
     assert answer.raw_output_contents[0] == np.arange(8, dtype=np.float32).tobytes()
@@ -157,12 +158,12 @@ async def test_an_inference_comes_back_with_id_parameters_and_raw_outputs(house:
 
 
 async def test_the_callers_deadline_reaches_the_data_plane(house: House) -> None:
-    await house.stub.ModelInfer(echo(), timeout=30)
+    await house.stub.ModelInfer(echo(), timeout=500)
     await house.stub.ModelInfer(echo())
 
     with_deadline, without = (request.timeout_s for request in house.plane.requests)
     assert with_deadline is not None
-    assert 20 < with_deadline <= 31
+    assert 400 < with_deadline <= 501
     assert without is None
 
 
@@ -252,10 +253,10 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_lives_on(house
 async def test_a_caller_whose_time_is_up_ends_the_work_and_is_counted_so(house: House) -> None:
     house.plane.hold = True
 
-    error = await refusal(house.stub.ModelInfer(echo(), timeout=0.5))
+    error = await refusal(house.stub.ModelInfer(echo(), timeout=2.0))
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=30)
+    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=PATIENCE_S)
     assert await house.only_report() == ("ModelInfer", "echo", "DEADLINE_EXCEEDED")
 
 
@@ -265,11 +266,11 @@ async def test_a_caller_who_hangs_up_ends_the_work_and_is_counted_so(
 ) -> None:
     house.plane.hold = True
     call = house.stub.ModelInfer(echo(), timeout=timeout_s)
-    await asyncio.wait_for(house.plane.started.wait(), timeout=30)
+    await asyncio.wait_for(house.plane.started.wait(), timeout=PATIENCE_S)
 
     assert call.cancel() is True
 
-    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=30)
+    await asyncio.wait_for(house.plane.cancelled.wait(), timeout=PATIENCE_S)
     assert await house.only_report() == ("ModelInfer", "echo", "CANCELLED")
 
 

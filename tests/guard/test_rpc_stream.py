@@ -450,7 +450,7 @@ async def test_more_streams_than_half_the_calls_are_refused(house: House) -> Non
     ]
 
 
-@pytest.mark.parametrize(("timeout_s", "code"), [(PATIENCE_S, "CANCELLED"), (1.0, "DEADLINE_EXCEEDED")])
+@pytest.mark.parametrize(("timeout_s", "code"), [(PATIENCE_S, "CANCELLED"), (3.0, "DEADLINE_EXCEEDED")])
 async def test_who_hangs_up_or_has_no_more_time_ends_all_that_is_under_way(
     house: House, timeout_s: float, code: str
 ) -> None:

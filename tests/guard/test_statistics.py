@@ -28,7 +28,7 @@ from tests.guard.upstream_house import (
     tiny_repository,
 )
 from tests.model_server import ModelServer
-from tests.serving import Client, serving
+from tests.serving import PATIENCE_S, Client, serving
 from tests.tiny_models import linear_classifier
 
 TWO_ROWS = InferRequest("m", (Tensor("x", "FP32", np.zeros((2, 4), np.float32)),))
@@ -250,7 +250,7 @@ async def index(client: Client, **fields: Any) -> list[tuple[str, str, str]]:
 
 
 async def until_unavailable(client: Client, name: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await client.stub.RepositoryIndex(pb.RepositoryIndexRequest())
             states = {one.name: one for one in answer.models}

@@ -23,7 +23,7 @@ from guard.rpc.status import metadata_of, status_of
 from guard.runtime.loader import LoadedModel, RuntimeOptions, load_model
 from guard.runtime.slot import ModelSlot
 from tests.guard.upstream_house import CLEAN, tiny_repository
-from tests.serving import with_device
+from tests.serving import PATIENCE_S, with_device
 
 REQUEST = InferRequest("tiny", (Tensor("images", "FP32", CLEAN[:2]),), original=Original(b""))
 POLICIES = pytest.mark.parametrize("policy", [Policy.ENFORCE, Policy.MONITOR])
@@ -73,10 +73,10 @@ def device(tmp_path: Path) -> Iterator[tuple[GatedClassifier, LoadedModel]]:
     held.close()
 
 
-async def ask(model: LoadedModel, server: Server, policy: Policy) -> object:
+async def ask(model: LoadedModel, server: Server, policy: Policy, limit_s: float = 0.05) -> object:
     served = ServedModel(ModelSlot(model), policy, "refuse", upstream=server)
     relay = Relay(Metrics(CollectorRegistry()), 64, (), Intake(max_rows=64))
-    return await relay.infer(REQUEST, served, server, 0.05)
+    return await relay.infer(REQUEST, served, server, limit_s)
 
 
 @POLICIES
@@ -108,7 +108,7 @@ async def test_a_check_that_takes_too_long_is_the_guards_own(
 async def test_under_monitor_a_check_takes_the_time_that_it_takes(
     device: tuple[GatedClassifier, LoadedModel],
 ) -> None:
-    answer = await ask(device[1], Server(answers=True), Policy.MONITOR)
+    answer = await ask(device[1], Server(answers=True), Policy.MONITOR, PATIENCE_S)
 
     assert answer.parameters == {"guard_verdict": "pending"}  # type: ignore[attr-defined]
     assert np.shape(CLEAN[:2])[0] == device[1].scheduler.rows

@@ -25,7 +25,7 @@ from tests.guard.swap_house import (
     whose,
 )
 from tests.guard.test_upstream_readiness import becomes, readiness
-from tests.guard.upstream_house import refused, sent, values
+from tests.guard.upstream_house import be_patient, refused, sent, values
 from tests.model_server import ModelServer
 from tests.serving import PATIENCE_S, Client
 from tests.tiny_models import linear_classifier
@@ -181,6 +181,7 @@ async def test_a_model_that_is_neither_version_gets_no_request_until_one_of_them
         assert len(upstream.predictions) == asked
         upstream.load(OLD)
         await becomes(client, True)
+        be_patient(client)
         old = whose(await client.infer(sent()))
         upstream.brings = exchanged
         assert await swapped(client) == ""
@@ -199,6 +200,7 @@ async def test_a_swap_brings_a_server_back_that_has_neither_version(
         assert await readiness(client) == {False}
         assert await swapped(client) == ""
         await becomes(client, True)
+        be_patient(client)
         assert whose(await client.infer(sent())) == ("2", "2")
 
 
@@ -211,6 +213,7 @@ async def test_a_swap_to_the_version_that_checks_has_it_loaded_again_where_it_is
         still = await swapped(client, "1")
         upstream.brings = lambda there: there.load(OLD)  # its files were put back
         report = await client.server.control.swap("tiny", "1")
+        be_patient(client)
         answer = whose(await client.infer(sent()))
         again = await client.server.control.swap("tiny", "1")
 
@@ -266,6 +269,7 @@ async def test_while_nobody_knows_what_becomes_of_a_load_no_request_goes_there(
         upstream.load_refusal = (grpc.StatusCode.INTERNAL, "gave up")
         upstream.loads_open.set()
         await becomes(client, True)
+        be_patient(client)
         answer = whose(await client.infer(sent()))
 
     assert "did not load version '2' within 0.200 s, and may yet" in why
@@ -286,8 +290,10 @@ async def test_a_server_that_dies_while_it_loads_is_looked_at_when_it_is_back(
         await upstream.start()
         error = await refused(client, sent())
         upstream.loads_open.set()
-        while await swapped(client):  # until there is a connection again
-            pass
+        async with asyncio.timeout(PATIENCE_S):
+            while await swapped(client):  # until there is a connection again
+                pass
+        be_patient(client)
         answer = whose(await client.infer(sent()))
 
     assert "cannot be reached, or broke off" in why, why

@@ -17,6 +17,7 @@ from tests.guard.upstream_house import (
     BOUNDARY,
     CLEAN,
     SUSPICIOUS,
+    be_patient,
     in_front_of,
     refused,
     sent,
@@ -80,6 +81,7 @@ async def test_readiness_follows_the_server_and_comes_back_by_itself(
         await becomes(client, False)
         await upstream.start()
         await becomes(client, True)
+        be_patient(client)
         await client.infer(sent(CLEAN))
 
     assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -98,6 +100,7 @@ async def test_a_guard_starts_before_its_server_does(repository: Path, check: st
         described = await untold(client)
         await upstream.start()
         await becomes(client, True)
+        be_patient(client)
         answer = await client.infer(sent())
         await upstream.kill()
 
@@ -156,6 +159,7 @@ async def test_a_model_that_is_exchanged_behind_the_guard_is_noticed_by_its_vers
         again = await refused(client, sent())
         upstream.load(linear_classifier())
         await becomes(client, True)
+        be_patient(client)
         assert (await client.infer(sent(model_version="2"))).model_version == "2"
 
     assert error.code() is again.code() is grpc.StatusCode.UNAVAILABLE
@@ -176,6 +180,7 @@ async def test_another_model_behind_a_restart_that_nobody_saw_is_noticed_by_the_
         asked_meanwhile = list(upstream.predictions)
         upstream.load(linear_classifier())
         await becomes(client, True)
+        be_patient(client)
         await client.infer(sent())
 
     assert (error.code(), asked_meanwhile) == (grpc.StatusCode.UNAVAILABLE, [])

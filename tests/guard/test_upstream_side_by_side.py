@@ -24,7 +24,7 @@ from tests.guard.swap_house import (
     whose,
 )
 from tests.guard.test_upstream_readiness import becomes, readiness
-from tests.guard.upstream_house import refused, sent
+from tests.guard.upstream_house import be_patient, refused, sent
 from tests.model_server import ModelServer
 
 SAME: dict[str, object] = {"upstream_version": "same", "upstream_load": "swap"}
@@ -189,6 +189,7 @@ async def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_version
         error = await refused(client, sent())
         await upstream.start()
         await becomes(client, True)
+        be_patient(client)
         answer = whose(await client.infer(sent()))
 
     assert "cannot be reached, or broke off" in why
@@ -228,7 +229,8 @@ async def test_a_swap_to_the_version_that_checks_loads_it_where_the_server_lost_
         await becomes(client, False)
         upstream.brings = lambda there: there.add("1", OLD)
         report = await client.server.control.swap("tiny", "1")
-        assert await readiness(client) == {True}
+        await becomes(client, True)
+        be_patient(client)
         answer = whose(await client.infer(sent()))
 
     assert (report.changed, len(report.steps), answer) == (False, 3, ("1", "1"))

@@ -44,6 +44,11 @@ async def in_front_of(
         yield client
 
 
+def be_patient(client: Client) -> None:
+    """Have requests wait from now on, where a test set ``upstream_wait_s`` for those that are refused."""
+    client.server._fleet._members["tiny"].server._wait_s = PATIENCE_S
+
+
 def sent(images: np.ndarray = CLEAN[:2], **fields: Any) -> pb.ModelInferRequest:
     """Return a request that the model server knows for one of a caller, by its id."""
     return infer_request(images, **{"id": "an id", **fields})

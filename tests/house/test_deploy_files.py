@@ -143,7 +143,7 @@ def test_the_health_check_passes_a_guard_that_is_ready_and_no_other(state: str, 
         [sys.executable, "-I", "-c", healthcheck(stages()["cpu"])],
         env={"GUARD_METRICS_PORT": str(port), "http_proxy": "http://127.0.0.1:1"},
         stderr=subprocess.DEVNULL,
-        timeout=10,
+        timeout=60,
         check=False,
     )
     server.stop()

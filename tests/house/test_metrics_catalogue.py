@@ -341,7 +341,7 @@ def test_promtool_finds_nothing_to_say_against_the_metrics(
         ["promtool", "check", "metrics"],
         input=generate_latest(registry),
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     # Entropy is in bits; promtool takes a bit for a piece of a byte.
