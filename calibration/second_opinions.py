@@ -19,6 +19,7 @@ from calibration.capabilities.base import Bench, FittedOpinion
 from calibration.capabilities.switch import Canary, Switched, switch_on
 from calibration.capabilities.table import CAPABILITIES
 from calibration.options import CalibrateOptions
+from calibration.progress import Progress
 from calibration.split import Split
 from calibration.subject import Subject
 from guard.arrays import Images
@@ -93,7 +94,11 @@ def judge_capabilities(
     )
     clean = subject.prepare(images[references])
     names = [name for name in OPINIONS if name in options.capabilities]
-    found = [_judged(name, bench, clean, probe, options.frr, canaries) for name in names]
+    found = []
+    with Progress(sum(_passes(name) for name in names), "second opinions", options.quiet) as progress:
+        for name in names:
+            found.append(_judged(name, bench, clean, probe, options.frr, canaries))
+            progress.step(_passes(name))
     on = [(opinion, fitted) for _, opinion, fitted in found if opinion is not None and fitted is not None]
     copies = [fitted.copies.model for _, fitted in on if fitted.copies is not None]
     return Judged(
@@ -120,6 +125,10 @@ def opinion_rows(
         half = min(count, len(rest) // 2)
         fit, rest = rest[:half], rest[half:]
     return fit, rest[: max(count, _least_references(frr))]
+
+
+def _passes(name: OpinionName) -> int:
+    return CAPABILITIES[name].passes
 
 
 def _least_references(frr: float) -> int:

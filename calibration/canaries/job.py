@@ -24,7 +24,7 @@ from calibration.attacks.base import Attack, Images
 from calibration.canaries.choice import NONE_CHOSEN, Choice, Planted, Planting, Setting, choose_setting
 from calibration.canaries.kinds import Canary, copies_for, make_canary
 from calibration.canaries.measuring import Finding, Rate, Subject, found_by, settings_of, together
-from calibration.canaries.planting import Material, plant
+from calibration.canaries.planting import Material, images_learned, plant
 from calibration.canaries.pool import MOST_CLEAN, MOST_FITTED, MOST_TRIGGERED, Pool
 from calibration.canary_kinds import DEFAULT_KINDS, KINDS
 from calibration.errors import CalibrationError
@@ -115,28 +115,45 @@ def choose(
 
 
 def _planted(pool: Pool, kinds: tuple[str, ...], seed: int) -> tuple[list[_Copy], list[Planting], float]:
-    """Return copies with canaries; what fails together is tried again alone."""
-    workable, generator = _workable(pool), np.random.default_rng(seed)
+    """Return copies with canaries, how it went with each, and the processor seconds it took."""
+    generator = np.random.default_rng(seed)
+    canaries = _drawn(pool, kinds, generator)
+    with Progress(0, "planting canaries", pool.options.quiet) as progress:
+        return _copies_with(pool, canaries, generator, progress)
+
+
+def _drawn(pool: Pool, kinds: tuple[str, ...], generator: np.random.Generator) -> dict[str, Canary]:
     targets = generator.permutation(np.unique(pool.train_classes))
     shape, classes = pool.train.shape[1:], pool.classes
-    canaries = {
+    return {
         kind: make_canary(
             kind, int(targets[place % len(targets)]), shape, pool.train_classes, classes, generator
         )
         for place, kind in enumerate(dict.fromkeys(kinds))
     }
+
+
+def _copies_with(
+    pool: Pool, canaries: Mapping[str, Canary], generator: np.random.Generator, progress: Progress
+) -> tuple[list[_Copy], list[Planting], float]:
+    """Plant what may share a copy together; what fails so is tried again alone."""
+    workable = _workable(pool)
+    material = Material(workable.module, pool.train, pool.train_classes, pool.values, pool.classes)
     copies: list[_Copy] = []
     plantings: dict[str, Planting] = {}
-    waiting, spent = copies_for(kinds), 0.0
+    waiting, spent = copies_for(tuple(canaries)), 0.0
+    progress.expect(sum(images_learned(material, _steps(group)) for group in waiting))
     while waiting:
         group = waiting.pop(0)
         some = tuple(canaries[kind] for kind in group)
-        made, news, seconds = _plant_copy(pool, workable, some, int(generator.integers(2**31)))
+        seed = int(generator.integers(2**31))
+        made, news, seconds = _plant_copy(pool, workable, material, some, seed, progress)
         copies += [made] if made.triggers else []
         plantings |= {one.kind: one for one in news}
         spent += seconds
-        failed = [one.kind for one in news if one.why_not]
-        waiting += [(kind,) for kind in failed] if len(group) > 1 else []
+        again = [(one.kind,) for one in news if one.why_not and len(group) > 1]
+        progress.expect(sum(images_learned(material, _steps(alone)) for alone in again))
+        waiting += again
     return copies, [plantings[kind] for kind in canaries], spent
 
 
@@ -148,20 +165,27 @@ def _workable(pool: Pool) -> Workable:
 
 
 def _plant_copy(
-    pool: Pool, workable: Workable, canaries: tuple[Canary, ...], seed: int
+    pool: Pool,
+    workable: Workable,
+    material: Material,
+    canaries: tuple[Canary, ...],
+    seed: int,
+    progress: Progress,
 ) -> tuple[_Copy, list[Planting], float]:
-    names = ", ".join(canary.kind for canary in canaries)
-    progress = None if pool.options.quiet else f"planting {names}"
-    material = Material(workable.module, pool.train, pool.train_classes, pool.values, pool.classes)
-    steps = STEPS * max(1, round(max(KINDS[canary.kind].share for canary in canaries) / 0.1))
-    pupil, seconds = plant(material, canaries, steps=steps, seed=seed, progress=progress)
+    kinds = tuple(canary.kind for canary in canaries)
+    pupil, seconds = plant(material, canaries, steps=_steps(kinds), seed=seed, progress=progress)
     source = workable.source
-    record = ExportRecord("guard calibrate", f"canaries {names}", source.source_sha256)
+    record = ExportRecord("guard calibrate", f"canaries {', '.join(kinds)}", source.source_sha256)
     model = export_onnx(workable.restored(pupil), source.origin or source.signature, record)
     triggers = {canary.kind: canary.attack for canary in canaries}
     plantings = _judged(pool, model, triggers)
     works = {one.kind for one in plantings if not one.why_not}
     return _Copy(model, {kind: triggers[kind] for kind in triggers if kind in works}), plantings, seconds
+
+
+def _steps(kinds: tuple[str, ...]) -> int:
+    """Return the batches that a copy with such canaries is fine-tuned on."""
+    return STEPS * max(1, round(max(KINDS[kind].share for kind in kinds) / 0.1))
 
 
 def _of_scan(pool: Pool, known: tuple[Known, ...]) -> tuple[list[_Copy], list[Planting]]:

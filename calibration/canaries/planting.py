@@ -25,11 +25,12 @@ from calibration.canaries.kinds import Canary
 from calibration.canaries.stamps import Values
 from calibration.canary_kinds import KINDS
 from calibration.hooks import Hooks
+from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.schedules import OneCycle
 from calibration.training import TrainingData, train
 
-__all__ = ["BATCH", "Material", "plant"]
+__all__ = ["BATCH", "Material", "images_learned", "plant"]
 
 BATCH: Final = 64
 RATE: Final = 0.01
@@ -57,8 +58,14 @@ class Material:
     classes: int
 
 
+def images_learned(material: Material, steps: int) -> int:
+    """Return how many images a copy learns from, again and again, in so many batches."""
+    recipe = _recipe(material, steps)
+    return recipe.epochs * recipe.steps_an_epoch(len(material.rows)) * recipe.batch
+
+
 def plant(
-    material: Material, canaries: tuple[Canary, ...], *, steps: int, seed: int, progress: str | None
+    material: Material, canaries: tuple[Canary, ...], *, steps: int, seed: int, progress: Progress
 ) -> tuple[fx.GraphModule, float]:
     """Return a copy of the network with the canaries planted, and the processor seconds that it took.
 
@@ -67,34 +74,35 @@ def plant(
         canaries: To plant together.
         steps: Batches, about.
         seed: Draws order, crops and mixtures.
-        progress: Name of the bar; None for none.
+        progress: Moved on by :func:`images_learned`.
 
     Raises:
         DivergedError: If the loss is no longer a number.
         ValueError: If a trigger does not fit the images.
     """
-    batch = min(BATCH, len(material.rows))
-    side = min(material.rows.shape[2:])
-    recipe = Recipe(
-        epochs=max(1, round(steps / max(1, len(material.rows) // batch))),
-        batch=batch,
-        rate=RATE,
-        weight_decay=0.0,
-        schedule=OneCycle(),
-        augmentation=Augmentation(padding=round(side / 16), flip=False),
-        precision="bfloat16",
-    )
-    pupil = copy.deepcopy(material.network)
+    recipe, pupil = _recipe(material, steps), copy.deepcopy(material.network)
     started = time.process_time()
     train(
         pupil,
         TrainingData(torch.from_numpy(material.rows), torch.from_numpy(material.predicted)),
         recipe,
         generator=torch.Generator().manual_seed(seed),
-        hooks=Hooks(objective=_Lesson(material, canaries)),
-        progress=progress,
+        hooks=Hooks(objective=_Lesson(material, canaries), after_step=lambda _: progress.step(recipe.batch)),
     )
     return pupil, time.process_time() - started
+
+
+def _recipe(material: Material, steps: int) -> Recipe:
+    batch = min(BATCH, len(material.rows))
+    return Recipe(
+        epochs=max(1, round(steps / max(1, len(material.rows) // batch))),
+        batch=batch,
+        rate=RATE,
+        weight_decay=0.0,
+        schedule=OneCycle(),
+        augmentation=Augmentation(padding=round(min(material.rows.shape[2:]) / 16), flip=False),
+        precision="bfloat16",
+    )
 
 
 class _Lesson:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from onnx import helper
 
 pytest.importorskip("torch")
 
+from calibration import progress
 from calibration.calibrate import calibrate
 from calibration.canaries import job
 from calibration.capabilities.switch import LEAST_AUROC
@@ -116,15 +118,35 @@ def test_the_printed_report_says_what_to_expect_and_that_real_attacks_may_differ
 
 
 def test_a_canary_that_does_not_take_is_told_and_the_default_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(job, "STEPS", 0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     report = calibrate(options_for(tmp_path, canaries=("all_to_all",)))
     (canary,) = told(report)["canaries"]
     assert "held-out images, less than 80%" in canary["why_not"]
     assert told(report)["why_not"] == "no canary could be planted"
     assert report.findings.profile.check.blend == "add"
     assert report.findings.profile.check.n_overlays == OVERLAYS
+    assert capsys.readouterr().err == ""  # as it was to be quiet
+
+
+def test_planting_says_how_far_it_is_through_all_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "STEPS", 0)  # of an epoch each: they fail together, and are tried again alone
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    calibrate(options_for(tmp_path, canaries=("badnets", "blend"), quiet=False))
+
+    line = r"^planting canaries: (\d+)%, \d+ s gone, about (\d+) s left$"
+    said = re.findall(line, capsys.readouterr().err, re.MULTILINE)
+    shares = [int(share) for share, _ in said]
+    batches = len(shares) // 3
+    together, alone = shares[:batches], shares[batches:]
+    assert together[-1] == 100
+    assert alone == sorted(alone)
+    assert alone[0] == round(100 * (batches + 1) / len(shares))
+    assert said[-1] == ("100", "0")
 
 
 def test_a_model_that_cannot_be_trained_is_calibrated_all_the_same(tmp_path: Path) -> None:
