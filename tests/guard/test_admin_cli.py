@@ -23,6 +23,7 @@ from guard import cli
 from guard.admin.client import Connection
 from guard.admin.wording import swap_lines
 from guard.control.api import CanaryStatus, Failure, OpinionInfo, SwapReport
+from tests.free_ports import free_port
 from tests.guard.admin_house import PATIENCE_S, House, administering, make_authority, token_file
 from tests.guard.fake_control import FakeControl, version_info
 
@@ -314,10 +315,7 @@ def test_a_wrong_token_and_none_are_told_apart(guard: Guard, tmp_path: Path) -> 
 
 
 def test_a_guard_that_is_not_there_is_told(guard: Guard, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
+    port = free_port()
     by_port = guard("status", "--admin", f"127.0.0.1:{port}")
     by_socket = guard("status", "--admin", f"unix:{tmp_path}/nope.sock")
 

@@ -48,7 +48,7 @@ def test_verdicts_and_events_are_written_in_order_and_counted(tmp_path: Path) ->
     log.event("server_started", port=8001)
     log.saw(incident(label=-1, score=float("nan"), request_id='x"\n{}'))
     log.event("swap", kind="x", model="tiny")
-    log.close()
+    log.close(PATIENCE_S)
 
     first, second, third = records(tmp_path)
 
@@ -68,7 +68,7 @@ def test_a_log_that_is_opened_again_goes_on_where_it_stood(tmp_path: Path) -> No
     for number in range(3):
         log = opened(tmp_path / "audit.jsonl", key=b"k" * 16)
         log.event("event", number=number)
-        log.close()
+        log.close(PATIENCE_S)
 
     found = verify_log(files_of(tmp_path), key=b"k" * 16)
 
@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_closed_with_a_record_that_says_so(tmp_path: Path, t
 
     log = opened(path)
     log.event("after")
-    log.close()
+    log.close(PATIENCE_S)
 
     _, recovered, after = records(path)
     assert (recovered["kind"], recovered["torn_bytes"]) == ("recovered", len(torn))
@@ -104,7 +104,7 @@ def test_a_line_torn_while_nothing_else_was_there_is_recovered_too(tmp_path: Pat
     path.write_bytes(b'{"seq":1')
     log = opened(path)
     log.event("after")
-    log.close()
+    log.close(PATIENCE_S)
 
     assert [record["kind"] for record in records(path)] == ["recovered", "after"]
 
@@ -144,7 +144,7 @@ def test_a_file_that_is_full_is_put_aside_and_the_chain_goes_on(tmp_path: Path) 
         log = opened(path, max_bytes=1000)
         for number in range(10):
             log.event("event", number=number)
-        log.close()
+        log.close(PATIENCE_S)
 
     files = files_of(tmp_path)
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_full_is_put_aside_and_the_chain_goes_on(tmp_path: Path) 
     path.unlink()  # as after a crash between putting aside and going on
     log = opened(path, max_bytes=1000)
     log.event("event")
-    log.close()
+    log.close(PATIENCE_S)
     before = len(records(files[-2])) if files[-2].exists() else 0
     assert before
     assert records(path)[-1]["prev"] == records(files[-2])[-1]["hash"]
@@ -166,7 +166,7 @@ def test_a_line_longer_than_a_file_may_be_gets_one_of_its_own(tmp_path: Path) ->
     log = opened(tmp_path / "audit.jsonl", max_bytes=1)
     for _ in range(3):
         log.event("event")
-    log.close()
+    log.close(PATIENCE_S)
 
     assert [len(records(path)) if path.stem != "audit" else 1 for path in files_of(tmp_path)] == [1, 1, 1]
 
@@ -233,7 +233,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 while tally.counted["lost"] < 150:
     time.sleep(0.001)
 log.event("after")
-log.close()
+log.close(60.0)
 print(json.dumps([tally.counted, tally.failing]))
 """
 
@@ -272,7 +272,7 @@ def test_what_cannot_be_written_until_the_end_is_counted(
     monkeypatch.setattr(Ledger, "write", full)
     log.event("a")
     log.event("b")
-    log.close()
+    log.close(PATIENCE_S)
 
     assert tally.counted["lost"] == 2
     assert tally.failing == [True]
@@ -423,7 +423,7 @@ def test_the_command_warns_of_a_key_that_is_no_secret(
     key.chmod(mode)
     log = opened(path, key=read_key(key))
     log.event("event")
-    log.close()
+    log.close(PATIENCE_S)
 
     assert main(["audit", "verify", str(path), "--key-file", str(key)]) == 0
 
@@ -443,7 +443,7 @@ def test_the_command_tells_a_good_log_from_one_that_was_tampered_with(
     log = opened(path, key=read_key(key))
     for number in range(3):
         log.event("event", number=number)
-    log.close()
+    log.close(PATIENCE_S)
     verify = ["audit", "verify", str(path), "--key-file", str(key)]
 
     assert main([*verify, "--expect-last", log.last.hash]) == 0

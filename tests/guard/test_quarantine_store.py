@@ -210,7 +210,7 @@ def run_script(script: str, *arguments: object) -> str:
     """Run a script in a process of its own, with neither types checked nor limits shared."""
     ran = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -308,7 +308,7 @@ print("open", flush=True)
 sys.stdin.readline()
 for number in range(200):
     quarantine.saw(incident(int(sys.argv[2]) + number // 2))
-quarantine.close()
+quarantine.close(60.0)
 print(sum(tally.counted.values()))
 """
 
@@ -328,7 +328,7 @@ def test_two_processes_at_once_keep_what_is_bounded_and_whole(tmp_path: Path) ->
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    ends = [process.communicate(timeout=60)[0] for process in processes]
+    ends = [process.communicate(timeout=200)[0] for process in processes]
 
     contents = read_contents(tmp_path)
 
@@ -378,7 +378,7 @@ def test_what_is_unchecked_is_not_kept_and_what_is_told_is_copied(tmp_path: Path
     quarantine.saw(incident(image, verdict=Verdict.FLAG))
     image[:] = 0
     quarantine.saw(incident(2, verdict=Verdict.UNCHECKED, score=float("nan"), p_value=float("nan")))
-    quarantine.close()
+    quarantine.close(60.0)
 
     [item] = read_contents(tmp_path).items
 
@@ -408,7 +408,7 @@ def test_whoever_tells_never_waits_and_what_there_is_no_room_for_is_counted(
     for number in range(1, 31):
         quarantine.saw(incident(number))
     go.set()
-    quarantine.close()
+    quarantine.close(60.0)
 
     assert len(read_contents(tmp_path).items) == 11
     assert tally.counted[DropReason.QUEUE_FULL] == 20
@@ -422,7 +422,7 @@ def test_a_folder_that_goes_away_costs_items_and_not_the_guard(
     quarantine = Quarantine(root, WIDE, counts=tally)
     root.rename(tmp_path / "gone")
     quarantine.saw(incident(0))
-    quarantine.close()
+    quarantine.close(60.0)
 
     assert tally.counted[DropReason.UNWRITABLE] == 1
     assert "suspicious inputs are not kept in quarantine" in caplog.text
