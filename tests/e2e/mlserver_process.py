@@ -41,8 +41,11 @@ class OnnxRuntime(MLModel):
 class MLServer(PeerProcess):
     """An MLServer with one model."""
 
+    name: str = ""
+
     def write(self, name: str, model: onnx.ModelProto) -> None:
         """Write settings and model."""
+        self.name = name
         ports = {
             "grpc_port": self.ports["grpc"],
             "http_port": self.ports["http"],
@@ -63,3 +66,7 @@ class MLServer(PeerProcess):
     def command(self) -> list[str]:
         """Return what starts it."""
         return [str(self.home / "bin" / "mlserver"), "start", str(self.folder)]
+
+    def ready_path(self) -> str:
+        """Return where it says that its model is ready: as a server it is so before it has any."""
+        return f"/v2/models/{self.name}/ready"

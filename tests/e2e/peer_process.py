@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -83,9 +84,14 @@ class PeerProcess:
         return (self.folder / "log").read_text(errors="replace")
 
     def _is_ready(self) -> bool:
+        """Return whether it says so, and is there for gRPC too, which some begin later."""
         url = f"http://127.0.0.1:{self.ports['http']}{self.ready_path()}"
+        grpc = ("127.0.0.1", self.ports["grpc"])
         try:
-            with urllib.request.urlopen(url, timeout=1.0) as answer:
+            with (
+                urllib.request.urlopen(url, timeout=READY_S) as answer,
+                socket.create_connection(grpc, READY_S),
+            ):
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
