@@ -16,11 +16,10 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
-from calibration.canary_choice import choose_by_canaries, images_for_canaries, settled
-from calibration.detector_choice import choose_detector
 from calibration.options import CalibrateOptions
 from calibration.outputs import accuracy_of, kind_of
 from calibration.picture import entropy_picture, score_picture
@@ -29,7 +28,8 @@ from calibration.report import CalibrationReport, Findings, machine, package_ver
 from calibration.scored import Scored, score
 from calibration.scoring import predict
 from calibration.second_opinions import Judged, judge_capabilities
-from calibration.split import Split, split_images
+from calibration.settling import settle
+from calibration.split import Split
 from calibration.subject import Subject, read_subject
 from calibration.threshold import conformal_boundary, normal_boundary, score_boundary
 from guard.arrays import Logits
@@ -73,24 +73,11 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
     with clock.stage("predict"):
         outputs = _predict(subject, options)
         subject = subject.with_kind(kind_of(outputs, str(options.model)))
-    choice = choose_detector(options, len(subject.images), subject.sink.classes)
-    n_fit = images_for_canaries(options, len(subject.images), choice.n_fit)
     predicted, generator = outputs.argmax(axis=1), np.random.default_rng(seed)
-    with clock.stage("split"):
-        split = split_images(
-            subject.images.images,
-            options.overlays,
-            generator,
-            n_fit=n_fit,
-            predicted=predicted if n_fit else None,
-        )
-    canaries = None
-    if options.wants_canaries:
-        with clock.stage("canaries"):
-            canaries = choose_by_canaries(subject, split, predicted, options, generator, fused=choice.fused)
-    options, split, statistics = settled(options, split, canaries, fused=choice.fused)
+    settled = settle(subject, predicted, options, generator, clock)
+    options, split, canaries = settled.options, settled.split, settled.canaries
     with clock.stage("score"):
-        scored = _score(subject, split, predicted, options, statistics)
+        scored = _score(subject, split, predicted, options, settled.statistics)
     judged = Judged()
     if options.capabilities:
         with clock.stage("second opinions"):
@@ -107,27 +94,33 @@ def calibrate(options: CalibrateOptions, extra_files: Mapping[str, bytes] | None
         images=subject.images,
         prepare=subject.prepare,
         split=split,
-        why_strip=choice.why_not,
+        why_strip=settled.why_strip,
         why_no_layers="" if scored.look is None else scored.look.why_not,
-        canaries=canaries,
+        canaries=canaries and canaries.serving(_statistics(scored)),
         second_opinions=judged,
         overlay_entropies=mean_entropies(scored.entropies.T),
         device=scored.device,
         machine=machine(),
         seconds=dict(clock.seconds),
     )
-    files = {"report.json": findings.to_json(), **_picture(profile), **(extra_files or {})}
-    artifact = write_artifact(
-        options.out,
+    artifact = _write(findings, subject, scored, judged, extra_files or {})
+    return CalibrationReport(artifact, findings)
+
+
+def _write(
+    findings: Findings, subject: Subject, scored: Scored, judged: Judged, extra_files: Mapping[str, bytes]
+) -> Path:
+    files = {"report.json": findings.to_json(), **_picture(findings.profile), **extra_files}
+    return write_artifact(
+        findings.options.out,
         model=subject.source.data,
         overlays=scored.overlays,
-        profile=profile,
+        profile=findings.profile,
         probe=scored.probe,
         measures=None if scored.fit is None else scored.fit.measures,
         opinions=judged.opinions,
         extra_files=files,
     )
-    return CalibrationReport(artifact, findings)
 
 
 def _picture(profile: Profile) -> dict[str, bytes]:
@@ -169,6 +162,10 @@ def _boundary(means: np.ndarray, frr: float, options: CalibrateOptions, fused: b
     if options.threshold == "normal":
         return normal_boundary(means, frr)
     return conformal_boundary(means, frr, options.delta, may_be_zero=fused)
+
+
+def _statistics(scored: Scored) -> tuple[Statistic, ...]:
+    return ("strip",) if scored.fit is None else scored.fit.statistics
 
 
 def _fused(scored: Scored, options: CalibrateOptions) -> FusedRecord | None:

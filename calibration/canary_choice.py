@@ -30,7 +30,7 @@ from calibration.trigger import load_trigger
 from guard.detection.measurements import Statistic
 from guard.detection.superimpose import BLEND_RULES
 
-__all__ = ["NS", "choose_by_canaries", "images_for_canaries", "settled"]
+__all__ = ["NS", "as_chosen", "choose_by_canaries", "images_for_canaries"]
 
 NS: Final = (16, 32, 64, 100)
 """Numbers of overlays that are tried, up to ``--overlays``."""
@@ -95,7 +95,7 @@ def choose_by_canaries(
     return choice
 
 
-def settled(
+def as_chosen(
     options: CalibrateOptions, split: Split, choice: Choice | None, *, fused: bool
 ) -> tuple[CalibrateOptions, Split, tuple[Statistic, ...]]:
     """Return options, split and statistics as they were chosen; without a choice the defaults.

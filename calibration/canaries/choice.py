@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from types import MappingProxyType
 from typing import Any, Final
@@ -76,9 +76,13 @@ class Setting:
         """Whether the fused detector decides."""
         return self.statistics != PLAIN
 
+    @property
+    def detector(self) -> str:
+        """Its name and, where it is fused, its statistics."""
+        return f"fused ({', '.join(self.statistics)})" if self.fused else "strip"
+
     def __str__(self) -> str:
-        detector = f"fused ({', '.join(self.statistics)})" if self.fused else "strip"
-        return f"blend {self.blend}, N = {self.overlays}, {detector}"
+        return f"blend {self.blend}, N = {self.overlays}, {self.detector}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class Choice:
         seconds: What it took.
         planted_seconds: Processor seconds spent on fine-tuning alone.
         planted: The canaries that count, for others to be tried on.
+        served: Statistics of the detector that was made then: those chosen and, where it looks inside the
+            model, layers; empty before it is.
     """
 
     chosen: Found | None
@@ -160,6 +166,11 @@ class Choice:
     seconds: float = 0.0
     planted_seconds: float = 0.0
     planted: tuple[Planted, ...] = field(default=(), repr=False, compare=False)
+    served: tuple[Statistic, ...] = ()
+
+    def serving(self, statistics: tuple[Statistic, ...]) -> Choice:
+        """Return the choice with what the detector came to that was made by it."""
+        return replace(self, served=statistics)
 
     def lines(self) -> Iterable[str]:
         """Yield what a person reads."""
@@ -169,7 +180,12 @@ class Choice:
         if self.chosen is None:
             yield f"nothing chosen, the default stays: {self.why_not}"
             return
-        yield f"chosen: {self.chosen.setting}"
+        measured = self.chosen.setting
+        yield f"chosen: {replace(measured, statistics=self.served or measured.statistics)}"
+        beyond = [name for name in self.served if name not in measured.statistics]
+        if beyond:
+            without = f"without {', '.join(beyond)}, as {measured.detector}"
+            yield f"measured on canaries {without}; the expected detection is of that"
         yield from _left_out(self.chosen, self.default)
         for kind, share in self.chosen.tpr.items():
             other = "" if self.default is None else f"; the default {self.default.tpr[kind].value:.0%}"
@@ -186,6 +202,7 @@ class Choice:
             "default": _found(self.default),
             "tried": [_found(found) for found in self.tried],
             "canaries": [vars(one) for one in self.plantings],
+            "served": list(self.served),
             "frr": self.frr,
             "why_not": self.why_not,
             "seconds": round(self.seconds, 1),

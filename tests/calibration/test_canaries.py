@@ -63,7 +63,12 @@ def told(report: CalibrationReport) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> CalibrationReport:
     return calibrate(
-        options_for(tmp_path_factory.mktemp("planted"), canaries=("badnets",), capabilities=("teco_lite",))
+        options_for(
+            tmp_path_factory.mktemp("planted"),
+            canaries=("badnets",),
+            capabilities=("teco_lite",),
+            layers="auto",
+        )
     )
 
 
@@ -80,7 +85,7 @@ def test_the_profile_has_what_was_chosen_and_the_model_is_the_one_given(planted:
     assert artifact.profile.check.blend == chosen["blend"]
     assert artifact.profile.check.n_overlays == chosen["overlays"] == len(artifact.overlays)
     assert artifact.profile.fused is not None
-    assert list(artifact.profile.fused.statistics) == chosen["statistics"]
+    assert list(artifact.profile.fused.statistics) == told(planted)["served"]
     assert (planted.artifact / "model.onnx").read_bytes() == planted.findings.options.model.read_bytes()
 
 
@@ -99,6 +104,22 @@ def test_second_opinions_are_tried_on_the_canaries_that_count(planted: Calibrati
     assert ("blind to the planted canaries" in record.why_off) == (auroc < LEAST_AUROC)
     assert planted.findings.canaries is not None
     assert "planted" not in planted.findings.canaries.to_record()
+
+
+def test_what_was_chosen_is_named_as_it_serves_and_what_was_measured_without_layers_as_that(
+    planted: CalibrationReport,
+) -> None:
+    fused, found = planted.findings.profile.fused, told(planted)
+    assert fused is not None
+    assert fused.statistics[-1] == "layers"
+    assert found["served"] == list(fused.statistics)
+    assert found["chosen"]["statistics"] == list(fused.statistics[:-1])
+    text = "\n".join(planted.lines())
+    check = planted.findings.profile.check
+    served, measured = (", ".join(names) for names in (fused.statistics, fused.statistics[:-1]))
+    assert f"chosen: blend {check.blend}, N = {check.n_overlays}, fused ({served})\n" in text
+    said = f"measured on canaries without layers, as fused ({measured}); the expected detection is of that\n"
+    assert said in text
 
 
 def test_images_that_calibrate_took_no_part_in_the_choice(planted: CalibrationReport) -> None:
