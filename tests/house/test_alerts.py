@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from guard.metrics_catalogue import CATALOGUE
+from tests.house.promql import promtool, require_known, selectors
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 ALERTS = (FOLDER / "alerts.yml").read_text(encoding="utf-8")
@@ -19,32 +16,6 @@ CASES = (FOLDER / "alerts_test.yml").read_text(encoding="utf-8")
 RUNBOOK = (FOLDER / "RUNBOOK.md").read_text(encoding="utf-8")
 
 NAMES = re.findall(r"^ +- alert: (\w+)$", ALERTS, re.MULTILINE)
-SUFFIXES = ("_bucket", "_sum", "_count")
-BEYOND = {"job", "instance", "namespace"}
-"""Labels that Prometheus adds."""
-
-
-def promtool(*arguments: str) -> None:
-    if shutil.which("promtool") is None:
-        assert os.environ.get("CI", "") != "true", "promtool is missing; install Debian's `prometheus`"
-        pytest.skip("promtool is not on PATH; Debian's `prometheus` has it")
-    ran = subprocess.run(
-        ["promtool", *arguments],
-        cwd=FOLDER,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout
-
-
-def selectors(text: str) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yield every guard metric named, with the values that each of its matchers asks for."""
-    for name, matchers in re.findall(r"\b(guard_[a-z_]+)\b(?:\{([^}]*)\})?", text):
-        pairs = re.findall(r'(\w+)[=!]~?"([^"]*)"', matchers)
-        yield name, {label: value.split("|") for label, value in pairs}
 
 
 def cases() -> Iterator[tuple[str, bool]]:
@@ -57,25 +28,25 @@ def cases() -> Iterator[tuple[str, bool]]:
 
 
 def test_promtool_accepts_the_rules() -> None:
-    promtool("check", "rules", "alerts.yml")
+    promtool("check", "rules", "alerts.yml", folder=FOLDER)
 
 
 def test_promtool_accepts_the_example_configuration() -> None:
-    promtool("check", "config", "prometheus.yml")
+    promtool("check", "config", "prometheus.yml", folder=FOLDER)
 
 
 def test_every_case_of_the_alerts_holds() -> None:
-    promtool("test", "rules", "alerts_test.yml")
+    promtool("test", "rules", "alerts_test.yml", folder=FOLDER)
 
 
 def test_a_missing_promtool_fails_in_ci_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CI", "true")
     with pytest.raises(AssertionError, match="promtool is missing"):
-        promtool("--version")
+        promtool("--version", folder=FOLDER)
     monkeypatch.setenv("CI", "")
     with pytest.raises(pytest.skip.Exception):
-        promtool("--version")
+        promtool("--version", folder=FOLDER)
 
 
 def test_the_alerts_are_these() -> None:
@@ -101,14 +72,7 @@ def test_the_alerts_are_these() -> None:
 
 @pytest.mark.parametrize("file", ["alerts.yml", "alerts_test.yml", "prometheus.yml", "RUNBOOK.md"])
 def test_only_metrics_of_the_catalogue_are_named(file: str) -> None:
-    text = (FOLDER / file).read_text(encoding="utf-8")
-    for name, matchers in selectors(text):
-        base = next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
-        assert base in CATALOGUE, f"{file}: {name}"
-        for label, values in matchers.items():
-            assert label in {*CATALOGUE[base].labels, *BEYOND}, f"{file}: {name}{{{label}}}"
-            allowed = tuple(CATALOGUE[base].labels.get(label, ()))
-            assert not allowed or set(values) <= set(allowed), f"{file}: {name}{{{label}={values}}}"
+    require_known((FOLDER / file).read_text(encoding="utf-8"), file)
 
 
 def test_the_alerts_use_the_metrics_they_are_about() -> None:

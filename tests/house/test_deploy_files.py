@@ -155,7 +155,7 @@ def test_the_files_and_the_target_of_compose_are_there() -> None:
     assert (ROOT / re.findall(r"dockerfile: (\S+)", COMPOSE)[0]).is_file()
     assert re.findall(r"target: (\S+)", COMPOSE)[0] in TARGETS
     mounts = re.findall(r"- (\./\S+?):(\S+):ro", COMPOSE)
-    assert len(mounts) == 2
+    assert len(mounts) == 5
     for source, place in mounts:
         assert (ROOT / "deploy" / source).is_file()
         assert Path(place).name == Path(source).name
@@ -168,7 +168,7 @@ def test_compose_mounts_the_repository_read_only_where_the_image_looks_for_it() 
 
 def test_compose_publishes_the_ports_of_the_image_on_this_machine_only() -> None:
     published = re.findall(r'- "127\.0\.0\.1:(\d+):(\d+)"', COMPOSE)
-    assert published == [(str(p), str(p)) for p in (PORT, METRICS_PORT, 9090)]
+    assert published == [(str(p), str(p)) for p in (PORT, METRICS_PORT, 9090, 3000)]
 
 
 def test_compose_gives_the_guard_longer_to_stop_than_it_takes() -> None:
