@@ -32,7 +32,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -46,7 +45,8 @@ from guard.runtime.batch import Batch
 from guard.runtime.check_task import CheckTask
 from guard.runtime.checked_classifier import CheckedClassifier, run_pairs
 from guard.runtime.rounds import Line
-from guard.runtime.submission import Submission, deliver, deliver_unfinished, resolve
+from guard.runtime.submission import Submission, resolve
+from guard.runtime.waiting import Waiting
 
 __all__ = ["CheckedClassifier", "Scheduler"]
 
@@ -93,7 +93,7 @@ class Scheduler:
         self._on_batch = on_batch
         self._name = name
         self._changed = threading.Condition()
-        self._submissions: dict[CheckTask, Submission] = {}
+        self._waiting = Waiting()
         self._closing = False
         self._given_up = False
         self._thread = threading.Thread(target=self._run, name=f"device-{name}", daemon=True)
@@ -142,10 +142,10 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise ShuttingDownError(f"model {self._name!r} is being closed; retry on another replica")
-            evicted = [self._submissions.pop(old) for old in self._line.add(task)]
-            self._submissions[task] = submission
+            evicted = [self._waiting.take(old) for old in self._line.add(task)]
+            self._waiting.add(submission)
             self._changed.notify()
-        for old in evicted:
+        for old in filter(None, evicted):
             resolve(old.rows, old.task.rows)
         return submission
 
@@ -153,7 +153,7 @@ class Scheduler:
         """Forget a submission whose caller is gone; its futures are cancelled."""
         with self._changed:
             self._line.discard(submission.task)
-            self._submissions.pop(submission.task, None)
+            self._waiting.take(submission.task)
         submission.prediction.cancel()
         submission.rows.cancel()
 
@@ -212,9 +212,9 @@ class Scheduler:
                 self._line = self._new_line()
                 return
             for task in batch.tasks:
-                if task in self._submissions:
+                if task in self._waiting:
                     self._line.fail(task, self._defect())
-                    self._publish([task])
+                    self._waiting.publish([task])
 
     def _defect(self) -> CheckFailedError:
         return CheckFailedError(
@@ -224,25 +224,17 @@ class Scheduler:
 
     def _give_up(self, error: Exception | None = None) -> None:
         """Leave checks undecided, fail the others; without an error, of the background alone; lock held."""
-        for submission in [one for one in self._submissions.values() if error or one.task.background]:
-            task = submission.task
-            del self._submissions[task]
+        for task in self._waiting.tasks(background_only=error is None):
             self._line.discard(task)
-            if not task.answered:
-                task.error = error
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
-                submission.rows.get_loop().call_soon_threadsafe(deliver_unfinished, submission)
+            self._waiting.give_up(task, error)
 
     def _wait_for_batch(self) -> Batch | None:
         with self._changed:
-            while not self._submissions or (batch := self._line.next_batch()) is None:
+            while not self._waiting or (batch := self._line.next_batch()) is None:
                 if self._closing:
                     return None
                 self._changed.wait()
-            now = time.monotonic()
-            for task in batch.tasks:
-                submission = self._submissions[task]
-                submission.started = submission.started or now
+            self._waiting.started(batch.tasks)
             return batch
 
     def _try(self, batch: Batch) -> Exception | None:
@@ -256,7 +248,7 @@ class Scheduler:
         self._tell(len(batch.image_index), time.perf_counter() - start)
         measured = self._line.measured(batch, *found)
         with self._changed:
-            self._publish(self._line.complete(batch, measured))
+            self._waiting.publish(self._line.complete(batch, measured))
         return None
 
     def _tell(self, pairs: int, seconds: float) -> None:
@@ -287,15 +279,4 @@ class Scheduler:
             )
         with self._changed:
             self._line.fail(task, failure)
-            self._publish([task])
-
-    def _publish(self, news: list[CheckTask]) -> None:
-        """Hand news to their event loop, all of a batch in one call; the lock is held."""
-        done = [(task, self._submissions[task]) for task in news if task in self._submissions]
-        for task, _ in done:
-            if task.error is not None or all(row.done for row in task.rows):
-                del self._submissions[task]
-        if done:
-            loop = done[0][1].rows.get_loop()
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to answer
-                loop.call_soon_threadsafe(deliver, [submission for _, submission in done])
+            self._waiting.publish([task])
