@@ -103,8 +103,8 @@ def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> lis
 def _none_is_fit(name: str, errors: Sequence[tuple[Path, Exception]]) -> ArtifactError:
     reasons = "; ".join(f"version {path.name!r}: {reason_of(error)}" for path, error in errors)
     return ArtifactError(
-        f"no version of model {name!r} can be served, expected one that is as calibration wrote it; "
-        f"{reasons}; restore one of them or calibrate again"
+        f"no version of model {name!r} can be served, expected one that is as calibration wrote it; restore "
+        f"one or calibrate again: {reasons}"
     )
 
 
