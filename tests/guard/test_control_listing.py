@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,9 @@ async def test_while_the_disk_hangs_what_was_seen_last_is_told_and_said_to_be_th
         write_tiny_artifact(repository)
         before = len(disk.listed_by)
         assert [await seen(house) for _ in range(5)] == [(("1",), hung)] * 5
+        async with asyncio.timeout(PATIENCE_S):
+            while len(disk.listed_by) == before:  # noqa: ASYNC110 - a thread that has yet to begin
+                await asyncio.sleep(0.01)
         assert len(disk.listed_by) == before + 1  # however many ask, one thread waits
         model = house.tiny.served.slot.current
         assert model is not None
