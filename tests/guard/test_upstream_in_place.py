@@ -25,7 +25,7 @@ from tests.guard.swap_house import (
     whose,
 )
 from tests.guard.test_upstream_readiness import becomes, readiness
-from tests.guard.upstream_house import be_patient, refused, sent, values
+from tests.guard.upstream_house import be_patient, hear_of_breaks, refused, sent, values
 from tests.model_server import ModelServer
 from tests.serving import PATIENCE_S, Client
 from tests.tiny_models import linear_classifier
@@ -278,8 +278,9 @@ async def test_while_nobody_knows_what_becomes_of_a_load_no_request_goes_there(
 
 
 async def test_a_server_that_dies_while_it_loads_is_looked_at_when_it_is_back(
-    repository: Path, upstream: ModelServer
+    repository: Path, upstream: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear_of_breaks(monkeypatch)
     upstream.loads_open.clear()
     async with serving_the_first(upstream, repository, own=LOADS, **SHORT) as client:
         swap = asyncio.create_task(swapped(client))

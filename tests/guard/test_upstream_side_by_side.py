@@ -24,7 +24,7 @@ from tests.guard.swap_house import (
     whose,
 )
 from tests.guard.test_upstream_readiness import becomes, readiness
-from tests.guard.upstream_house import be_patient, refused, sent
+from tests.guard.upstream_house import be_patient, hear_of_breaks, refused, sent
 from tests.model_server import ModelServer
 
 SAME: dict[str, object] = {"upstream_version": "same", "upstream_load": "swap"}
@@ -178,8 +178,9 @@ async def test_a_version_whose_answers_are_not_those_at_calibration_is_not_switc
 
 
 async def test_a_server_that_dies_while_it_loads_comes_back_with_the_old_version(
-    repository: Path, upstream: ModelServer
+    repository: Path, upstream: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear_of_breaks(monkeypatch)
     upstream.loads_open.clear()
     async with serving_the_first(upstream, repository, own=SAME, upstream_wait_s=0.05) as client:
         swap = asyncio.create_task(swapped(client))

@@ -49,6 +49,11 @@ def be_patient(client: Client) -> None:
     client.server._fleet._members["tiny"].server._wait_s = PATIENCE_S
 
 
+def hear_of_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a connection time to tell that it broke, of which a call may hear before."""
+    monkeypatch.setattr("guard.upstream.link._HEARSAY_S", 5.0)
+
+
 def sent(images: np.ndarray = CLEAN[:2], **fields: Any) -> pb.ModelInferRequest:
     """Return a request that the model server knows for one of a caller, by its id."""
     return infer_request(images, **{"id": "an id", **fields})
