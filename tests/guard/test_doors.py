@@ -18,6 +18,7 @@ from guard.errors import SettingsError
 from guard.rpc.pb import open_inference_pb2 as pb
 from guard.rpc.pb import open_inference_pb2_grpc as pb_grpc
 from guard.server import GuardServer
+from tests.free_ports import free_port
 from tests.guard.admin_house import Authority, make_authority
 from tests.guard.upstream_house import CLEAN, SUSPICIOUS, tiny_repository, values
 from tests.serving import PATIENCE_S, infer_request, settings_for
@@ -204,9 +205,7 @@ async def test_a_door_that_is_taken_is_found_before_any_model_is_loaded(
 async def test_a_port_is_held_while_models_load_and_answers_only_after(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     real, seen = guard.server.load_model, []
 
     def load(*args: object, **hooks: object) -> object:
