@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 settings.register_profile(  # how long an example takes decides no test
-    "untimed", suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "untimed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
 )
 settings.load_profile("untimed")
 
