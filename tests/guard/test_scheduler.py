@@ -503,6 +503,7 @@ def test_an_event_loop_that_ended_does_not_take_the_device_thread_with_it(start:
         await expect_own_answer(submit(scheduler, [2]), [2])
 
     asyncio.run(submit_and_stay())
+    scheduler.close(PATIENCE_S)
     assert scheduler.rows == 0
 
 
