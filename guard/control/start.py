@@ -52,7 +52,8 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
     """
     versions = await asyncio.to_thread(find_versions, directory)
     digests = {past.version: past.digest for past in ((record.current, *record.history) if record else ())}
-    errors: list[tuple[Path, Exception]] = []
+    first_error: Exception | None = None  # one alone: an error keeps alive what had been loaded
+    reasons: list[str] = []
     failures = Failures()
     failed: dict[str, str] = {}
     for path in versions_to_try(versions, record):
@@ -63,8 +64,9 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
         except SettingsError:
             raise  # the device is not there, for no version
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, another may do
-            errors.append((path, error))
+            first_error = first_error or error
             failure = failures.add(path.name, reason_of(error))
+            reasons.append(f"version {path.name!r}: {failure.error}")
             if is_its_own(error):
                 failed[path.name] = state
             tools.announcer.candidate_failed(
@@ -72,11 +74,11 @@ async def start_model(name: str, directory: Path, record: ModelRecord | None, to
             )
             continue
         return Started(model, _record_of(model, record), failures.all, failed)
-    if not errors:
+    if first_error is None:
         raise MissingFileError(f"{directory} holds no version any more; calibrate again")
-    if len(errors) == 1:
-        raise errors[0][1]
-    raise _none_is_fit(name, errors) from errors[0][1]
+    if len(reasons) == 1:
+        raise first_error
+    raise _none_is_fit(name, reasons) from first_error
 
 
 def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> list[Path]:
@@ -100,11 +102,10 @@ def versions_to_try(versions: Sequence[Path], record: ModelRecord | None) -> lis
     return [there[name] for name in dict.fromkeys([*served, *lower, *higher]) if name in there]
 
 
-def _none_is_fit(name: str, errors: Sequence[tuple[Path, Exception]]) -> ArtifactError:
-    reasons = "; ".join(f"version {path.name!r}: {reason_of(error)}" for path, error in errors)
+def _none_is_fit(name: str, reasons: Sequence[str]) -> ArtifactError:
     return ArtifactError(
         f"no version of model {name!r} can be served, expected one that is as calibration wrote it; restore "
-        f"one or calibrate again: {reasons}"
+        f"one or calibrate again: {'; '.join(reasons)}"
     )
 
 

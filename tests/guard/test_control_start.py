@@ -6,18 +6,21 @@ import json
 import re
 import resource
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from artifact_edits import replace_model
-from control_house import keeping
+from control_house import keeping, load
 
+from guard.artifact import Artifact
 from guard.control.candidate import manifest_digest
 from guard.control.served_versions import FILE_NAME, ModelRecord, ServedVersion, ServedVersions
 from guard.control.start import versions_to_try
 from guard.errors import ArtifactError, CandidateError, HashMismatchError, MissingFileError, SettingsError
+from guard.runtime.loader import LoadedModel
 from tests import tiny_models
 from tests.artifacts import write_tiny_artifact
 
@@ -187,6 +190,27 @@ async def test_where_the_only_version_cannot_be_served_its_own_error_is_raised(t
     with pytest.raises(HashMismatchError, match=r"tiny/1/model\.onnx"):
         async with keeping(tmp_path):
             pass
+
+
+async def test_of_versions_that_cannot_be_served_but_one_at_most_stays_in_memory(repository: Path) -> None:
+    loaded: list[weakref.ref[set[int]]] = []
+    alive: list[int] = []
+
+    def spoiled(name: str, directory: Path, approve: Callable[[Artifact], None]) -> LoadedModel:
+        alive.append(sum(one() is not None for one in loaded))
+        if directory.name == "1":
+            return load(name, directory, approve)
+        weights = set(range(10))
+        loaded.append(weakref.ref(weights))
+        raise ArtifactError(f"{directory} answers otherwise than at calibration")
+
+    for _ in range(3):
+        write_tiny_artifact(repository)
+    async with keeping(repository, load=spoiled) as house:
+        assert house.serving == "1"
+
+    assert len(alive) == 6
+    assert max(alive) == 1
 
 
 async def test_a_model_whose_versions_are_gone_is_said_to_be_gone(tmp_path: Path) -> None:
