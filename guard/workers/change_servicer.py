@@ -120,7 +120,8 @@ def failure_of(failure: pb.ChangeFailure, said_by: str = "") -> GuardError:
     before = f"{said_by}: " if said_by else ""
     words = f"{before}{failure.words}"
     if failure.kind == CandidateError.__name__:
-        return CandidateError(words, its_own=failure.its_own, reason=f"{before}{failure.reason}")
+        reason = f"{before}{failure.reason}" if failure.reason else ""
+        return CandidateError(words, its_own=failure.its_own, reason=reason)
     return _KINDS.get(failure.kind, OperationError)(words)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from guard.control.api import CanaryStatus, Failure, ModelStatus, SwapReport, VersionInfo
 from guard.errors import BusyError, CandidateError, OperationError
+from guard.rpc.pb import guard_worker_pb2 as pb
 from guard.workers.change_servicer import encode_failure, failure_of
 from guard.workers.statuses import one_canary, one_report, one_status
 
@@ -102,6 +103,13 @@ def test_an_error_travels_between_worker_and_parent(error: OperationError) -> No
     if isinstance(error, CandidateError):
         assert isinstance(arrived, CandidateError)
         assert arrived.reason == f"worker-2: {error.reason}"
+
+
+def test_a_reason_that_did_not_travel_is_what_the_words_say() -> None:
+    arrived = failure_of(pb.ChangeFailure(kind="CandidateError", words="torn"), "worker-2")
+
+    assert isinstance(arrived, CandidateError)
+    assert (str(arrived), arrived.reason) == ("worker-2: torn", "worker-2: torn")
 
 
 def test_a_defect_travels_as_the_id_it_was_logged_under(caplog: pytest.LogCaptureFixture) -> None:
