@@ -119,7 +119,7 @@ class ModelStatus:
         previous: Versions served before, the latest first; a rollback goes to the first.
         available: All versions in the repository, ascending.
         canary: The candidate being tried, or the last one that was; None if there was none.
-        failures: Versions that failed and did not serve since, at the start or later, in that order.
+        failures: Versions there that failed and did not serve since, at the start or later, in that order.
         note: Why ``available`` may not be what is there now; empty if it is.
         doing: What an operation on it is doing just now; empty if nothing.
     """

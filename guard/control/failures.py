@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from guard.control.api import Failure
+from guard.control.listing import Listed
 
 __all__ = ["Failures"]
 
@@ -34,6 +35,10 @@ class Failures:
     def forget(self, version: str) -> None:
         """Remember of a version nothing more: it came to serve after all."""
         self._by_version.pop(version, None)
+
+    def of(self, listed: Listed) -> tuple[Failure, ...]:
+        """Return those of versions that are in the repository, as far as that is known."""
+        return tuple(one for one in self.all if listed.note or one.version in listed.versions)
 
     @property
     def all(self) -> tuple[Failure, ...]:

@@ -70,7 +70,7 @@ class ModelKeeper:
             previous=tuple(past.version for past in self.record.history),
             available=listed.versions,
             canary=None,
-            failures=self.failures.all,
+            failures=self.failures.of(listed),
             note=listed.note,
             doing=self._server_side.doing,
         )

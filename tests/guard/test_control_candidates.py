@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -54,19 +55,36 @@ async def refusal(house: House, version: str = "2") -> str:
 
 
 async def test_a_version_that_comes_to_serve_after_all_is_no_failure_any_more(first: Path) -> None:
+    model = write_tiny_artifact(first, probed=True) / "model.onnx"
+    whole = model.read_bytes()
+    (write_tiny_artifact(first) / "manifest.json").unlink()
     async with keeping(first) as house:
-        await refusal(house)
-        write_tiny_artifact(first, probed=True)
-        await house.keeper.swap("tiny", "2")
-        [status] = await house.keeper.status("tiny")
+        await house.keeper.swap("tiny", "1")
+        model.write_bytes(b"half")
         with pytest.raises(CandidateError):
-            await house.keeper.swap("tiny", "3")
-        await house.keeper.rollback("tiny")
+            await house.keeper.swap("tiny", "2")
+        [before] = await house.keeper.status("tiny")
+        model.write_bytes(whole)
+        await house.keeper.swap("tiny", "2")
         [after] = await house.keeper.status("tiny")
 
-    assert status.failures == ()
-    assert after.current is not None
-    assert (after.current.version, [failure.version for failure in after.failures]) == ("1", ["3"])
+    assert [failure.version for failure in before.failures] == ["3", "2"]
+    assert [failure.version for failure in after.failures] == ["3"]
+
+
+async def test_a_version_that_is_not_in_the_repository_is_told_once_and_is_in_no_list(first: Path) -> None:
+    gone = write_tiny_artifact(first)
+    (gone / "manifest.json").unlink()
+    async with keeping(first) as house:
+        with pytest.raises(CandidateError, match="version '99' of model 'tiny' is not in the repository"):
+            await house.keeper.swap("tiny", "99")
+        [mistyped] = await house.keeper.status("tiny")
+        shutil.rmtree(gone)
+        [cleared] = await house.keeper.status("tiny")
+
+    assert [failure.version for failure in mistyped.failures] == ["2"]
+    assert cleared.failures == ()
+    assert [kind for kind, _ in house.events].count("candidate_failed") == 2
 
 
 async def test_where_there_is_one_version_none_to_swap_to_is_offered(first: Path) -> None:
