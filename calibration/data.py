@@ -131,6 +131,9 @@ def fit_labels(array: np.ndarray, n_images: int, where: str) -> Int64[np.ndarray
         raise DataError(f"{where} has {len(labels)} labels for {n_images} images, expected one for each")
     if labels.min(initial=0) < 0:
         raise DataError(f"{where}: label {labels.min()} is negative, expected class indices from 0")
+    most = np.iinfo(np.int64).max
+    if labels.max(initial=0) > most:  # as 64 bits with a sign it would be a negative one
+        raise DataError(f"{where}: label {labels.max()} is beyond {most}, expected class indices from 0")
     return labels.astype(np.int64)
 
 

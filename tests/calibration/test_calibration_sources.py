@@ -353,6 +353,7 @@ def test_images_that_are_not_finite_are_refused_by_number(tmp_path: Path, value:
         (np.linspace(0, 1, 4), "labels has shape (4,) of float64, expected one integer class index an image"),
         (np.zeros((4, 10), np.int64), "labels has shape (4, 10) of int64, expected one integer class index"),
         (np.array([0, 1, -1, 2]), "labels: label -1 is negative, expected class indices from 0"),
+        (np.array([0, 2**64 - 1, 1, 2], np.uint64), "label 18446744073709551615 is beyond 92233720368547758"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: np.ndarray, message: str) -> None:
