@@ -112,6 +112,39 @@ async def test_of_too_much_that_nobody_waits_for_the_last_is_broken_off(
     assert sum(call.cancelled for call in calls) == 2
 
 
+async def test_what_ended_counts_no_more_among_what_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.upstream.link._MOST_LEFT", 1)
+    async with ModelServer(linear_classifier()) as upstream, linked(upstream) as link:
+        for count in (1, 2, 3):
+            upstream.open.clear()
+            waiting = asyncio.ensure_future(infer(link))
+            call = await upstream.arrival(count)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            upstream.open.set()
+            async with asyncio.timeout(PATIENCE_S):
+                await call.ended.wait()
+                while link._left:  # noqa: ASYNC110 - the answer is still on its way
+                    await asyncio.sleep(0.01)
+
+    assert [call.cancelled for call in upstream.predictions] == [False] * 3
+
+
+async def test_a_connection_that_closes_waits_for_a_call_that_nobody_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guard.upstream.link._LEAVE_S", PATIENCE_S)
+    async with ModelServer(linear_classifier()) as upstream, linked(upstream) as link:
+        [call] = await hung_up(link, upstream, 1)
+        closing = asyncio.ensure_future(link.close())
+        await asyncio.sleep(0.1)  # long enough to break the call off, were it not waited for
+        upstream.open.set()
+        await asyncio.wait_for(closing, PATIENCE_S)
+        await asyncio.wait_for(call.ended.wait(), PATIENCE_S)
+
+    assert not call.cancelled
+
+
 async def test_a_connection_closes_though_a_call_that_nobody_waits_for_does_not_end() -> None:
     async with ModelServer(linear_classifier()) as upstream:
         async with asyncio.timeout(PATIENCE_S), linked(upstream) as link:
