@@ -139,10 +139,11 @@ class Link:
         """
         call = asyncio.ensure_future(self._infer_to_the_end(message, timeout_s, purpose, metadata))
         try:
-            return await asyncio.shield(call)
+            await asyncio.wait((call,))
         except asyncio.CancelledError:
             self._leave(call, len(message))
             raise
+        return call.result()
 
     async def _infer_to_the_end(
         self, message: bytes, timeout_s: float, purpose: UpstreamPurpose, metadata: Metadata
