@@ -112,11 +112,12 @@ async def load(channel: grpc.aio.Channel, model: str) -> str:
 
 BAD = ("INVALID_ARGUMENT", "INTERNAL", "INTERNAL")
 REFUSED = ("INVALID_ARGUMENT",) * 3
+NO_STREAMS = "UNIMPLEMENTED or INTERNAL"  # the client's own word for a stream that ends while it still writes
 WHAT_COMES_BACK: Final[dict[str, tuple[Ask, tuple[str, ...], tuple[str, ...]]]] = {
     "is an unknown model ready": (unknown_model_ready, ("False", "UNKNOWN", "NOT_FOUND"), ("False",) * 3),
     "configuration": (config, ("given", "UNIMPLEMENTED", "UNIMPLEMENTED"), ("given",) * 3),
     "statistics": (statistics, ("given", "UNIMPLEMENTED", "UNIMPLEMENTED"), ("given",) * 3),
-    "stream": (stream, ("a:False b:True c:False", ":True", "UNIMPLEMENTED"), ("a:False b:True c:False",) * 3),
+    "stream": (stream, ("a:False b:True c:False", ":True", NO_STREAMS), ("a:False b:True c:False",) * 3),
     "repository index": (index, ("READY", "State.READY", "UNIMPLEMENTED"), ("READY",) * 3),
     "repository load": (load, ("loaded", "loaded", "UNKNOWN"), ("UNIMPLEMENTED",) * 3),
     "raw input": (changed(lambda request: None), ("raw",) * 3, ("raw",) * 3),
@@ -187,7 +188,7 @@ async def test_each_servers_answer_is_kept_or_made_better(
     ask, alone, through = WHAT_COMES_BACK[question]
     which = SERVERS.index(request.node.callspec.params["server"])
 
-    assert await outcome(ask, server.address, "signs") == alone[which]
+    assert await outcome(ask, server.address, "signs") in alone[which].split(" or ")
     assert await outcome(ask, f"127.0.0.1:{guard.server.port}", "tiny") == through[which]
 
 
