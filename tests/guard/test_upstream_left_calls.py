@@ -12,7 +12,7 @@ import pytest
 from tests.guard.swap_house import NEW, OLD, serving_the_first, swapped, two_versions, until, whose
 from tests.guard.test_pass_through import beside, to_words
 from tests.guard.test_upstream_readiness import becomes, readiness
-from tests.guard.upstream_house import sent, tiny_repository
+from tests.guard.upstream_house import hung_up_on, sent, tiny_repository
 from tests.model_server import Call, ModelServer
 from tests.serving import PATIENCE_S, Client
 
@@ -39,12 +39,7 @@ def exchanged(there: ModelServer) -> None:
 
 async def left(client: Client, upstream: ModelServer) -> Call:
     """Return a call that its caller left, and that the server holds."""
-    upstream.open.clear()
-    asking = client.stub.ModelInfer(sent(), timeout=PATIENCE_S)
-    running = asyncio.ensure_future(asking.code())
-    call = await upstream.arrival()
-    asking.cancel()
-    await running
+    call = await hung_up_on(client, upstream, sent())
     await until(lambda: client.counted("guard_shed_requests_total", "reason").get(("cancelled",)))
     return call
 
@@ -79,12 +74,7 @@ async def test_one_to_a_model_that_is_passed_through_goes_on_too(tmp_path: Path)
         ModelServer(OLD, name="words") as upstream,
         beside(upstream, tiny_repository(tmp_path)) as client,
     ):
-        upstream.open.clear()
-        asking = client.stub.ModelInfer(to_words(), timeout=PATIENCE_S)
-        running = asyncio.ensure_future(asking.code())
-        call = await upstream.arrival()
-        asking.cancel()
-        await running
+        call = await hung_up_on(client, upstream, to_words())
         await until(lambda: client.infers_counted() == {("words", "CANCELLED"): 1})
         still = call.ended.is_set()
         upstream.open.set()

@@ -17,6 +17,7 @@ from tests.guard.upstream_house import (
     BOUNDARY,
     CLEAN,
     SUSPICIOUS,
+    hung_up_on,
     in_front_of,
     refused,
     sent,
@@ -330,12 +331,7 @@ async def test_the_call_to_the_server_goes_on_where_its_caller_hangs_up(
     repository: Path, upstream: ModelServer, check: str
 ) -> None:
     async with in_front_of(upstream, repository, own={"upstream_check": check}) as client:
-        upstream.open.clear()
-        call = client.stub.ModelInfer(sent(), timeout=PATIENCE_S)
-        running = asyncio.ensure_future(call.code())
-        arrived = await upstream.arrival()
-        call.cancel()
-        await running
+        arrived = await hung_up_on(client, upstream, sent())
         async with asyncio.timeout(PATIENCE_S):
             while not client.counted("guard_shed_requests_total", "reason").get(("cancelled",)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from guard.rpc.pb import open_inference_pb2 as pb
 from tests.artifacts import write_tiny_artifact
+from tests.model_server import Call, ModelServer
 from tests.reference_check import images_and_boundary
 from tests.serving import PATIENCE_S, Client, infer_request, serving
 
@@ -64,6 +66,17 @@ async def refused(client: Client, request: pb.ModelInferRequest, **options: Any)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await client.infer(request, **options)
     return error.value
+
+
+async def hung_up_on(client: Client, upstream: ModelServer, request: pb.ModelInferRequest) -> Call:
+    """Return a call that its caller left, and that the server holds until it is ``open``."""
+    upstream.open.clear()
+    asking = client.stub.ModelInfer(request, timeout=PATIENCE_S)
+    running = asyncio.ensure_future(asking.code())
+    call = await upstream.arrival()
+    asking.cancel()
+    await running
+    return call
 
 
 def trailing(error: grpc.aio.AioRpcError) -> dict[str, str | bytes]:
